@@ -1,0 +1,256 @@
+"""Every error that headpond raises, as one tree.
+
+    HeadpondError
+    |- ConfigError              a setting is wrong or missing: file, key, what to write
+    |- ServiceUnavailable       a server does not answer (retry=True)
+    |  |- RedisUnavailable
+    |  `- StorageUnavailable
+    |- InvalidRequest           refused at submit; nothing was enqueued
+    |  |- UnknownModel
+    |  `- IdConflict
+    |- QueueFull                back-pressure (retry=True)
+    |- JobGone                  the job is unknown, or its retention has passed
+    |- ResultTimeout            the job goes on; only the waiting ended (retry=True)
+    |- JobEnded                 the job ended without an answer; carries the partial result
+    |  |- JobFailed
+    |  |- JobCancelled
+    |  |- JobExpired
+    |  `- JobQuarantined
+    |- MalformedDocument        bytes that are not the document they should be
+    |  `- UnsupportedSchema
+    |- EngineError              an engine could not load, or could not run a sequence
+    |  |- EngineUnavailable
+    |  |- PromptTooLong
+    |  `- SequenceFailed
+    |- ModelFileError           weights that are missing, altered or of a format that is refused
+    |- BlobError                what S3-compatible storage answered
+    |  |- BlobMissing
+    |  |- BlobChanged           a conditional put lost
+    |  `- BlobCorrupt
+    `- DeploymentError          `headpond up` and its relatives could not do what was asked
+
+`retry` says whether the same call may succeed later without a change.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headpond.jobs import Result
+
+
+class HeadpondError(Exception):
+    """Base of every error of this library. `str()` of it is meant for people."""
+
+    retry: ClassVar[bool] = False
+
+
+class ConfigError(HeadpondError):
+    """A setting is wrong. `where` names the file, and the key or line in it."""
+
+    def __init__(self, message: str, *, where: str) -> None:
+        super().__init__(f"{where}: {message}")
+        self.where = where
+
+
+class ServiceUnavailable(HeadpondError):
+    """A server that headpond needs does not answer.
+
+    url: what was tried, without its password. configured_in: where that address came from.
+    """
+
+    retry = True
+    service: ClassVar[str] = "a server"
+
+    def __init__(self, url: str, *, configured_in: str, reason: str) -> None:
+        super().__init__(
+            f"Cannot reach {self.service} at {url} ({reason}). The address comes from {configured_in}. "
+            "Start it there, or point headpond elsewhere."
+        )
+        self.url = url
+        self.configured_in = configured_in
+        self.reason = reason
+
+
+class RedisUnavailable(ServiceUnavailable):
+    service = "Redis"
+
+
+class StorageUnavailable(ServiceUnavailable):
+    service = "S3 storage"
+
+
+class InvalidRequest(HeadpondError):
+    """The request was refused before anything was enqueued. `field` names what is wrong."""
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class UnknownModel(InvalidRequest):
+    """No model of that name is configured on this Redis. `known` lists those that are."""
+
+    def __init__(self, model: str, known: Iterable[str]) -> None:
+        self.model = model
+        self.known = sorted(known)
+        have = (
+            f"configured models: {', '.join(self.known)}"
+            if self.known
+            else "no model is configured on this Redis yet; start some with: headpond up"
+        )
+        super().__init__(f"No model is named '{model}' ({have}).", field="model")
+
+
+class IdConflict(InvalidRequest):
+    """The id belongs to another request. Nothing of that other request is shown."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"The id '{job_id}' was already used for another request. Use a new id, or send the same request.",
+            field="id",
+        )
+        self.job_id = job_id
+
+
+class QueueFull(HeadpondError):
+    """The model's queue holds as many waiting jobs as its configuration allows."""
+
+    retry = True
+
+    def __init__(self, model: str, *, limit: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"The queue of '{model}' is full ({limit} jobs wait). Try again in {retry_after_s:.0f} s, "
+            "or add workers with: headpond scale"
+        )
+        self.model = model
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+class JobGone(HeadpondError):
+    """Redis does not hold this job: it never did, or its retention has passed."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"Redis does not hold the job '{job_id}': it was never submitted here, or its retention has "
+            f"passed. If storage is configured: headpond result {job_id} --from-storage"
+        )
+        self.job_id = job_id
+
+
+class ResultTimeout(HeadpondError):
+    """The job had not ended in time. It goes on."""
+
+    retry = True
+
+    def __init__(self, job_id: str, *, timeout_s: float) -> None:
+        super().__init__(f"The job '{job_id}' has not ended after {timeout_s:g} s; it goes on.")
+        self.job_id = job_id
+        self.timeout_s = timeout_s
+
+
+class JobEnded(HeadpondError):
+    """The job ended without a full answer. `result` holds the text and tokens up to then."""
+
+    what: ClassVar[str] = "ended"
+
+    def __init__(self, result: Result) -> None:
+        reason = f": {result.error}" if result.error else ""
+        super().__init__(f"The job '{result.id}' {self.what} after {len(result.token_ids)} tokens{reason}")
+        self.result = result
+
+
+class JobFailed(JobEnded):
+    what = "failed"
+
+
+class JobCancelled(JobEnded):
+    what = "was cancelled"
+
+
+class JobExpired(JobEnded):
+    what = "passed its deadline"
+
+
+class JobQuarantined(JobEnded):
+    what = "was quarantined"
+
+
+class MalformedDocument(HeadpondError):
+    """Bytes that should be one of headpond's documents are not."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(f"Not a valid {kind} document: {reason}")
+        self.kind = kind
+        self.reason = reason
+
+
+class UnsupportedSchema(MalformedDocument):
+    """A document of a newer major version than this headpond reads."""
+
+    def __init__(self, kind: str, *, found: object, supported: int) -> None:
+        super().__init__(kind, f"schema version {found!r}; this headpond reads up to {supported}. Upgrade headpond")
+        self.found = found
+        self.supported = supported
+
+
+class EngineError(HeadpondError):
+    """An engine could not do what was asked."""
+
+
+class EngineUnavailable(EngineError):
+    """The engine or its model could not be loaded: what is missing, and how to get it."""
+
+
+class PromptTooLong(EngineError):
+    """The prompt leaves no room in the model's context."""
+
+    def __init__(self, *, prompt_tokens: int, max_tokens: int, context_tokens: int) -> None:
+        super().__init__(
+            f"The prompt has {prompt_tokens} tokens; with max_tokens={max_tokens} that exceeds the context of "
+            f"{context_tokens} tokens. Shorten the prompt, or lower max_tokens."
+        )
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.context_tokens = context_tokens
+
+
+class SequenceFailed(EngineError):
+    """The engine gave up on one sequence; its neighbours go on."""
+
+
+class ModelFileError(HeadpondError):
+    """Weights are missing, altered, or in a format that headpond refuses to load."""
+
+
+class BlobError(HeadpondError):
+    """Storage answered, and the answer was no."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key}: {message}")
+        self.key = key
+
+
+class BlobMissing(BlobError):
+    def __init__(self, key: str) -> None:
+        super().__init__(key, "no such object in storage")
+
+
+class BlobChanged(BlobError):
+    """A conditional put lost: the object exists, or is no longer what was read."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key, "another writer was first; read it again before writing")
+
+
+class BlobCorrupt(BlobError):
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, f"corrupt object: {reason}")
+
+
+class DeploymentError(HeadpondError):
+    """The deployment on this machine could not do what was asked."""

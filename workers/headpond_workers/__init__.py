@@ -1,0 +1,1 @@
+"""The worker side of headpond: engines, the worker process, persistence and supervision."""

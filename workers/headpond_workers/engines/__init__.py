@@ -1,0 +1,1 @@
+"""Engines: one file an engine, none knows another."""

@@ -1,0 +1,1 @@
+"""Where weights come from: the catalogue and its cache."""

@@ -1,0 +1,1 @@
+"""From the journal in Redis to S3-compatible storage."""
