@@ -207,15 +207,14 @@ class EngineUnavailable(EngineError):
 
 
 class PromptTooLong(EngineError):
-    """The prompt leaves no room in the model's context."""
+    """The prompt leaves no room for an answer in the model's context."""
 
-    def __init__(self, *, prompt_tokens: int, max_tokens: int, context_tokens: int) -> None:
+    def __init__(self, *, prompt_tokens: int, context_tokens: int) -> None:
         super().__init__(
-            f"The prompt has {prompt_tokens} tokens; with max_tokens={max_tokens} that exceeds the context of "
-            f"{context_tokens} tokens. Shorten the prompt, or lower max_tokens."
+            f"The prompt has {prompt_tokens} tokens, and the model's context holds {context_tokens}, answer included. "
+            "Shorten the prompt, or raise context_tokens in the model's table."
         )
         self.prompt_tokens = prompt_tokens
-        self.max_tokens = max_tokens
         self.context_tokens = context_tokens
 
 

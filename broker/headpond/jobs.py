@@ -106,10 +106,10 @@ class JobRequest(_Frozen):
             raise ValueError(f"the request has {size} bytes; the limit is {MAX_BODY_BYTES}")
         return self
 
-    def digest(self) -> bytes:
-        """16 bytes that two requests share exactly if they ask for the same."""
+    def digest(self) -> str:
+        """32 hex digits that two requests share exactly if they ask for the same."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).digest()[:16]
+        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
     def chat(self) -> tuple[Message, ...]:
         """The conversation to render, a prompt being one user message."""

@@ -1,0 +1,165 @@
+"""AsyncClient: headpond.client for asyncio. Same names, same arguments, same errors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from headpond import operations as ops
+from headpond.aio_queue import AsyncJobQueue, AsyncServer
+from headpond.connections import BLOCK_S, Patience, find_redis
+from headpond.errors import JobGone, RedisUnavailable, ResultTimeout
+from headpond.events import StreamFold, check_after
+from headpond.jobs import Chunk, JobId, JobState, Result
+from headpond.models import ModelRow
+from headpond.results import answer, build_result
+from headpond.submission import accepted, prepare
+
+
+class AsyncClient:
+    """A connection of one asyncio producer, for one event loop. Arguments and errors are those of `Client`."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self._server = AsyncServer(find_redis(url))
+        self._models: dict[str, ModelRow] = {}
+
+    async def models(self) -> dict[str, ModelRow]:
+        self._models = await self._server.models()
+        return dict(self._models)
+
+    async def submit(
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        id: str | None = None,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        delay: float = 0.0,
+        deadline: float | None = None,
+    ) -> AsyncJob:
+        """Enqueue one job; see `Client.submit`."""
+        if model not in self._models:
+            await self.models()
+        submission = prepare(
+            model, prompt, messages, known=self._models, job_id=id, delay=delay, deadline=deadline,
+            max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
+        )  # fmt: skip
+        queue = await self._queue(model)
+        (taken,) = await queue.run(ops.submit([submission.entry], max_queued=submission.max_queued))
+        accepted(submission, taken)
+        return AsyncJob(self, submission.id)
+
+    def job(self, id: str) -> AsyncJob:
+        """The handle of a job that was submitted before, here or elsewhere."""
+        return AsyncJob(self, JobId.parse(id))
+
+    async def _queue(self, model: str) -> AsyncJobQueue:
+        row = self._models.get(model)
+        return await self._server.queue(model, storage=row is not None and row.storage)
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncJob:
+    """One job; the asynchronous twin of `Job`."""
+
+    def __init__(self, client: AsyncClient, job_id: JobId) -> None:
+        self._client = client
+        self._id = job_id
+
+    @property
+    def id(self) -> str:
+        """`<model>/<slug>`"""
+        return str(self._id)
+
+    def __repr__(self) -> str:
+        return f"AsyncJob({self.id!r})"
+
+    async def _queue(self) -> AsyncJobQueue:
+        return await self._client._queue(self._id.model)
+
+    async def state(self) -> JobState:
+        row = await (await self._queue()).run_row(self.id)
+        if row is None:
+            raise JobGone(self.id)
+        return row.state
+
+    async def stream(self, after: int = 0) -> AsyncIterator[Chunk]:
+        """Tokens from an offset on, as they are made, until the job ends; see `Job.stream`."""
+        fold, last, patience = StreamFold(check_after(after)), "0-0", Patience()
+        queue = await self._queue()
+        if await queue.run_row(self.id) is None:
+            raise JobGone(self.id)
+        while fold.ended is None:
+            try:
+                entries = await queue.wait_for_events(self.id, after=last, block_s=BLOCK_S)
+                if not entries:
+                    await queue.run(ops.tick())
+                    if await queue.run_row(self.id) is None:
+                        raise JobGone(self.id)
+            except RedisUnavailable as error:
+                await asyncio.sleep(patience.delay_s(error))
+                continue
+            patience.answered()
+            for entry_id, fields in entries:
+                last = entry_id
+                chunk = fold.feed(fields)
+                if chunk is not None:
+                    yield chunk
+
+    async def result(self, timeout: float | None = None) -> Result:
+        """Wait until the job has ended, at most `timeout` seconds; see `Job.result`."""
+        until = None if timeout is None else time.monotonic() + timeout
+        queue = await self._queue()
+        last, patience = await queue.last_event(self.id), Patience()
+        while True:
+            left_s = BLOCK_S if until is None else until - time.monotonic()
+            try:
+                result = await self._ended(queue)
+                if result is not None:
+                    return answer(result)
+                if left_s <= 0:
+                    raise ResultTimeout(self.id, timeout_s=timeout or 0.0)
+                entries = await queue.wait_for_events(self.id, after=last, block_s=min(left_s, BLOCK_S))
+                if entries:
+                    last = entries[-1][0]
+                else:
+                    await queue.run(ops.tick())
+            except RedisUnavailable as error:
+                await asyncio.sleep(min(patience.delay_s(error), max(0.0, left_s)))
+                continue
+            patience.answered()
+
+    async def _ended(self, queue: AsyncJobQueue) -> Result | None:
+        """The result, if the job has ended. Raises JobGone."""
+        row = await queue.run_row(self.id)
+        if row is None:
+            raise JobGone(self.id)
+        if not row.state.ended:
+            return None
+        document = await queue.result(self.id)
+        return build_result(self.id, row, document, [] if document is not None else await queue.events(self.id))
+
+    async def cancel(self) -> JobState:
+        """End the job if it has not ended; see `Job.cancel`."""
+        state = await (await self._queue()).run(ops.cancel(self.id))
+        if state is None:
+            raise JobGone(self.id)
+        return state

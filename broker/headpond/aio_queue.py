@@ -1,0 +1,125 @@
+"""The asynchronous twin of headpond.queue, for what a producer needs of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import redis.asyncio
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from headpond import operations as ops
+from headpond.connections import BLOCK_S, Greeter, RedisAddress, connect_async, server_id, static_keys
+from headpond.errors import HeadpondError
+from headpond.keys import MODELS, queue_keys
+from headpond.models import ModelRow, unpack_model
+from headpond.queue import UNREACHABLE, QueueError, StreamEntry, parse_entries, parse_read
+from headpond.scripts import NOT_MET, STATIC_KEYS, load_script
+from headpond.wire import RunRow, unpack_run
+
+T = TypeVar("T")
+
+
+class AsyncServer:
+    """A Redis or Valkey server as one asyncio program uses it. For one event loop."""
+
+    def __init__(self, address: RedisAddress) -> None:
+        self.address = address
+        self.greeter = Greeter()
+        self.redis = connect_async(address, self.greeter, blocking=False)
+        self.blocking = connect_async(address, self.greeter, blocking=True)
+
+    async def queue(self, name: str, *, storage: bool = False) -> AsyncJobQueue:
+        known = self.greeter.queues.get(name)
+        if known is None or (storage and not known):
+            self.greeter.queues[name] = storage
+            try:
+                await self.hello(name)
+            except HeadpondError:
+                del self.greeter.queues[name]
+                raise
+        return AsyncJobQueue(self, name)
+
+    async def hello(self, name: str) -> None:
+        info = {**await self.read("INFO", "server"), **await self.read("INFO", "replication")}
+        await self.run(name, ops.hello(server_id(info), storage=self.greeter.queues.get(name, False)))
+
+    async def run(self, name: str, operation: ops.Operation[T]) -> T:
+        """Send one operation. Raises RedisUnavailable, QueueError."""
+        script = load_script(operation.script)
+        call = (len(STATIC_KEYS), *static_keys(name), "", *operation.args)
+        try:
+            try:
+                reply = await self._send(self.redis, "EVALSHA", script.sha, *call)
+            except NoScriptError:
+                reply = await self._send(self.redis, "EVAL", script.source, *call)
+        except ResponseError as error:
+            if operation.script != "hello" and str(error).startswith(NOT_MET):
+                await self.hello(name)
+                return await self.run(name, operation)
+            raise QueueError(f"{operation.script} on queue '{name}' was refused: {error}") from error
+        return operation.parse(reply)
+
+    async def read(self, *command: Any) -> Any:
+        try:
+            return await self._send(self.redis, *command)
+        except ResponseError as error:
+            raise QueueError(f"{command[0]} was refused: {error}") from error
+
+    async def read_blocking(self, *command: Any) -> Any:
+        try:
+            return await self._send(self.blocking, *command)
+        except ResponseError as error:
+            raise QueueError(f"{command[0]} was refused: {error}") from error
+
+    async def _send(self, client: redis.asyncio.Redis, *command: Any, **options: Any) -> Any:
+        """Raises RedisUnavailable; a refusal (ResponseError) passes, for the caller knows what it means."""
+        try:
+            return await client.execute_command(*command, **options)  # type: ignore[no-untyped-call]
+        except UNREACHABLE as error:
+            raise self.address.unavailable(error) from error
+        except ResponseError:
+            raise
+        except RedisError as error:
+            raise QueueError(f"{command[0]} failed: {error}") from error
+
+    async def models(self) -> dict[str, ModelRow]:
+        rows = cast("dict[bytes, bytes]", await self.read("HGETALL", MODELS))
+        return {name.decode(): unpack_model(row) for name, row in rows.items()}
+
+    async def close(self) -> None:
+        await self.redis.aclose()
+        await self.blocking.aclose()
+
+
+@dataclass(slots=True)
+class AsyncJobQueue:
+    """The queue of one model, as a producer sees it."""
+
+    server: AsyncServer
+    name: str
+
+    async def run(self, operation: ops.Operation[T]) -> T:
+        return await self.server.run(self.name, operation)
+
+    async def run_row(self, job_id: str) -> RunRow | None:
+        raw = await self.server.read("HGET", queue_keys(self.name).named("run"), job_id)
+        return None if raw is None else unpack_run(raw)
+
+    async def result(self, job_id: str) -> bytes | None:
+        return cast("bytes | None", await self.server.read("HGET", queue_keys(self.name).named("result"), job_id))
+
+    async def events(self, job_id: str) -> list[StreamEntry]:
+        return parse_entries(await self.server.read("XRANGE", queue_keys(self.name).events(job_id), "-", "+"))
+
+    async def last_event(self, job_id: str) -> str:
+        key = queue_keys(self.name).events(job_id)
+        found = await self.server.read("XREVRANGE", key, "+", "-", "COUNT", 1)
+        return parse_entries(found)[0][0] if found else "0-0"
+
+    async def wait_for_events(self, job_id: str, *, after: str, block_s: float) -> list[StreamEntry]:
+        block_ms = max(1, round(min(block_s, BLOCK_S) * 1000))
+        key = queue_keys(self.name).events(job_id)
+        return parse_read(
+            await self.server.read_blocking("XREAD", "BLOCK", block_ms, "COUNT", 512, "STREAMS", key, after)
+        )

@@ -1,0 +1,169 @@
+"""The producer's side: submit jobs, read their tokens as they come, wait for results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from headpond.connections import BLOCK_S, Patience, find_redis
+from headpond.errors import JobGone, RedisUnavailable, ResultTimeout
+from headpond.events import read_stream
+from headpond.jobs import Chunk, JobId, JobState, Result
+from headpond.models import ModelRow
+from headpond.queue import JobQueue, Server
+from headpond.results import answer, build_result
+from headpond.submission import accepted, prepare
+
+
+class Client:
+    """A connection of one producer. Thread-safe; opens sockets at first use.
+
+    url: of Redis or Valkey. None: HEADPOND_REDIS_URL, else `[redis] url` of the nearest headpond.toml upwards,
+    else the deployment that `headpond up` runs beside that file. Raises ConfigError if none says.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        self._server = Server(find_redis(url))
+        self._models: dict[str, ModelRow] = {}
+
+    def models(self) -> dict[str, ModelRow]:
+        """Every model that is configured on this server, by name. Raises RedisUnavailable."""
+        self._models = self._server.models()
+        return dict(self._models)
+
+    def submit(
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        id: str | None = None,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        delay: float = 0.0,
+        deadline: float | None = None,
+    ) -> Job:
+        """Enqueue one job; it is safe once this returns.
+
+        prompt: shown to the model as one user message; or messages: [{"role", "content"}, ...].
+        id: `<model>/<slug>`, the idempotency key: the same request under the same id is the same job.
+        seed: None lets it follow from the id. delay, deadline: seconds from now.
+        Raises InvalidRequest, UnknownModel, IdConflict, QueueFull, RedisUnavailable.
+        """
+        if model not in self._models:
+            self.models()
+        submission = prepare(
+            model, prompt, messages, known=self._models, job_id=id, delay=delay, deadline=deadline,
+            max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
+        )  # fmt: skip
+        queue = self._queue(model)
+        (taken,) = queue.submit([submission.entry], max_queued=submission.max_queued)
+        accepted(submission, taken)
+        return Job(queue, submission.id)
+
+    def job(self, id: str) -> Job:
+        """The handle of a job that was submitted before, here or elsewhere. Raises InvalidRequest."""
+        job_id = JobId.parse(id)
+        return Job(self._queue(job_id.model), job_id)
+
+    def _queue(self, model: str) -> JobQueue:
+        row = self._models.get(model)
+        return self._server.queue(model, storage=row is not None and row.storage)
+
+    def close(self) -> None:
+        self._server.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Job:
+    """One job of a queue. Holds no state of its own: any process may make one from the id."""
+
+    def __init__(self, queue: JobQueue, job_id: JobId) -> None:
+        self._queue = queue
+        self._id = job_id
+
+    @property
+    def id(self) -> str:
+        """`<model>/<slug>`"""
+        return str(self._id)
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+    def state(self) -> JobState:
+        """Raises JobGone."""
+        row = self._queue.run_row(self.id)
+        if row is None:
+            raise JobGone(self.id)
+        return row.state
+
+    def stream(self, after: int = 0) -> Iterator[Chunk]:
+        """Tokens from an offset on, as they are made, until the job ends however it ends.
+
+        after: how many tokens of the job the caller has; the stream begins with the next one.
+        Raises JobGone, RedisUnavailable.
+        """
+        return read_stream(self._queue, self.id, after=after)
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait until the job has ended, at most `timeout` seconds.
+
+        Raises JobFailed, JobCancelled, JobExpired, JobQuarantined (each with the partial result), ResultTimeout,
+        JobGone, RedisUnavailable.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        last, patience = self._queue.last_event(self.id), Patience()
+        while True:
+            left_s = BLOCK_S if until is None else until - time.monotonic()
+            try:
+                result = self._ended()
+                if result is not None:
+                    return answer(result)
+                if left_s <= 0:
+                    raise ResultTimeout(self.id, timeout_s=timeout or 0.0)
+                last = self._await_end(last, min(left_s, BLOCK_S))
+            except RedisUnavailable as error:
+                time.sleep(min(patience.delay_s(error), max(0.0, left_s)))
+                continue
+            patience.answered()
+
+    def _ended(self) -> Result | None:
+        """The result, if the job has ended. Raises JobGone."""
+        row = self._queue.run_row(self.id)
+        if row is None:
+            raise JobGone(self.id)
+        if not row.state.ended:
+            return None
+        document = self._queue.result(self.id)
+        return build_result(self.id, row, document, [] if document is not None else self._queue.events(self.id))
+
+    def _await_end(self, last: str, block_s: float) -> str:
+        """Read on until the job's last event, or for block_s."""
+        until = time.monotonic() + block_s
+        while (left_s := until - time.monotonic()) > 0:
+            entries = self._queue.wait_for_events(self.id, after=last, block_s=left_s)
+            if entries:
+                last = entries[-1][0]
+                if b"e" in entries[-1][1]:
+                    return last
+        self._queue.tick()
+        return last
+
+    def cancel(self) -> JobState:
+        """End the job if it has not ended. Returns the state that it is in now. Raises JobGone."""
+        state = self._queue.cancel(self.id)
+        if state is None:
+            raise JobGone(self.id)
+        return state

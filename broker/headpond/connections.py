@@ -1,0 +1,215 @@
+"""Connections to Redis or Valkey: where the server is, how long to wait for it, and `hello` on each connection.
+
+A server that comes back may have lost its last moments. So each new connection says `hello` for the queues of
+its owner before its first command; there is no moment in which an old incarnation's id could be written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import redis
+import redis.asyncio
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.retry import Retry
+
+from headpond.errors import ConfigError, RedisUnavailable
+from headpond.keys import queue_keys
+from headpond.scripts import STATIC_KEYS, load_script
+from headpond.settings import CONFIG_NAME, RUN_FILE, Settings, find_config, load_settings
+
+CONNECT_TIMEOUT_S = 1.0
+REPLY_TIMEOUT_S = 5.0
+BLOCK_S = 2.5
+"""The longest that a call blocks on the server before it looks around."""
+
+
+OUTAGE_S = 60.0
+"""How long whoever waits for a job bears a server that is away, once it has been there."""
+
+
+@dataclass(slots=True)
+class Patience:
+    """Bears an outage of the server for OUTAGE_S. For one waiting call."""
+
+    _since: float | None = None
+
+    def answered(self) -> None:
+        self._since = None
+
+    def delay_s(self, error: RedisUnavailable) -> float:
+        """How long to wait before the next try. Raises the error once the outage has lasted too long."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        if now - self._since >= OUTAGE_S:
+            raise error
+        return 0.05 if now - self._since < 1 else 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """url: with its password; never printed. configured_in: where it came from, for errors."""
+
+    url: str = field(repr=False)
+    configured_in: str
+
+    @property
+    def shown(self) -> str:
+        """The url without user and password."""
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+    def unavailable(self, error: Exception) -> RedisUnavailable:
+        return RedisUnavailable(self.shown, configured_in=self.configured_in, reason=str(error) or type(error).__name__)
+
+
+def find_redis(url: str | None = None, *, start: Path | None = None) -> RedisAddress:
+    """The server to use: the argument, HEADPOND_REDIS_URL, `[redis] url` of the nearest headpond.toml, or the
+    deployment that `headpond up` runs beside that file. Raises ConfigError if none says.
+    """
+    if url is not None:
+        return RedisAddress(_checked(url, "the url argument"), "the url argument")
+    if from_environment := os.environ.get("HEADPOND_REDIS_URL"):
+        return RedisAddress(_checked(from_environment, "HEADPOND_REDIS_URL"), "HEADPOND_REDIS_URL")
+    file = find_config(start)
+    if file is None:
+        raise ConfigError(
+            "no Redis is configured: give a url, set HEADPOND_REDIS_URL, or work in a folder with a headpond.toml",
+            where=str((start or Path.cwd()) / CONFIG_NAME),
+        )
+    return redis_of(load_settings(file))
+
+
+def redis_of(settings: Settings) -> RedisAddress:
+    """The server of a configuration: `[redis] url`, else the one that runs beside it."""
+    where = f"{settings.file or CONFIG_NAME} [redis] url"
+    if settings.redis.url is not None:
+        url = _checked(settings.redis.url, where)
+        if settings.redis.password is not None:
+            url = _with_password(url, settings.redis.password.resolve(where=f"{where[:-4]} password"))
+        return RedisAddress(url, where)
+    run_file = settings.state_folder / RUN_FILE
+    try:
+        url = json.loads(run_file.read_text())["redis_url"]
+    except FileNotFoundError:
+        raise ConfigError(
+            "names no [redis] url, and no deployment runs beside it. Start it there with: headpond up",
+            where=str(settings.file or CONFIG_NAME),
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"cannot be used: {error!r}. Restart with: headpond down; headpond up", where=str(run_file)
+        ) from error
+    return RedisAddress(_checked(url, str(run_file)), str(run_file))
+
+
+def _checked(url: object, where: str) -> str:
+    if not isinstance(url, str) or urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise ConfigError("a Redis url begins with redis://, rediss:// or unix://", where=where)
+    return url
+
+
+def _with_password(url: str, password: str) -> str:
+    parts = urlsplit(url)
+    userinfo, _, host = parts.netloc.rpartition("@")
+    user = userinfo.partition(":")[0]
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
+
+
+def server_id(info: Mapping[str, object]) -> str:
+    """What names one life of one server: its run id and replication id, of INFO's sections of these names."""
+    return f"{info.get('run_id', '')}:{info.get('master_replid', '')}"
+
+
+def static_keys(queue: str) -> list[str]:
+    keys = queue_keys(queue)
+    return [keys.named(name) for name in STATIC_KEYS]
+
+
+@dataclass(slots=True)
+class Greeter:
+    """Says hello for the queues of one owner. storage: whether the deployment has storage, for each queue."""
+
+    queues: dict[str, bool] = field(default_factory=dict)
+    clock: Callable[[], int] | None = None
+
+    def _calls(self, info: bytes) -> list[tuple[Any, ...]]:
+        lines = (line.partition(":") for line in info.decode().splitlines())
+        who = server_id({name: value for name, _, value in lines})
+        source = load_script("hello").source
+        now = str(self.clock()) if self.clock else ""
+        return [
+            ("EVAL", source, len(STATIC_KEYS), *static_keys(queue), now, who, "1" if storage else "")
+            for queue, storage in list(self.queues.items())
+        ]
+
+    def meet(self, connection: Any) -> None:
+        """redis-py's `redis_connect_func`."""
+        connection.on_connect()
+        if not self.queues:
+            return
+        info = b""
+        for section in ("server", "replication"):
+            connection.send_command("INFO", section)
+            info += connection.read_response(disable_decoding=True)
+        for call in self._calls(info):
+            connection.send_command(*call)
+            connection.read_response(disable_decoding=True)
+
+    async def meet_async(self, connection: Any) -> None:
+        await connection.on_connect()
+        if not self.queues:
+            return
+        info = b""
+        for section in ("server", "replication"):
+            await connection.send_command("INFO", section)
+            info += await connection.read_response(disable_decoding=True)
+        for call in self._calls(info):
+            await connection.send_command(*call)
+            await connection.read_response(disable_decoding=True)
+
+
+def connect(address: RedisAddress, greeter: Greeter) -> redis.Redis:
+    """A client for calls that answer at once. Every script may be repeated, so a lost reply is asked for again."""
+    return redis.Redis.from_url(
+        address.url,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=REPLY_TIMEOUT_S,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), 1),
+        redis_connect_func=greeter.meet,
+    )
+
+
+def connect_blocking(address: RedisAddress, greeter: Greeter, *, connections: int | None = None) -> redis.Redis:
+    """A client for calls that block on the server up to BLOCK_S; never retried, since a block is not a failure."""
+    return redis.Redis.from_url(
+        address.url,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=BLOCK_S + REPLY_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+        max_connections=connections,
+        redis_connect_func=greeter.meet,
+    )
+
+
+def connect_async(address: RedisAddress, greeter: Greeter, *, blocking: bool) -> redis.asyncio.Redis:
+    """The asynchronous twins of `connect` and `connect_blocking`."""
+    from redis.asyncio.retry import Retry as AsyncRetry
+
+    retry = AsyncRetry(NoBackoff(), 0) if blocking else AsyncRetry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), 1)
+    return redis.asyncio.Redis.from_url(
+        address.url,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=REPLY_TIMEOUT_S + (BLOCK_S if blocking else 0),
+        retry=retry,
+        redis_connect_func=greeter.meet_async,
+    )

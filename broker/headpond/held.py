@@ -1,0 +1,122 @@
+"""The leases that one process holds, and the thread that keeps them. Rules: Q3, Q8."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from headpond.errors import HeadpondError
+from headpond.operations import Lease, LeaseStatus
+from headpond.queue import JobQueue
+
+logger = logging.getLogger(__name__)
+
+RENEWALS_PER_LEASE = 3
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(slots=True, eq=False)
+class HeldLease:
+    """One lease in this process. Whoever runs its job looks at `lost` and sets `settled`.
+
+    lost: why this lease may write no more; None while it may. settled: the job was finished or parked by this
+    lease. moving: whether the work goes on; a lease that does not move is not renewed.
+    """
+
+    lease: Lease
+    lost: LeaseStatus | None = None
+    settled: bool = False
+    moving: Callable[[], bool] = _always
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.lease.id, self.lease.fence
+
+
+@dataclass(slots=True)
+class HeldLeases:
+    """All leases of one consumer, by (id, fence). Thread-safe."""
+
+    last_seq: int = 0
+    """The last claim whose reply is in the table."""
+    _held: dict[tuple[str, str], HeldLease] = field(default_factory=dict)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def received(self, seq: int, leases: tuple[Lease, ...]) -> list[HeldLease]:
+        """Take in the reply of a claim."""
+        new = [HeldLease(lease) for lease in leases]
+        with self._changed:
+            for held in new:
+                self._held[held.key] = held
+            # Last: a renewal that names this seq must name its leases too.
+            self.last_seq = seq
+        return new
+
+    def drop(self, held: HeldLease) -> None:
+        with self._changed:
+            self._held.pop(held.key, None)
+            self._changed.notify_all()
+
+    def all(self) -> list[HeldLease]:
+        with self._changed:
+            return list(self._held.values())
+
+    def snapshot(self) -> tuple[int, list[HeldLease]]:
+        with self._changed:
+            return self.last_seq, list(self._held.values())
+
+    def wait_below(self, count: int, timeout_s: float) -> bool:
+        """Wait until fewer than `count` leases are held."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._held) < count, timeout_s)
+
+    def interrupt(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+class Renewals(threading.Thread):
+    """Renews the leases of one consumer three times a lease, and passes on what became of them."""
+
+    def __init__(
+        self, queue: JobQueue, held: HeldLeases, *, boot: str, lease_s: float, row: Callable[[], bytes]
+    ) -> None:
+        super().__init__(name=f"renewals-{queue.name}", daemon=True)
+        self._queue, self._held, self._boot, self._row = queue, held, boot, row
+        self._interval_s = lease_s / RENEWALS_PER_LEASE
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            try:
+                self.renew()
+            except HeadpondError as error:
+                # The server is away. Its leases move with it (Q8), so trying again is all there is to do.
+                logger.warning("renewal_failed queue=%s error=%s", self._queue.name, error)
+
+    def renew(self) -> None:
+        """One renewal, now. Raises RedisUnavailable."""
+        last_seq, all_held = self._held.snapshot()
+        named = [held for held in all_held if held.lost is None and held.moving()]
+        pairs = [held.key for held in named]
+        answers = self._queue.renew(self._boot, last_seq=last_seq, row=self._row(), pairs=pairs)
+        for held, status in zip(named, answers, strict=True):
+            if status.over and not held.settled:
+                held.lost = status
+                logger.info("lease_lost job=%s status=%s", held.lease.id, status.value)
+        for held in all_held:
+            if held.lost is None and not held.settled and held not in named:
+                # It did not move, so it was not named, and the server has taken it back.
+                held.lost = LeaseStatus.FENCED
+                logger.error("lease_stalled job=%s", held.lease.id)
+
+    def stop(self) -> None:
+        self._stop.set()

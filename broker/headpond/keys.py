@@ -1,0 +1,59 @@
+"""Every key in Redis, with its type and meaning. The keys of one queue share the hash tag {queue}.
+
+headpond:models                    hash   model name -> document `headpond/model`: what is configured here
+headpond:{q}:meta                  hash   state, inc, run_id, storage, lease_ms, last_tick, counters
+headpond:{q}:data                  hash   id -> header and packed call; outlives the job until its retention ends
+headpond:{q}:run                   hash   id -> run row: state, fence, attempt, gen, offset, tag, ...
+headpond:{q}:result                hash   id -> document `headpond/result`
+headpond:{q}:ready:<lane>:<band>   zset   id by tag, lowest first
+headpond:{q}:delayed               zset   id by time due, ms
+headpond:{q}:deadlines             zset   id by deadline, ms
+headpond:{q}:leases                zset   id by lease end, ms
+headpond:{q}:ended                 zset   id by the time at which all of it is dropped, ms
+headpond:{q}:dead                  zset   quarantined id by time, ms
+headpond:{q}:wake:<lane>           list   at most one token, there exactly when the lane can be claimed from
+headpond:{q}:events:<id>           stream tokens and events of one job
+headpond:{q}:journal               stream durable changes, for the persister
+headpond:{q}:workers               hash   boot id -> worker row; <boot>:seq -> its last claim
+headpond:{q}:held:<boot>           hash   id -> "<seq>:<fence>": the leases that a worker was given
+headpond:{q}:spec                  hash   version -> fingerprint of what serves this name
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+PREFIX = "headpond"
+MODELS = f"{PREFIX}:models"
+LANE_ANY = "any"
+BAND_NORMAL = "normal"
+PERSISTENCE_QUEUE = "persistence"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """The keys of one queue, as strings."""
+
+    queue: str
+
+    @property
+    def prefix(self) -> str:
+        return f"{PREFIX}:{{{self.queue}}}:"
+
+    def named(self, name: str) -> str:
+        return self.prefix + name
+
+    def events(self, job_id: str) -> str:
+        return f"{self.prefix}events:{job_id}"
+
+    def wake(self, lane: str) -> str:
+        return f"{self.prefix}wake:{lane}"
+
+    def ready(self, lane: str, band: str) -> str:
+        return f"{self.prefix}ready:{lane}:{band}"
+
+
+@lru_cache(maxsize=1024)
+def queue_keys(queue: str) -> QueueKeys:
+    return QueueKeys(queue)

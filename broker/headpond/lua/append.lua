@@ -1,0 +1,41 @@
+-- append: the tokens of one engine step, for all jobs of a worker (Q9).
+-- ARGV: now, then for each job: id, fence, start offset, number of tokens, token entry
+-- Reply: for each job a status and the job's offset: 'appended', also for what is there already; 'gap' (send
+-- again from that offset); 'fenced', 'cancelled' or 'expired' end the writer.
+-- Keeps: offsets are contiguous; an entry that is partly there appends only its tail.
+local replies, saves = {}, {}
+local ids = {}
+for i = 2, #ARGV, 5 do ids[#ids + 1] = ARGV[i] end
+local rows = call('HMGET', run, unpack(ids))
+for n, id in ipairs(ids) do
+  local i = 2 + (n - 1) * 5
+  local r = decode(rows[n])
+  local start, count, payload = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), ARGV[i + 4]
+  local no = refusal(r, ARGV[i + 1])
+  local status, offset = no, r and r[OFFSET] or 0
+  if not no then
+    if r[GEN] < inc then
+      write_rewound(id, r, r[OFFSET], 'the server restarted')
+      saves[#saves + 1], saves[#saves + 2] = id, cmsgpack.pack(r)
+    end
+    if start > offset then status = 'gap'
+    elseif start + count <= offset then status = 'appended'
+    else
+      if start < offset then
+        local entry = cmsgpack.unpack(payload)
+        local tail = { entry[1], offset, {}, {} }
+        for j = offset - start + 1, count do
+          tail[3][#tail[3] + 1], tail[4][#tail[4] + 1] = entry[3][j], entry[4][j]
+        end
+        payload = cmsgpack.pack(tail)
+      end
+      r[OFFSET], r[ENTRIES] = start + count, 0
+      write_entry(id, r, 't', payload)
+      saves[#saves + 1], saves[#saves + 2] = id, cmsgpack.pack(r)
+      status, offset = 'appended', r[OFFSET]
+    end
+  end
+  replies[#replies + 1], replies[#replies + 2] = status, offset
+end
+if #saves > 0 then call('HSET', run, unpack(saves)) end
+return replies

@@ -1,0 +1,64 @@
+"""What a worker process says of itself, in the hash `workers` of its queue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from headpond.errors import MalformedDocument
+from headpond.wire import pack, unpack
+
+
+class WorkerState(StrEnum):
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """boot: names one life of one process. instance: its name under supervisor, `chat-0`. seen_ms: server time
+    of its last word."""
+
+    boot: str
+    model: str
+    version: str
+    host: str
+    pid: int
+    instance: str
+    slots: int
+    busy: int
+    state: WorkerState
+    last_error: str
+    started_ms: int
+    seen_ms: int = 0
+
+
+def pack_worker(row: WorkerRow) -> bytes:
+    """A row as scripts read it: host and instance are elements 3 and 5."""
+    return pack(
+        [1, row.version, row.host, row.pid, row.instance, row.slots, row.busy, row.state.value, row.last_error,
+         row.started_ms]
+    )  # fmt: skip
+
+
+def unpack_workers(model: str, fields: Mapping[bytes, bytes]) -> list[WorkerRow]:
+    """The rows of a `workers` hash, by instance."""
+    rows = []
+    for key, value in fields.items():
+        boot = key.decode()
+        if ":" in boot:
+            continue
+        raw = unpack(value, kind="worker row")
+        if not isinstance(raw, list) or len(raw) < 10:
+            raise MalformedDocument("worker row", f"of {boot}")
+        seen_ms = int(fields.get(f"{boot}:seen".encode(), b"0"))
+        _, version, host, pid, instance, slots, busy, state, last_error, started_ms = raw[:10]
+        rows.append(
+            WorkerRow(boot, model, version, host, pid, instance, slots, busy, WorkerState(state), last_error,
+                      started_ms, seen_ms)
+        )  # fmt: skip
+    return sorted(rows, key=lambda row: (row.host, row.instance))

@@ -1,0 +1,182 @@
+"""One job from its lease to its end: prompt, engine, stream, result. Every way in which a job can end is here."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from headpond.errors import EngineError, HeadpondError, InvalidRequest, PromptTooLong, RedisUnavailable
+from headpond.events import fold_tokens
+from headpond.held import HeldLease
+from headpond.jobs import FinishReason, JobRequest, JobState, Result, Timings, Usage, parse_request
+from headpond.queue import JobQueue
+from headpond.wire import TokenRun, pack_result
+from headpond_workers.detokenizer import Detokenizer
+from headpond_workers.engines.protocol import Engine, Finish, Sequence, Verdict
+from headpond_workers.token_writer import RETRY_S, JobStream, TokenWriter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What one attempt measures, and when it last moved. Seconds are of time.monotonic()."""
+
+    began: float
+    moved: float
+    first_token: float | None = None
+    last_token: float | None = None
+    tokens: int = 0
+
+    def timings(self, queued_s: float) -> Timings:
+        rate = None
+        if self.tokens > 1 and self.first_token is not None and self.last_token is not None:
+            rate = (self.tokens - 1) / max(1e-9, self.last_token - self.first_token)
+        first = None if self.first_token is None else self.first_token - self.began
+        return Timings(queued_s, first, time.monotonic() - self.began, rate)
+
+
+@dataclass(slots=True)
+class Generation:
+    """Runs jobs on one engine. Thread-safe up to the engine's slots.
+
+    parking: set when the process leaves; running jobs then stop at their next step and are parked.
+    """
+
+    engine: Engine
+    queue: JobQueue
+    writer: TokenWriter
+    version: str
+    stall_timeout_s: float
+    parking: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, request: object, held: HeldLease) -> None:
+        """Run one job to its end, or leave it to another worker. Raises nothing that the job caused."""
+        now = time.monotonic()
+        watch = _Watch(now, now)
+        held.moving = lambda: time.monotonic() - watch.moved < self.stall_timeout_s
+        prior = self._prior(held)
+        if prior is None:
+            return
+        stream = self.writer.open(held, prior)
+        prompt: list[int] = []
+        try:
+            asked = parse_request(request)
+            prompt = self.engine.render(asked.chat())
+            finish = self._generate(asked, prompt, stream, watch)
+        except (InvalidRequest, EngineError) as error:
+            self._end(stream, watch, len(prompt), FinishReason.ERROR, error=str(error))
+            return
+        except Exception:
+            # The engine itself failed, so the job may be innocent: another attempt may do better.
+            logger.exception("engine_failed job=%s", held.lease.id)
+            self._park(held, strike=True)
+            return
+        if held.lost is not None:
+            logger.info("job_left job=%s status=%s", held.lease.id, held.lost.value)
+        elif finish.reason is FinishReason.CANCELLED:
+            stream.flush()
+            self._park(held, strike=False)
+        else:
+            self._end(stream, watch, len(prompt), finish.reason)
+
+    def _prior(self, held: HeldLease) -> TokenRun | None:
+        """The tokens of earlier attempts; None if the lease was lost while Redis was away."""
+        if held.lease.offset == 0:
+            return TokenRun(0, (), ())
+        while held.lost is None:
+            try:
+                prior = fold_tokens(self.queue.events(held.lease.id))
+            except RedisUnavailable as error:
+                logger.warning("resume_delayed job=%s error=%s", held.lease.id, error)
+                time.sleep(RETRY_S)
+                continue
+            if len(prior.ids) != held.lease.offset:
+                # Under this lease nobody else writes, so this cannot be: do not guess which tokens are right.
+                raise RuntimeError(
+                    f"{held.lease.id}: {len(prior.ids)} tokens in the stream, {held.lease.offset} leased"
+                )
+            return prior
+        return None
+
+    def _generate(self, asked: JobRequest, prompt: list[int], stream: JobStream, watch: _Watch) -> Finish:
+        """Raises EngineError for what the job caused, anything else for what the engine did."""
+        context = self.engine.info.context_tokens
+        if len(prompt) >= context:
+            raise PromptTooLong(prompt_tokens=len(prompt), context_tokens=context)
+        left = min(asked.max_tokens, context - len(prompt)) - len(stream)
+        if left <= 0:
+            return Finish(FinishReason.LENGTH)
+        text = Detokenizer(self.engine.token_bytes, stop=asked.stop, prior=stream.ids)
+        held = stream.held
+
+        def emit(ids: Seq[int]) -> Verdict:
+            watch.moved = time.monotonic()
+            if ids:
+                watch.last_token = watch.moved
+                watch.tokens += len(ids)
+                if watch.first_token is None:
+                    watch.first_token = watch.moved
+                released = text.feed(ids)
+                if released.ids:
+                    stream.push(released.ids, released.pieces)
+            if text.stopped or held.lost is not None or self.parking.is_set():
+                return Verdict.STOP
+            return Verdict.GO
+
+        sequence = Sequence(
+            prompt=tuple(prompt),
+            generated=stream.ids,
+            max_tokens=left,
+            sampling=asked.sampling,
+            seed=asked.seed_for(held.lease.id),
+        )
+        finish = self.engine.generate(sequence, emit)
+        if text.stopped:
+            return Finish(FinishReason.STOP, finish.details)
+        if finish.reason is not FinishReason.CANCELLED:
+            rest = text.flush()
+            if rest.ids:
+                stream.push(rest.ids, rest.pieces)
+        return finish
+
+    def _end(
+        self,
+        stream: JobStream,
+        watch: _Watch,
+        prompt_tokens: int,
+        reason: FinishReason,
+        *,
+        error: str | None = None,
+    ) -> None:
+        lease = stream.held.lease
+        result = Result(
+            id=lease.id,
+            state=JobState.FAILED if error else JobState.FINISHED,
+            text=stream.text,
+            token_ids=stream.ids,
+            finish_reason=reason,
+            usage=Usage(prompt_tokens, len(stream)),
+            timings=watch.timings(lease.queued_s),
+            model=self.queue.name,
+            version=self.version,
+            attempts=lease.attempt,
+            error=error,
+        )
+        if stream.finish(result.state, pack_result(result), (error or "")[:500]):
+            logger.info("job_ended job=%s state=%s tokens=%d", lease.id, result.state.value, len(stream))
+        else:
+            logger.info("job_left job=%s status=%s", lease.id, stream.held.lost)
+
+    def _park(self, held: HeldLease, *, strike: bool) -> None:
+        try:
+            (status,) = self.queue.park([held.key], strike=strike)
+        except HeadpondError as error:
+            # The acknowledgement that follows parks again; failing that, the lease ends by itself.
+            logger.warning("park_failed job=%s error=%s", held.lease.id, error)
+            return
+        held.settled = True
+        logger.info("job_parked job=%s status=%s", held.lease.id, status.value)

@@ -1,0 +1,222 @@
+"""One worker process: binds one model, loads it, then serves its queue until it is told to leave.
+
+    python -m headpond_workers.worker --config headpond.toml --model chat --instance chat-0
+
+SIGTERM drains: no job is claimed any more, running ones may end within drain_timeout_s, the rest are parked with
+their tokens. Exit codes: 0 drained; 78 (EX_CONFIG) the configuration or the model cannot be loaded, so starting
+again would not help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import dramatiq
+from dramatiq.middleware import CurrentMessage
+from ulid import ULID
+
+from headpond.broker import HeadpondBroker, LeasedMessage
+from headpond.connections import redis_of
+from headpond.errors import ConfigError, EngineError, HeadpondError, ModelFileError, RedisUnavailable
+from headpond.models import ModelRow
+from headpond.queue import JobQueue, Server
+from headpond.settings import Settings, load_settings
+from headpond.submission import GENERATE
+from headpond.workers import WorkerRow, WorkerState, pack_worker
+from headpond_workers.engines.loading import load_engine
+from headpond_workers.engines.protocol import Engine
+from headpond_workers.generation import Generation
+from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.token_writer import TokenWriter
+
+logger = logging.getLogger(__name__)
+
+EX_CONFIG = 78
+RECONNECT_S = 1.0
+PARK_GRACE_S = 5.0
+"""How long an engine may take to hear that its sequences are to be parked."""
+
+
+class WorkerProcess:
+    """The composition root: wires settings, engine, broker and signals."""
+
+    def __init__(self, settings: Settings, model: str, instance: str) -> None:
+        self._settings = settings
+        self._model_settings = settings.model(model)
+        self._model, self._instance = model, instance
+        self._boot = str(ULID())
+        self._started_ms = int(time.time() * 1000)
+        self._state, self._last_error, self._version = WorkerState.STARTING, "", ""
+        self._leave = threading.Event()
+        self._storage = storage_of(settings) is not None
+        self._server = Server(redis_of(settings))
+        self._broker: HeadpondBroker | None = None
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT. Returns the exit code."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: self._leave.set())
+        queue = self._meet()
+        if queue is None:
+            return 0
+        self._announce(queue, WorkerState.LOADING)
+        try:
+            engine = load_engine(self._model_settings, workers_on_host=workers_of(self._settings))
+        except (EngineError, ModelFileError, ConfigError) as error:
+            logger.error("load_failed model=%s error=%s", self._model, error)
+            self._last_error = str(error)
+            self._announce(queue, WorkerState.FAILED)
+            return EX_CONFIG
+        self._serve(engine, queue)
+        return 0
+
+    def _meet(self) -> JobQueue | None:
+        """The model's queue, however long the server takes to come; None if told to leave first."""
+        row = ModelRow(
+            self._model_settings.engine,
+            self._model_settings.max_queued,
+            self._storage,
+            self._model_settings.context_tokens,
+        )
+        while not self._leave.is_set():
+            try:
+                self._server.configure_model(self._model, row)
+                return self._server.queue(self._model, storage=self._storage)
+            except RedisUnavailable as error:
+                logger.warning("redis_awaited error=%s", error)
+                self._leave.wait(RECONNECT_S)
+        return None
+
+    def _serve(self, engine: Engine, queue: JobQueue) -> None:
+        settings, info = self._model_settings, engine.info
+        self._version = f"local-{info.fingerprint[:12]}"
+        broker = self._broker = HeadpondBroker(
+            self._server,
+            middleware=[CurrentMessage()],
+            slots=info.slots,
+            lease_s=settings.lease_s,
+            boot=self._boot,
+            fingerprint=info.fingerprint,
+            storage=self._storage,
+            row=lambda: pack_worker(self._row()),
+        )
+        writer = TokenWriter(queue)
+        writer.start()
+        generation = Generation(engine, queue, writer, self._version, settings.stall_timeout_s)
+
+        def generate(request: dict[str, Any]) -> None:
+            message = CurrentMessage.get_current_message()
+            if not isinstance(message, LeasedMessage):
+                raise TypeError("generate runs under a lease only")
+            generation.run(request, message.held)
+
+        # Of dramatiq's middleware only CurrentMessage is there: no retries and no time limit but the queue's own.
+        dramatiq.actor(actor_name=GENERATE, queue_name=self._model, broker=broker)(generate)
+        # dramatiq's own command line would send these; it forks, and a loaded model must not be forked.
+        broker.emit_before("process_boot")
+        pool = dramatiq.Worker(broker, queues={self._model}, worker_threads=info.slots)
+        pool.queue_prefetch = info.slots
+        self._announce(queue, WorkerState.READY, fingerprint=info.fingerprint)
+        pool.start()
+        broker.emit_after("process_boot")
+        logger.info("ready model=%s version=%s slots=%d", self._model, self._version, info.slots)
+        self._leave.wait()
+        self._drain(broker, generation, queue)
+
+    def _drain(self, broker: HeadpondBroker, generation: Generation, queue: JobQueue) -> None:
+        timeout_s = self._model_settings.drain_timeout_s
+        logger.info("draining model=%s running=%d timeout_s=%g", self._model, len(broker.held()), timeout_s)
+        self._state = WorkerState.DRAINING
+        broker.drain()
+        self._announce(queue, WorkerState.DRAINING)
+        if not _wait_until(lambda: not broker.held(), timeout_s):
+            generation.parking.set()
+            _wait_until(lambda: not broker.held(), PARK_GRACE_S)
+        try:
+            # What an engine would not let go comes back here, without a strike.
+            queue.unregister(self._boot)
+        except HeadpondError as error:
+            logger.warning("unregister_failed error=%s", error)
+
+    def _announce(self, queue: JobQueue, state: WorkerState, *, fingerprint: str = "") -> None:
+        """Write this worker's row, if the server can be reached; each renewal writes it again."""
+        self._state = state
+        settings = self._model_settings
+        try:
+            queue.register(
+                self._row(), lease_s=settings.lease_s, retention_s=settings.retention_s, fingerprint=fingerprint
+            )
+        except HeadpondError as error:
+            logger.warning("announce_failed state=%s error=%s", state.value, error)
+
+    def _row(self) -> WorkerRow:
+        return WorkerRow(
+            boot=self._boot,
+            model=self._model,
+            version=self._version,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            instance=self._instance,
+            slots=self._model_settings.slots,
+            busy=len(self._broker.held()) if self._broker else 0,
+            state=self._state,
+            last_error=self._last_error,
+            started_ms=self._started_ms,
+        )
+
+
+def workers_of(settings: Settings) -> int:
+    """Worker processes that this configuration puts on the machine, at least 1."""
+    return max(1, sum(model.workers for model in settings.models.values()))
+
+
+def _wait_until(condition: Any, timeout_s: float) -> bool:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def leave(code: int) -> NoReturn:
+    """Flush and end at once: an engine's library may hang in its destructors."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    parser = argparse.ArgumentParser(prog="headpond-worker", description="Serve one model's queue in this process.")
+    parser.add_argument("--config", type=Path, required=True, help="headpond.toml")
+    parser.add_argument("--model", required=True, help="a table [models.NAME] of it")
+    parser.add_argument("--instance", default=None, help="this worker's name, such as chat-0")
+    options = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("dramatiq").setLevel(logging.WARNING)
+    try:
+        settings = load_settings(options.config)
+        code = WorkerProcess(settings, options.model, options.instance or f"{options.model}-{os.getpid()}").run()
+    except HeadpondError as error:
+        logger.error("worker_failed error=%s", error)
+        code = EX_CONFIG if isinstance(error, ConfigError) else 1
+    except Exception:
+        logger.exception("worker_crashed")
+        code = 1
+    leave(code)
+
+
+if __name__ == "__main__":
+    main()
