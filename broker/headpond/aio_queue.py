@@ -9,11 +9,11 @@ import redis.asyncio
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from headpond import operations as ops
-from headpond.connections import BLOCK_S, Greeter, RedisAddress, connect_async, server_id, static_keys
-from headpond.errors import HeadpondError
+from headpond.connections import BLOCK_S, UNREACHABLE, Greeter, RedisAddress, connect_async, server_id, static_keys
+from headpond.errors import HeadpondError, QueueError
 from headpond.keys import MODELS, queue_keys
 from headpond.models import ModelRow, unpack_model
-from headpond.queue import UNREACHABLE, QueueError, StreamEntry, parse_entries, parse_read
+from headpond.replies import StreamEntry, parse_entries, parse_read
 from headpond.scripts import NOT_MET, STATIC_KEYS, load_script
 from headpond.wire import RunRow, unpack_run
 

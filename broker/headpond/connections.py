@@ -25,6 +25,8 @@ from headpond.keys import queue_keys
 from headpond.scripts import STATIC_KEYS, load_script
 from headpond.settings import CONFIG_NAME, RUN_FILE, Settings, find_config, load_settings
 
+UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
+"""What redis-py raises when the server does not answer."""
 CONNECT_TIMEOUT_S = 1.0
 REPLY_TIMEOUT_S = 5.0
 BLOCK_S = 2.5

@@ -5,11 +5,13 @@
     |- ServiceUnavailable       a server does not answer (retry=True)
     |  |- RedisUnavailable
     |  `- StorageUnavailable
+    |- QueueError               the server refused a command: a defect, or a server that is not as it must be
     |- InvalidRequest           refused at submit; nothing was enqueued
     |  |- UnknownModel
     |  `- IdConflict
     |- QueueFull                back-pressure (retry=True)
     |- JobGone                  the job is unknown, or its retention has passed
+    |  `- NotStored              storage does not hold the job's end
     |- ResultTimeout            the job goes on; only the waiting ended (retry=True)
     |- JobEnded                 the job ended without an answer; carries the partial result
     |  |- JobFailed
@@ -83,6 +85,10 @@ class StorageUnavailable(ServiceUnavailable):
     service = "S3 storage"
 
 
+class QueueError(HeadpondError):
+    """The server refused a command: a defect, or a server that is not as headpond needs it."""
+
+
 class InvalidRequest(HeadpondError):
     """The request was refused before anything was enqueued. `field` names what is wrong."""
 
@@ -138,6 +144,18 @@ class JobGone(HeadpondError):
         super().__init__(
             f"Redis does not hold the job '{job_id}': it was never submitted here, or its retention has "
             f"passed. If storage is configured: headpond result {job_id} --from-storage"
+        )
+        self.job_id = job_id
+
+
+class NotStored(JobGone):
+    """Storage does not hold the end of this job."""
+
+    def __init__(self, job_id: str) -> None:
+        HeadpondError.__init__(
+            self,
+            f"Storage does not hold the end of the job '{job_id}': it has not ended, it ended within the last second, "
+            "or it was never submitted here.",
         )
         self.job_id = job_id
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from headpond.connections import BLOCK_S, Patience
 from headpond.errors import InvalidRequest, JobGone, RedisUnavailable
 from headpond.jobs import Chunk
-from headpond.queue import JobQueue, StreamEntry
+from headpond.queue import JobQueue
+from headpond.replies import StreamEntry
 from headpond.wire import Ended, Rewound, TokenRun, unpack_event, unpack_tokens
 
 

@@ -11,11 +11,21 @@ import redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from headpond import operations as ops
-from headpond.connections import BLOCK_S, Greeter, RedisAddress, connect, connect_blocking, server_id, static_keys
-from headpond.errors import HeadpondError, MalformedDocument
+from headpond.connections import (
+    BLOCK_S,
+    UNREACHABLE,
+    Greeter,
+    RedisAddress,
+    connect,
+    connect_blocking,
+    server_id,
+    static_keys,
+)
+from headpond.errors import HeadpondError, MalformedDocument, QueueError
 from headpond.jobs import JobState
 from headpond.keys import BAND_NORMAL, LANE_ANY, MODELS, queue_keys
 from headpond.models import ModelRow, pack_model, unpack_model
+from headpond.replies import StreamEntry, parse_entries, parse_read
 from headpond.scripts import NOT_MET, STATIC_KEYS, load_script
 from headpond.wire import RunRow, unpack_run
 from headpond.workers import WorkerRow, pack_worker, unpack_workers
@@ -23,12 +33,6 @@ from headpond.workers import WorkerRow, pack_worker, unpack_workers
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
-StreamEntry = tuple[str, dict[bytes, bytes]]
-
-
-class QueueError(HeadpondError):
-    """The server refused a script: a defect, or a server that is not as headpond needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,29 +291,3 @@ class Waiter:
 
     def close(self) -> None:
         self._redis.close()
-
-
-def parse_entries(found: Any) -> list[StreamEntry]:
-    """Stream entries as redis-py gives them for XRANGE, under either protocol."""
-    entries = []
-    for entry_id, fields in found or ():
-        if not isinstance(fields, dict):
-            fields = dict(zip(fields[::2], fields[1::2], strict=True)) if fields else {}
-        entries.append((entry_id.decode() if isinstance(entry_id, bytes) else entry_id, fields))
-    return entries
-
-
-def parse_read(found: Any) -> list[StreamEntry]:
-    """The entries of an XREAD of one stream."""
-    if not found:
-        return []
-    if isinstance(found, dict):
-        (lists,) = found.values()
-        # RESP3 replies nest one list deeper.
-        flat = (
-            lists[0]
-            if lists and isinstance(lists[0], list) and lists[0] and isinstance(lists[0][0], (list, tuple))
-            else lists
-        )
-        return parse_entries(flat)
-    return parse_entries(found[0][1])

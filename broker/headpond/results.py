@@ -5,7 +5,7 @@ from __future__ import annotations
 from headpond.errors import JobCancelled, JobEnded, JobExpired, JobFailed, JobQuarantined
 from headpond.events import fold_tokens
 from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
-from headpond.queue import StreamEntry
+from headpond.replies import StreamEntry
 from headpond.wire import RunRow, unpack_result
 
 _REASONS = {

@@ -32,9 +32,9 @@ from headpond.queue import JobQueue, Server
 from headpond.settings import Settings, load_settings
 from headpond.submission import GENERATE
 from headpond.workers import WorkerRow, WorkerState, pack_worker
-from headpond_workers.engines.loading import load_engine
 from headpond_workers.engines.protocol import Engine
 from headpond_workers.generation import Generation
+from headpond_workers.loading import load_engine
 from headpond_workers.persistence.storage_settings import storage_of
 from headpond_workers.token_writer import TokenWriter
 
@@ -121,12 +121,11 @@ class WorkerProcess:
 
         # Of dramatiq's middleware only CurrentMessage is there: no retries and no time limit but the queue's own.
         dramatiq.actor(actor_name=GENERATE, queue_name=self._model, broker=broker)(generate)
-        # dramatiq's own command line would send these; it forks, and a loaded model must not be forked.
-        broker.emit_before("process_boot")
         pool = dramatiq.Worker(broker, queues={self._model}, worker_threads=info.slots)
         pool.queue_prefetch = info.slots
         self._announce(queue, WorkerState.READY, fingerprint=info.fingerprint)
         pool.start()
+        # dramatiq's own command line would say this; but it forks, and a loaded model must not be forked.
         broker.emit_after("process_boot")
         logger.info("ready model=%s version=%s slots=%d", self._model, self._version, info.slots)
         self._leave.wait()
@@ -202,9 +201,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser.add_argument("--model", required=True, help="a table [models.NAME] of it")
     parser.add_argument("--instance", default=None, help="this worker's name, such as chat-0")
     options = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("dramatiq").setLevel(logging.WARNING)
     try:
         settings = load_settings(options.config)

@@ -1,0 +1,78 @@
+"""Composition root of the command line: collects commands, turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib.metadata import entry_points, version
+from typing import Annotated, NoReturn
+
+import typer
+
+from headpond.cli import exits, jobs
+from headpond.errors import HeadpondError
+
+COMMANDS_GROUP = "headpond.commands"
+DEBUG = "HEADPOND_DEBUG"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headpond {version('headpond')}")
+        raise typer.Exit
+
+
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Durable LLM inference on your own machines: one queue a model, no token lost or repeated.
+
+    The server is the one that --redis names, else HEADPOND_REDIS_URL, else [redis] url of the nearest headpond.toml,
+    else the deployment that `headpond up` runs beside that file.
+
+    Exit codes: 0 done; 2 wrong input or configuration; 3 a server cannot be reached; 4 no such job; 5 the job ended
+    without an answer; 6 not yet (a time-out, a full queue); 1 anything else.
+    """
+
+
+def build_app() -> typer.Typer:
+    """All commands that are installed."""
+    app = typer.Typer(
+        name="headpond", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, callback=_root
+    )
+    jobs.register(app)
+    for point in entry_points(group=COMMANDS_GROUP):
+        point.load()(app)
+    return app
+
+
+def main() -> NoReturn:
+    """Run one command and exit."""
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s %(message)s")
+    try:
+        build_app()()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except HeadpondError as error:
+        print(f"headpond: {error}", file=sys.stderr)
+        code = exits.exit_code(error)
+    except KeyboardInterrupt:
+        code = exits.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left, as `head` does. Nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        print(
+            f"headpond: unexpected {type(error).__name__}: {error}\nThis is a defect of headpond. For its trace set "
+            f"{DEBUG}=1 and run the command again.",
+            file=sys.stderr,
+        )
+        code = exits.INTERNAL
+    sys.exit(code)

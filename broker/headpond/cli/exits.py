@@ -1,0 +1,37 @@
+"""Exit codes, for scripts. 0: done; 2: also what a wrong option gives."""
+
+from __future__ import annotations
+
+from headpond.errors import (
+    ConfigError,
+    HeadpondError,
+    InvalidRequest,
+    JobEnded,
+    JobGone,
+    QueueFull,
+    ResultTimeout,
+    ServiceUnavailable,
+)
+
+INTERNAL = 1
+BAD_INPUT = 2
+UNAVAILABLE = 3
+JOB_GONE = 4
+JOB_ENDED = 5
+TRY_LATER = 6
+INTERRUPTED = 130
+
+_CODES: tuple[tuple[type[HeadpondError], int], ...] = (
+    (InvalidRequest, BAD_INPUT),
+    (ConfigError, BAD_INPUT),
+    (ServiceUnavailable, UNAVAILABLE),
+    (JobGone, JOB_GONE),
+    (JobEnded, JOB_ENDED),
+    (QueueFull, TRY_LATER),
+    (ResultTimeout, TRY_LATER),
+)
+
+
+def exit_code(error: HeadpondError) -> int:
+    """2 bad input; 3 a server is not there; 4 no such job; 5 the job ended without an answer; 6 later; 1 else."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), INTERNAL)

@@ -1,0 +1,206 @@
+"""`headpond submit | watch | result | cancel`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import entry_points
+from typing import Annotated, Any
+
+import typer
+
+from headpond.cli.terminal import write_text
+from headpond.client import Client, Job
+from headpond.errors import HeadpondError, InvalidRequest, JobEnded
+from headpond.jobs import MAX_BODY_BYTES, Chunk, JobId, Result
+from headpond.results import answer
+
+RESULTS_GROUP = "headpond.results"
+
+UrlOption = Annotated[
+    str | None, typer.Option("--redis", help="Server url; `headpond --help` says where it is looked for.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id: MODEL/SLUG.")]
+
+
+class MissingFeature(HeadpondError):
+    """A part of headpond that is not installed here."""
+
+
+def submit(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a configured model.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin.")],
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Default: follows from the job's id.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
+    id: Annotated[str | None, typer.Option("--id", help="MODEL/SLUG; the same id and request is the same job.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the id and leave.")] = False,
+    as_json: JsonOption = False,
+    redis: UrlOption = None,
+) -> None:
+    """Submit a job and show its tokens as they come.
+
+    Examples:
+
+      headpond submit chat "Why is the sky blue?" --max-tokens 64
+
+      cat notes.txt | headpond submit chat - --json
+
+      id=$(headpond submit chat "A long story" --detach); headpond watch $id
+    """
+    text = _from_stdin() if prompt == "-" else prompt
+    with Client(redis) as client:
+        job = client.submit(
+            model, text, id=id, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop or ()
+        )
+        if detach:
+            typer.echo(json.dumps({"id": job.id}) if as_json else job.id)
+        elif as_json:
+            _show_result(job, as_json=True)
+        else:
+            typer.echo(job.id, err=True)
+            _show_stream(job, after=0, as_json=False)
+
+
+def watch(
+    job: JobArgument,
+    after: Annotated[int, typer.Option(help="How many tokens you have already.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each chunk, then the result.")] = False,
+    redis: UrlOption = None,
+) -> None:
+    """Show a job's tokens as they come, from any point on.
+
+    Example:  headpond watch chat/order-17 --after 40
+    """
+    with Client(redis) as client:
+        _show_stream(client.job(job), after=after, as_json=as_json)
+
+
+def result(
+    job: JobArgument,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait; default: until it ends.")] = None,
+    from_storage: Annotated[
+        bool, typer.Option("--from-storage", help="Read it from S3, also once Redis has forgotten it.")
+    ] = False,
+    as_json: JsonOption = False,
+    redis: UrlOption = None,
+) -> None:
+    """Wait for a job's end and print its text.
+
+    Example:  headpond result chat/order-17 --json
+    """
+    if from_storage:
+        _print_result(_stored_result(JobId.parse(job)), as_json=as_json)
+        return
+    with Client(redis) as client:
+        _show_result(client.job(job), as_json=as_json, timeout=timeout)
+
+
+def cancel(job: JobArgument, as_json: JsonOption = False, redis: UrlOption = None) -> None:
+    """End a job that has not ended yet.
+
+    Example:  headpond cancel chat/order-17
+    """
+    with Client(redis) as client:
+        state = client.job(job).cancel()
+    typer.echo(json.dumps({"id": job, "state": state.value}) if as_json else f"{job} is {state.value}")
+
+
+def register(app: typer.Typer) -> None:
+    for command in (submit, watch, result, cancel):
+        app.command()(command)
+
+
+def _from_stdin() -> str:
+    raw = sys.stdin.buffer.read(MAX_BODY_BYTES + 1)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if len(raw) > MAX_BODY_BYTES and error.start > MAX_BODY_BYTES - 4:
+            return raw.decode("utf-8", errors="ignore")  # Cut amid a character: too long anyway, and said so later.
+        raise InvalidRequest(
+            f"stdin is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}. Convert it with: iconv -t utf-8",
+            field="prompt",
+        ) from None
+
+
+def _show_stream(job: Job, *, after: int, as_json: bool) -> None:
+    for chunk in job.stream(after=after):
+        if as_json:
+            typer.echo(json.dumps(_chunk_fields(chunk)))
+        else:
+            if chunk.restarted:
+                typer.echo(f"\n[what was shown from token {chunk.offset} on is void]", err=True)
+            write_text(chunk.text)
+    if not as_json:
+        write_text("\n")
+    if as_json:
+        _show_result(job, as_json=True)
+    else:
+        job.result()
+
+
+def _show_result(job: Job, *, as_json: bool, timeout: float | None = None) -> None:
+    try:
+        _print_result(job.result(timeout), as_json=as_json)
+    except JobEnded as error:
+        if as_json:
+            typer.echo(json.dumps(_result_fields(error.result)))
+        raise
+
+
+def _print_result(result: Result, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(_result_fields(result)))
+    else:
+        write_text(result.text + "\n")
+    answer(result)
+
+
+def _stored_result(job_id: JobId) -> Result:
+    for point in entry_points(group=RESULTS_GROUP):
+        read: Any = point.load()
+        found = read(job_id)
+        if not isinstance(found, Result):
+            raise TypeError(f"the entry point {point.value} gave {type(found).__name__}")
+        return found
+    raise MissingFeature("Reading from storage needs the worker side: pip install 'headpond[worker]'")
+
+
+def _chunk_fields(chunk: Chunk) -> dict[str, Any]:
+    return {
+        "offset": chunk.offset,
+        "text": chunk.text,
+        "token_ids": list(chunk.token_ids),
+        "restarted": chunk.restarted,
+    }
+
+
+def _result_fields(result: Result) -> dict[str, Any]:
+    usage, timings = result.usage, result.timings
+    return {
+        "id": result.id,
+        "state": result.state.value,
+        "text": result.text,
+        "token_ids": list(result.token_ids),
+        "finish_reason": result.finish_reason.value,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        },
+        "timings": {
+            "queued_s": timings.queued_s,
+            "first_token_s": timings.first_token_s,
+            "generate_s": timings.generate_s,
+            "tokens_per_s": timings.tokens_per_s,
+        },
+        "model": result.model,
+        "version": result.version,
+        "attempts": result.attempts,
+        "durable": result.durable,
+        "error": result.error,
+    }

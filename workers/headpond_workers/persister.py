@@ -1,0 +1,126 @@
+"""The persister process: ticks each second, and runs the persistence actor on a dramatiq Worker.
+
+    python -m headpond_workers.persister --config headpond.toml
+
+SIGTERM: what the journals hold is committed once more, then it leaves. Exit codes: 0; 78 (EX_CONFIG) no storage is
+configured, or the configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import dramatiq
+
+from headpond.connections import redis_of
+from headpond.errors import ConfigError, HeadpondError, ServiceUnavailable
+from headpond.keys import PERSISTENCE_QUEUE
+from headpond.queue import Server
+from headpond.settings import Settings, load_settings
+from headpond.workers import WorkerRow, WorkerState
+from headpond_workers.persistence.actor import LEASE_S, RETENTION_S, Persistence
+from headpond_workers.persistence.s3 import S3Blobs
+from headpond_workers.persistence.storage_settings import storage_of
+
+logger = logging.getLogger(__name__)
+
+EX_CONFIG = 78
+INTERVAL_S = 1.0
+
+
+class Persister:
+    """The composition root: wires settings, storage, broker and signals."""
+
+    def __init__(self, settings: Settings) -> None:
+        storage = storage_of(settings)
+        if storage is None:
+            raise ConfigError(
+                "no storage: give [storage] endpoint_url, or start everything with: headpond up",
+                where=str(settings.file),
+            )
+        address = redis_of(settings)
+        self._blobs = S3Blobs(storage)
+        self._server = Server(address)
+        self._leave = threading.Event()
+        writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
+        self._persistence = Persistence(address, self._blobs, writer=writer, model_server=self._server)
+
+    def run(self) -> int:
+        """Work until SIGTERM or SIGINT. Returns the exit code."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: self._leave.set())
+        if not self._await_servers():
+            return 0
+        broker = self._persistence.broker
+        pool = dramatiq.Worker(broker, queues={PERSISTENCE_QUEUE}, worker_threads=2)
+        pool.queue_prefetch = 2
+        pool.start()
+        broker.emit_after("process_boot")
+        logger.info("persister_ready")
+        next_tick = time.monotonic()
+        while not self._leave.is_set():
+            try:
+                self._persistence.tick()
+            except HeadpondError as error:
+                logger.warning("tick_failed error=%s", error)
+            next_tick = max(next_tick + INTERVAL_S, time.monotonic())
+            self._leave.wait(next_tick - time.monotonic())
+        pool.stop(timeout=10_000)
+        self._last_commit()
+        broker.close()
+        return 0
+
+    def _await_servers(self) -> bool:
+        """Both servers answer. False if told to leave first."""
+        while not self._leave.is_set():
+            try:
+                self._blobs.ensure_bucket()
+                queue = self._server.queue(PERSISTENCE_QUEUE)
+                row = WorkerRow(
+                    boot=self._persistence.broker.boot, model=PERSISTENCE_QUEUE, version="", host=socket.gethostname(),
+                    pid=os.getpid(), instance="persister", slots=2, busy=0, state=WorkerState.READY, last_error="",
+                    started_ms=int(time.time() * 1000),
+                )  # fmt: skip
+                queue.register(row, lease_s=LEASE_S, retention_s=RETENTION_S)
+            except ServiceUnavailable as error:
+                logger.warning("server_awaited error=%s", error)
+                self._leave.wait(INTERVAL_S)
+                continue
+            return True
+        return False
+
+    def _last_commit(self) -> None:
+        try:
+            for model in self._persistence.models():
+                self._persistence.persist(model)
+        except HeadpondError as error:
+            # What is left stays in the journal, for the next persister.
+            logger.warning("last_commit_failed error=%s", error)
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    parser = argparse.ArgumentParser(prog="headpond-persister", description="Commit the journals to S3 storage.")
+    parser.add_argument("--config", type=Path, required=True, help="headpond.toml")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for noisy in ("dramatiq", "botocore", "boto3", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        code = Persister(load_settings(options.config)).run()
+    except HeadpondError as error:
+        logger.error("persister_failed error=%s", error)
+        code = EX_CONFIG if isinstance(error, ConfigError) else 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
