@@ -14,10 +14,10 @@ local MAX_ATTEMPTS = 25      -- leases of one job before it is quarantined
 local PROGRESS_TOKENS = 8    -- a lease that made as many is no strike
 local SWEEP_LIMIT = 100      -- jobs that one tick moves
 
-local state_of = call('HMGET', meta, 'inc', 'state', 'storage', 'lease_ms', 'last_tick', 'retention_ms')
+local state_of = call('HMGET', meta, 'inc', 'state', 'storage', 'lease_ms', 'last_tick', 'retention_ms', 'graced')
 local inc, open, storage = tonumber(state_of[1]), state_of[2] == 'open', state_of[3] == '1'
 local lease_ms, last_tick = tonumber(state_of[4] or 10000), tonumber(state_of[5])
-local retention_ms = tonumber(state_of[6] or 86400000)
+local retention_ms, graced = tonumber(state_of[6] or 86400000), state_of[7] == '1'
 
 local function clock(arg)
   if arg ~= '' then return tonumber(arg) end
@@ -88,6 +88,8 @@ local function end_job(id, r, state, reason, now)
   elseif r[STATE] == 'queued' then call('ZREM', ready_key(r[LANE], r[BAND]), id)
   elseif r[STATE] == 'delayed' then call('ZREM', delayed, id) end
   call('ZREM', deadlines, id)
+  -- A reader may be ahead of a server that went back: below its last entry it would never see the end (Q9).
+  if r[GEN] < inc then write_rewound(id, r, r[OFFSET], 'the server restarted') end
   r[STATE], r[REASON], r[ENDED] = state, reason, now
   write_entry(id, r, 'e', cmsgpack.pack({ 1, 'ended', r[OFFSET], state }))
   save_run(id, r)
@@ -116,10 +118,17 @@ end
 -- Q8: due jobs become ready, deadlines end jobs, ended leases come back, retention ends. Run by every claim,
 -- renewal, waiting reader and persister, so that it happens with no worker alive.
 local function sweep(now)
-  if last_tick and (now < last_tick or now - last_tick > lease_ms / 2) then
-    -- The server was away, or its clock went back: no worker can be blamed for silence.
+  local back = last_tick and now < last_tick
+  local late = last_tick and now - last_tick > lease_ms / 2
+  if back or (late and not graced) then
+    -- The server was away, or its clock went back: no worker can be blamed for silence. However long it lasted,
+    -- each lease has its whole length again; however far the clock went back, it has no more than that.
     local all = call('ZRANGE', leases, 0, -1, 'WITHSCORES')
-    for i = 1, #all, 2 do call('ZADD', leases, tonumber(all[i + 1]) + lease_ms, all[i]) end
+    for i = 1, #all, 2 do
+      call('ZADD', leases, (back and now or math.max(now, tonumber(all[i + 1]))) + lease_ms, all[i])
+    end
+    -- Once, until a worker renews: where only a rare reader looks, the leases of dead workers must end too.
+    if late then call('HSET', meta, 'graced', '1') end
   end
   call('HSET', meta, 'last_tick', int(now))
   local left = SWEEP_LIMIT

@@ -10,7 +10,7 @@ for i = 3, #ARGV, 2 do
     r[PARKED] = fence
     take_back(id, r, now, ARGV[2] == '1')
     replies[#replies + 1] = 'parked'
-  elseif r and r[PARKED] == fence then replies[#replies + 1] = 'parked'
+  elseif r and fence ~= '' and r[PARKED] == fence then replies[#replies + 1] = 'parked'
   else replies[#replies + 1] = no end
 end
 return replies

@@ -8,6 +8,7 @@ local held = prefix .. 'held:' .. boot
 if ARGV[4] ~= '' then call('HSET', workers, boot, ARGV[4]) end
 call('HSET', workers, boot .. ':seen', int(now))
 sweep(now)
+call('HDEL', meta, 'graced')
 local replies, named = {}, {}
 for i = 5, #ARGV, 2 do
   local id, fence = ARGV[i], ARGV[i + 1]

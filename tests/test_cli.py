@@ -1,0 +1,302 @@
+"""The producer's commands, run as a person or a script runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from conftest import Deployment, eventually
+from headpond.cli.terminal import escape_controls
+from headpond.models import ModelRow
+
+HEADPOND = Path(sys.executable).with_name("headpond")
+MODEL = """
+[models.chat]
+engine = "scripted"
+tokens_per_s = 500
+answer_tokens = 30
+[models.slow]
+engine = "scripted"
+tokens_per_s = 20
+answer_tokens = 400
+"""
+
+
+def run(
+    *arguments: str, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("HEADPOND_")}
+    return subprocess.run(
+        [str(HEADPOND), *arguments], cwd=cwd, input=stdin, capture_output=True, timeout=60, env=clean | (env or {}),
+        check=False,
+    )  # fmt: skip
+
+
+def said(finished: subprocess.CompletedProcess[bytes]) -> str:
+    """What a person was told. Never a traceback."""
+    text = finished.stderr.decode()
+    assert "Traceback" not in text
+    assert "Traceback" not in finished.stdout.decode(errors="replace")
+    return text
+
+
+@pytest.fixture
+def serving(deployment: Deployment) -> Deployment:
+    deployment.configure(MODEL)
+    deployment.start("chat", "chat-0")
+    return deployment
+
+
+@pytest.fixture
+def configured(deployment: Deployment) -> Deployment:
+    """Two models are configured, and no worker is alive."""
+    deployment.configure(MODEL)
+    server = deployment.server()
+    for name in ("chat", "slow"):
+        server.configure_model(name, ModelRow("scripted", 0, False, 8192))
+    return deployment
+
+
+def test_submit_streams_text_and_prints_the_id_beside_it(serving: Deployment) -> None:
+    done = run("submit", "chat", "hello", "--seed", "3", cwd=serving.folder)
+    assert done.returncode == 0
+    job_id = said(done).strip()
+    assert job_id.startswith("chat/")
+    again = run("result", job_id, cwd=serving.folder)
+    assert again.stdout == done.stdout
+    assert len(done.stdout.split()) > 10
+
+
+def test_submit_as_json_gives_one_result_object(serving: Deployment) -> None:
+    done = run(
+        "submit", "chat", "hello", "--json", "--max-tokens", "7", "--temperature", "0.5", "--top-p", "0.9", "--seed",
+        "1", "--id", "chat/mine", cwd=serving.folder,
+    )  # fmt: skip
+    result = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert result["id"] == "chat/mine"
+    assert result["finish_reason"] == "length"
+    assert len(result["token_ids"]) == result["usage"]["completion_tokens"] == 7
+    assert result["attempts"] == 1
+    assert result["durable"] is False
+
+
+def test_stop_ends_the_answer_before_the_text(serving: Deployment) -> None:
+    whole = run("submit", "chat", "hello", "--seed", "3", cwd=serving.folder).stdout.decode()
+    word = whole.split()[4]
+    cut = run("submit", "chat", "hello", "--seed", "3", "--stop", word, "--json", cwd=serving.folder)
+    result = json.loads(cut.stdout)
+    assert result["finish_reason"] == "stop"
+    assert result["text"] == whole[: whole.index(word)]
+
+
+def test_a_prompt_can_come_from_stdin(serving: Deployment) -> None:
+    typed = run("submit", "chat", "hello", "--seed", "3", cwd=serving.folder)
+    piped = run("submit", "chat", "-", "--seed", "3", cwd=serving.folder, stdin=b"hello")
+    assert piped.returncode == 0
+    assert piped.stdout == typed.stdout
+
+
+def test_detach_prints_the_id_and_watch_follows_from_any_token(serving: Deployment) -> None:
+    detached = run("submit", "chat", "hello", "--detach", cwd=serving.folder)
+    job_id = detached.stdout.decode().strip()
+    watched = run("watch", job_id, "--json", cwd=serving.folder)
+    *chunks, result = [json.loads(line) for line in watched.stdout.splitlines()]
+    ids = [i for chunk in chunks for i in chunk["token_ids"]]
+    assert ids == result["token_ids"]
+    rest = run("watch", job_id, "--json", "--after", "12", cwd=serving.folder)
+    *chunks, _ = [json.loads(line) for line in rest.stdout.splitlines()]
+    assert chunks[0]["offset"] == 12
+    assert [i for chunk in chunks for i in chunk["token_ids"]] == ids[12:]
+
+
+def test_cancel_ends_a_job_and_its_watcher_hears_of_it(serving: Deployment) -> None:
+    serving.start("slow", "slow-0")
+    job_id = run("submit", "slow", "hello", "--detach", cwd=serving.folder).stdout.decode().strip()
+    watcher = subprocess.Popen(
+        [str(HEADPOND), "watch", job_id], cwd=serving.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    queue = serving.queue("slow")
+    eventually(lambda: (row := queue.run_row(job_id)) is not None and row.offset > 3, what="four tokens")
+    cancelled = run("cancel", job_id, "--json", cwd=serving.folder)
+    assert json.loads(cancelled.stdout) == {"id": job_id, "state": "cancelled"}
+    out, err = watcher.communicate(timeout=30)
+    assert watcher.returncode == 5
+    assert b"was cancelled after" in err
+    assert b"Traceback" not in err
+    assert len(out.split()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "code", "words"),
+    [
+        (["submit", "chatt", "hi"], b"", 2, ["chatt", "chat, slow"]),
+        (["submit", "chat", ""], b"", 2, ["empty"]),
+        (["submit", "chat", "-"], b"", 2, ["empty"]),
+        (["submit", "chat", "-"], b"caf\xe9", 2, ["not UTF-8", "byte 3", "0xe9"]),
+        (["submit", "chat", "-"], b"x" * (1 << 20), 2, ["1048576", "bytes"]),
+        (["submit", "chat", "-"], "é".encode() * (1 << 20), 2, ["bytes"]),
+        (["submit", "chat", "hi", "--max-tokens", "-3"], b"", 2, ["max_tokens"]),
+        (["submit", "chat", "hi", "--temperature", "-1"], b"", 2, ["temperature"]),
+        (["submit", "chat", "hi", "--id", "slow/x"], b"", 2, ["slow", "chat/x"]),
+        (["submit", "chat", "hi", "--max-tokens", "many"], b"", 2, ["--max-tokens"]),
+        (["watch", "nonsense"], b"", 2, ["<model>/<slug>"]),
+        (["result", "chat/never"], b"", 4, ["does not hold", "--from-storage"]),
+        (["watch", "chat/never"], b"", 4, ["does not hold"]),
+        (["cancel", "chat/never"], b"", 4, ["does not hold"]),
+        (["nonsense"], b"", 2, ["nonsense"]),
+    ],
+)
+def test_bad_input_is_refused_plainly_and_nothing_is_enqueued(
+    configured: Deployment, arguments: Sequence[str], stdin: bytes, code: int, words: Sequence[str]
+) -> None:
+    done = run(*arguments, cwd=configured.folder, stdin=stdin)
+    told = said(done)
+    assert done.returncode == code, told
+    for word in words:
+        assert word in told
+    assert configured.queue("chat").ids() == []
+
+
+def test_a_prompt_that_is_not_unicode_is_refused(serving: Deployment) -> None:
+    done = subprocess.run(
+        [bytes(HEADPOND), b"submit", b"chat", b"caf\xe9"],
+        cwd=serving.folder,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "not valid Unicode" in said(done)
+
+
+def test_a_prompt_longer_than_the_context_fails_with_both_numbers_and_the_worker_lives(serving: Deployment) -> None:
+    done = run("submit", "chat", "-", cwd=serving.folder, stdin=b"x" * 9000)
+    told = said(done)
+    assert done.returncode == 5
+    assert "8192" in told
+    assert "90" in told
+    assert run("submit", "chat", "hi", cwd=serving.folder).returncode == 0
+
+
+def test_a_server_that_is_not_there_is_named_with_where_it_is_configured_within_five_seconds(tmp_path: Path) -> None:
+    (tmp_path / "headpond.toml").write_text('[redis]\nurl = "redis://user:secret@127.0.0.1:1/0"\n')
+    began = time.monotonic()
+    done = run("submit", "chat", "hi", cwd=tmp_path)
+    took_s = time.monotonic() - began
+    told = said(done)
+    assert done.returncode == 3
+    assert "redis://127.0.0.1:1/0" in told
+    assert str(tmp_path / "headpond.toml") in told
+    assert "secret" not in told
+    assert took_s < 5
+
+
+def test_a_storage_that_is_not_there_is_named_with_where_it_is_configured_within_five_seconds(tmp_path: Path) -> None:
+    (tmp_path / "headpond.toml").write_text(
+        '[storage]\nendpoint_url = "http://127.0.0.1:1"\naccess_key = {env = "K"}\nsecret_key = {env = "K"}\n'
+    )
+    began = time.monotonic()
+    done = run("result", "chat/x", "--from-storage", cwd=tmp_path, env={"K": "hunter2secret"})
+    took_s = time.monotonic() - began
+    told = said(done)
+    assert done.returncode == 3
+    assert "http://127.0.0.1:1" in told
+    assert str(tmp_path / "headpond.toml") in told
+    assert "hunter2secret" not in told
+    assert took_s < 6
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[models.chat]\nengine = 'scripted'\n[models.chat]\nengine = 'scripted'\n", ["line 3"]),
+        ("[models.Chat]\nengine = 'scripted'\n", ["models.Chat", "small letter"]),
+        ("[models.chat]\nengine = 'scripted'\nslotz = 4\n", ["slotz", "slots"]),
+        ("[model.chat]\nengine = 'scripted'\n", ["model", "models"]),
+        ("[models.chat]\nengine = 'scriptd'\n", ["scriptd", "scripted"]),
+        ("[models.chat\n", ["line 1"]),
+    ],
+)
+def test_a_configuration_error_names_the_file_the_key_and_the_nearest_name(
+    tmp_path: Path, text: str, words: Sequence[str]
+) -> None:
+    config = tmp_path / "headpond.toml"
+    config.write_text(text)
+    done = run("up", "--detach", cwd=tmp_path)
+    told = said(done)
+    assert done.returncode == 2, told
+    assert str(config) in told
+    for word in words:
+        assert word in told
+
+
+def test_every_command_refuses_a_wrong_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "headpond.toml"
+    config.write_text("[modles]\n")
+    for command in (["up"], ["status"], ["submit", "chat", "hi"], ["worker", "chat"], ["result", "chat/x"]):
+        done = run(*command, cwd=tmp_path)
+        assert done.returncode in (2, 78)
+        assert "did you mean 'models'" in said(done)
+
+
+def test_no_configuration_anywhere_says_what_to_do(tmp_path: Path) -> None:
+    for command in (["submit", "chat", "hi"], ["up"], ["status"], ["worker", "chat"], ["persister"]):
+        done = run(*command, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "headpond.toml" in said(done)
+
+
+def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
+    for command in (
+        "submit",
+        "watch",
+        "result",
+        "cancel",
+        "up",
+        "down",
+        "status",
+        "logs",
+        "scale",
+        "worker",
+        "persister",
+    ):
+        done = run(command, "--help", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "xample" in done.stdout.decode()
+
+
+def test_output_that_is_cut_off_ends_the_command_quietly(serving: Deployment) -> None:
+    command = f"{HEADPOND} submit chat hello --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["/bin/bash", "-c", command], cwd=serving.folder, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert b"BrokenPipe" not in done.stderr
+
+
+def test_control_characters_are_shown_not_sent() -> None:
+    assert escape_controls("a\x1b[2Jb\r\x07\x9b\n\tc\u202e") == "a\\x1b[2Jb\\x0d\\x07\\x9b\n\tc\\u202e"
+    assert escape_controls("caf\u00e9 \N{WATER WAVE}") == "caf\u00e9 \N{WATER WAVE}"
+
+
+def test_a_terminal_gets_escaped_text_and_a_pipe_gets_it_as_it_is(serving: Deployment) -> None:
+    script = "from headpond.cli.terminal import write_text; write_text('a\\x1b[31mb')"
+    piped = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert piped.stdout == b"a\x1b[31mb"
+    master, slave = pty.openpty()
+    try:
+        subprocess.run([sys.executable, "-c", script], stdout=slave, check=True)
+        assert os.read(master, 100) == b"a\\x1b[31mb"
+    finally:
+        os.close(master)
+        os.close(slave)

@@ -1,0 +1,80 @@
+"""Bring what supervisord runs in line with what it should run, touching nothing that is right already.
+
+First the files, then the processes: a command that is killed between the two is put right by the next one,
+since supervisord compares its files with what it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from headpond.settings import Settings
+from headpond_workers.supervision.private_files import write_private
+from headpond_workers.supervision.programs import (
+    CONF_FOLDER,
+    SERVER_STOP_WAIT_S,
+    STARTS_FOLDER,
+    STOP_MARGIN_S,
+    Program,
+    render,
+    split_worker_name,
+)
+from headpond_workers.supervision.supervisor import Supervisor
+
+LONGEST_DRAIN_S = 86_400.0
+"""Of a worker whose settings are gone from the configuration; supervisord still knows its own bound."""
+KILL_MARGIN_S = 15.0
+
+
+def converge(
+    supervisor: Supervisor,
+    wanted: Sequence[Program],
+    *,
+    keep: Collection[str] = (),
+    settings: Settings,
+    progress: Callable[[str], None],
+) -> None:
+    """Make supervisord run `wanted`, the programs named in `keep` as they are, and nothing else."""
+    write_files(settings.state_folder, wanted, keep=keep)
+    changes = supervisor.reload()
+    for name in changes.changed:
+        # One after the other: a model with several workers goes on being served.
+        progress(f"{name} has other settings now; it is restarted")
+        supervisor.stop([name], timeout_s=stop_timeout_s(settings, [name]), progress=progress)
+        supervisor.remove(name)
+        supervisor.add(name)
+    for name in changes.added:
+        supervisor.add(name)
+        progress(f"{name} started")
+    # Last: a worker that was just restarted on another server may have needed the old one for its drain.
+    retired = list(changes.removed)
+    supervisor.stop(retired, timeout_s=stop_timeout_s(settings, retired), progress=progress)
+    for name in retired:
+        supervisor.remove(name)
+        (settings.state_folder / STARTS_FOLDER / name).unlink(missing_ok=True)
+
+
+def write_files(state_folder: Path, wanted: Sequence[Program], *, keep: Collection[str]) -> None:
+    """One file a program of `wanted`; those of `keep` stay; all others go."""
+    folder = state_folder / CONF_FOLDER
+    for program in wanted:
+        path, text = folder / f"{program.name}.conf", render(program)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_private(path, text)
+    names = {program.name for program in wanted} | set(keep)
+    for path in folder.glob("*.conf"):
+        if path.name.removesuffix(".conf") not in names:
+            path.unlink()
+
+
+def stop_timeout_s(settings: Settings, names: Sequence[str]) -> float:
+    """Longer than supervisord itself waits before it sends SIGKILL."""
+    longest = float(SERVER_STOP_WAIT_S)
+    for name in names:
+        split = split_worker_name(name)
+        if split is not None:
+            model = settings.models.get(split[0])
+            drain_s = model.drain_timeout_s if model is not None else LONGEST_DRAIN_S
+            longest = max(longest, drain_s + STOP_MARGIN_S)
+    return longest + KILL_MARGIN_S

@@ -1,0 +1,178 @@
+"""Start a program with a small environment: `launcher [OPTION]... -- COMMAND [ARGUMENT]...`
+
+supervisord hands its whole environment to every child; one model's keys are no business of another model's
+process. This program keeps what a process needs to run at all, and what its model asks for by name:
+
+    always    PATH, HOME, USER, LOGNAME, SHELL, LANG, LANGUAGE, LC_*, TZ, TMPDIR, TERM
+              XDG_*                   caches and runtime folders
+              VIRTUAL_ENV, PYTHON*    the interpreter's own settings
+              LD_LIBRARY_PATH         where drivers' libraries are found
+              SSL_CERT_FILE, SSL_CERT_DIR, REQUESTS_CA_BUNDLE, AWS_CA_BUNDLE
+              NO_PROXY, no_proxy      but no *_PROXY, which often hold a password
+              OMP_*, MKL_*, OPENBLAS_NUM_THREADS, GGML_*, LLAMA_*    threads and kernels of engines
+              CUDA_*, NVIDIA_*, HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES    devices
+              HEADPOND_*              headpond's own settings, except HEADPOND_MODELS__* of other models
+    --allow NAME, --allow-prefix PREFIX    what this program alone may see: secrets that its model refers to
+
+Everything else is dropped: cloud credentials, tokens, other models' keys.
+
+With --backoff, a program that keeps ending within SHORT_LIFE_S is held back before each start, 1 s longer each
+time up to LONGEST_DELAY_S: FILE remembers how often. It is never given up. On Linux the program also gets a
+SIGTERM if supervisord dies, so that a deployment without its supervisor stops instead of lingering, and the
+next `headpond up` finds its ports free.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+ALWAYS_ALLOWED = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LANGUAGE",
+    "LC_*",
+    "TZ",
+    "TMPDIR",
+    "TERM",
+    "XDG_*",
+    "VIRTUAL_ENV",
+    "PYTHON*",
+    "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "AWS_CA_BUNDLE",
+    "NO_PROXY",
+    "no_proxy",
+    "OMP_*",
+    "MKL_*",
+    "OPENBLAS_NUM_THREADS",
+    "GGML_*",
+    "LLAMA_*",
+    "CUDA_*",
+    "NVIDIA_*",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HEADPOND_*",
+)
+OF_ONE_MODEL = "HEADPOND_MODELS__"
+USAGE_STATUS = 64
+"""EX_USAGE."""
+CANNOT_EXECUTE_STATUS = 78
+"""EX_CONFIG: starting it again would not help."""
+SHORT_LIFE_S = 2.0
+LONGEST_DELAY_S = 10.0
+HELD_BACK = "headpond launcher: it keeps ending at once"
+_PR_SET_PDEATHSIG = 1
+_USAGE = "usage: launcher [--allow NAME]... [--allow-prefix PREFIX]... [--backoff FILE] -- COMMAND [ARGUMENT]..."
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What the arguments ask for."""
+
+    command: tuple[str, ...]
+    allow: frozenset[str] = frozenset()
+    allow_prefixes: tuple[str, ...] = ()
+    backoff: Path | None = None
+
+
+def allowed_environment(
+    environment: Mapping[str, str], allow: Collection[str] = (), allow_prefixes: Iterable[str] = ()
+) -> dict[str, str]:
+    """What of `environment` a program may see: the names above, those in `allow`, those with a prefix."""
+    prefixes = tuple(allow_prefixes)
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in allow or name.startswith(prefixes) or _always_allowed(name)
+    }
+
+
+def parse(arguments: Sequence[str]) -> Launch:
+    """Raises ValueError saying what is wrong with the arguments."""
+    values: dict[str, list[str]] = {"--allow": [], "--allow-prefix": [], "--backoff": []}
+    rest = list(arguments)
+    while rest and rest[0] != "--":
+        option = rest.pop(0)
+        if option not in values or not rest or not rest[0] or rest[0] == "--":
+            raise ValueError(f"unexpected {option!r}; {_USAGE}")
+        values[option].append(rest.pop(0))
+    if len(rest) < 2:
+        raise ValueError(f"no command; {_USAGE}")
+    backoff = Path(values["--backoff"][-1]) if values["--backoff"] else None
+    return Launch(tuple(rest[1:]), frozenset(values["--allow"]), tuple(values["--allow-prefix"]), backoff)
+
+
+def hold_back(file: Path, *, now_s: float) -> float:
+    """Note a start in `file`, and return how many seconds to wait before it.
+
+    The file holds "<short lives in a row> <time of the last start>". One that cannot be read counts as none:
+    waiting is a courtesy to the other processes of the machine, and no reason not to start.
+    """
+    try:
+        streak_text, last_text = file.read_text(encoding="ascii").split()
+        streak, last_s = int(streak_text), float(last_text)
+    except (OSError, ValueError):
+        streak, last_s = 0, -math.inf
+    streak = streak + 1 if 0 <= now_s - last_s < SHORT_LIFE_S else 0
+    delay_s = min(float(streak), LONGEST_DELAY_S)
+    try:
+        file.write_text(f"{streak} {now_s + delay_s:.3f}", encoding="ascii")
+    except OSError as error:
+        print(f"headpond launcher: cannot write {file}: {error.strerror}", file=sys.stderr)
+    return delay_s
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Become the command. Returns an exit status only if that fails."""
+    try:
+        launch = parse(sys.argv[1:] if arguments is None else arguments)
+    except ValueError as error:
+        print(f"headpond launcher: {error}", file=sys.stderr)
+        return USAGE_STATUS
+    _end_with_parent()
+    if launch.backoff is not None and (delay_s := hold_back(launch.backoff, now_s=time.time())):
+        print(f"{HELD_BACK}; next start in {delay_s:g} s", file=sys.stderr)
+        time.sleep(delay_s)
+    command = launch.command
+    environment = allowed_environment(os.environ, launch.allow, launch.allow_prefixes)
+    try:
+        os.execvpe(command[0], command, environment)  # noqa: S606 - its purpose
+    except OSError as error:
+        print(f"headpond launcher: cannot run {command[0]}: {error.strerror}", file=sys.stderr)
+    return CANNOT_EXECUTE_STATUS
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel for a SIGTERM when the parent dies; exec keeps that wish. Does nothing but on Linux."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
+        # Not fatal: the program runs as it should, and `headpond down` still stops it.
+        print(f"headpond launcher: prctl failed: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
+    if os.getppid() != parent:  # it died before the kernel had our wish
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _always_allowed(name: str) -> bool:
+    return not name.startswith(OF_ONE_MODEL) and any(fnmatchcase(name, pattern) for pattern in ALWAYS_ALLOWED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

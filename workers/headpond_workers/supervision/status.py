@@ -1,0 +1,170 @@
+"""What runs: the workers' own rows in Redis, joined with what supervisord sees of their processes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headpond.workers import WorkerRow, WorkerState
+from headpond_workers.supervision.programs import WORKER_ENDS_FOR_GOOD, split_worker_name
+from headpond_workers.supervision.supervisor import Process, ProcessState
+
+SILENT_AFTER_S = 15.0
+"""A ready worker renews its row with its leases; one that says nothing for longer, or for two leases, is stuck
+or gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """How many jobs of one model stand where."""
+
+    model: str
+    ready: int
+    delayed: int
+    running: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker. instance: its program, `chat-0`. pid: 0 if no process runs. version: empty until loaded."""
+
+    instance: str
+    model: str
+    version: str
+    pid: int
+    host: str
+    slots: int
+    busy: int
+    state: WorkerState
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentStatus:
+    queues: tuple[QueueStatus, ...]
+    workers: tuple[WorkerStatus, ...]
+
+    def document(self) -> dict[str, Any]:
+        """As `headpond status --json` prints it."""
+        return {
+            "queues": [
+                {
+                    "model": queue.model,
+                    "ready": queue.ready,
+                    "delayed": queue.delayed,
+                    "running": queue.running,
+                    "dead": queue.dead,
+                }
+                for queue in self.queues
+            ],
+            "workers": [
+                {
+                    "model": worker.model,
+                    "version": worker.version,
+                    "pid": worker.pid,
+                    "host": worker.host,
+                    "slots": worker.slots,
+                    "busy": worker.busy,
+                    "state": worker.state.value,
+                    "last_error": worker.last_error,
+                }
+                for worker in self.workers
+            ],
+        }
+
+
+def join(
+    processes: Mapping[str, Process],
+    rows: Iterable[WorkerRow],
+    *,
+    host: str,
+    now_ms: int,
+    lease_s: Mapping[str, float],
+    last_log_line: Callable[[str], str],
+) -> list[WorkerStatus]:
+    """Every worker of this machine's supervisord, and every other one that was heard of lately, by instance.
+
+    A row counts for a process only if it names its pid: rows of a program's earlier lives may linger. Where
+    there is none, the process' state stands in for it. lease_s: of each model of the configuration.
+    last_log_line: the end of a program's log, by name.
+    """
+    rows = list(rows)
+
+    def silent_s(row: WorkerRow) -> float:
+        seconds = (now_ms - row.seen_ms) / 1000
+        return seconds if seconds > max(SILENT_AFTER_S, 2 * lease_s.get(row.model, 0.0)) else 0.0
+
+    found: list[WorkerStatus] = []
+    matched: set[str] = set()
+    for name, process in processes.items():
+        split = split_worker_name(name)
+        if split is None:
+            continue
+        of_instance = [row for row in rows if row.instance == name]
+        row = next((row for row in of_instance if process.pid and row.pid == process.pid), None)
+        if row is not None and not process.state.ended:
+            matched.add(row.boot)
+            found.append(_from_row(row, silent_s=silent_s(row)))
+        else:
+            latest = max((row for row in of_instance if row.host == host), key=lambda row: row.started_ms, default=None)
+            found.append(_from_process(process, split[0], latest, host=host, last_log_line=last_log_line))
+    elsewhere = [
+        _from_row(row, silent_s=silent_s(row))
+        for row in rows
+        if row.boot not in matched and not (row.host == host and row.instance in processes) and not silent_s(row)
+    ]
+    return sorted(found + elsewhere, key=lambda worker: (worker.model, worker.host, _order(worker.instance)))
+
+
+def _from_row(row: WorkerRow, *, silent_s: float) -> WorkerStatus:
+    # One that is loading says nothing until it has loaded.
+    awaited = silent_s and row.state in (WorkerState.READY, WorkerState.DRAINING)
+    silent = f"silent for {silent_s:.0f} s" if awaited else ""
+    return WorkerStatus(
+        instance=row.instance,
+        model=row.model,
+        version=row.version,
+        pid=row.pid,
+        host=row.host,
+        slots=row.slots,
+        busy=row.busy,
+        state=row.state,
+        last_error="; ".join(text for text in (silent, row.last_error) if text),
+    )
+
+
+def _from_process(
+    process: Process, model: str, latest: WorkerRow | None, *, host: str, last_log_line: Callable[[str], str]
+) -> WorkerStatus:
+    match process.state:
+        case ProcessState.STARTING | ProcessState.RUNNING:
+            state, error = WorkerState.STARTING, ""
+        case ProcessState.BACKOFF:
+            state, error = WorkerState.STARTING, last_log_line(process.name)
+        case ProcessState.STOPPING:
+            state, error = WorkerState.DRAINING, ""
+        case ProcessState.STOPPED:
+            state, error = WorkerState.FAILED, "it was stopped; start it with: headpond up"
+        case ProcessState.EXITED if process.exit_status not in WORKER_ENDS_FOR_GOOD:
+            state, error = WorkerState.STARTING, last_log_line(process.name)  # supervisord starts it again at once
+        case _:
+            own_words = latest.last_error if latest is not None and latest.state is WorkerState.FAILED else ""
+            state = WorkerState.FAILED
+            error = own_words or last_log_line(process.name) or f"it ended with status {process.exit_status}"
+    return WorkerStatus(
+        instance=process.name,
+        model=model,
+        version="",
+        pid=process.pid,
+        host=host,
+        slots=0,
+        busy=0,
+        state=state,
+        last_error=error,
+    )
+
+
+def _order(instance: str) -> tuple[str, int]:
+    return split_worker_name(instance) or (instance, -1)
