@@ -115,8 +115,15 @@ def redis_of(settings: Settings) -> RedisAddress:
 
 
 def _checked(url: object, where: str) -> str:
-    if not isinstance(url, str) or urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+    if not isinstance(url, str) or not url.startswith(("redis://", "rediss://", "unix://")):
         raise ConfigError("a Redis url begins with redis://, rediss:// or unix://", where=where)
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        # What is said of it would quote the url, and that may hold a password.
+        raise ConfigError(
+            "host or port of the Redis url cannot be read; in a password, write / as %2F and # as %23", where=where
+        ) from None
     return url
 
 

@@ -28,7 +28,10 @@
     |- BlobError                what S3-compatible storage answered
     |  |- BlobMissing
     |  |- BlobChanged           a conditional put lost
-    |  `- BlobCorrupt
+    |  |- BlobCorrupt
+    |  |- CommitLost             another writer committed first (nothing is lost)
+    |  |- StaleIncarnation       Redis went back in time without noticing
+    |  `- HistoryMismatch        storage and Redis hold different histories
     `- DeploymentError          `headpond up` and its relatives could not do what was asked
 
 `retry` says whether the same call may succeed later without a change.
@@ -267,6 +270,37 @@ class BlobChanged(BlobError):
 class BlobCorrupt(BlobError):
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(key, f"corrupt object: {reason}")
+
+
+class CommitLost(BlobError):
+    """Another writer moved the head first. The batch is abandoned: its entries are still in the journal, and what
+    of them is already in the chain shows in the watermark of the head. Read the head, then commit again."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key, "another writer committed first; read the head again, then commit what is left")
+
+
+class StaleIncarnation(BlobError):
+    """Redis names a lower incarnation than storage has seen: it went back in time without noticing, so its journal
+    ids may name other entries than the ones in the chain. Nothing was committed."""
+
+    def __init__(self, key: str, *, inc: int, head_inc: int) -> None:
+        super().__init__(
+            key, f"Redis is at incarnation {inc}, storage has seen {head_inc}; raise it in Redis above that first"
+        )
+        self.inc = inc
+        self.head_inc = head_inc
+
+
+class HistoryMismatch(BlobError):
+    """Storage and Redis hold different histories of one model. Nothing was committed."""
+
+    def __init__(self, key: str, *, found: str, wanted: str) -> None:
+        super().__init__(
+            key,
+            f"storage holds {found}, Redis {wanted}. Nothing is committed until [storage] names the bucket of this "
+            "Redis again; the journal keeps what waits.",
+        )
 
 
 class DeploymentError(HeadpondError):

@@ -40,5 +40,5 @@ def unpack_model(data: bytes) -> ModelRow:
         return ModelRow(
             str(fields["engine"]), int(fields["max_queued"]), bool(fields["storage"]), int(fields["context_tokens"])
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise MalformedDocument(MODEL_SCHEMA, repr(error)) from error

@@ -21,8 +21,9 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headpond.errors import ConfigError, InvalidRequest
 from headpond.jobs import check_model_name
@@ -37,6 +38,7 @@ class _Table(BaseModel):
 
 
 _T = TypeVar("_T", bound=_Table)
+_REFERENCE = 'a secret is a reference: {env = "NAME"} or {file = "PATH"}'
 
 
 class SecretRef(_Table):
@@ -45,10 +47,17 @@ class SecretRef(_Table):
     env: str | None = None
     file: Path | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _not_the_secret(cls, value: object) -> object:
+        if isinstance(value, SecretRef) or (isinstance(value, dict) and value.keys() <= {"env", "file"}):
+            return value
+        raise ValueError(_REFERENCE)
+
     @model_validator(mode="after")
     def _one_place(self) -> SecretRef:
         if (self.env is None) == (self.file is None):
-            raise ValueError('a secret is a reference: {env = "NAME"} or {file = "PATH"}')
+            raise ValueError(_REFERENCE)
         return self
 
     def resolve(self, *, where: str) -> str:
@@ -59,14 +68,26 @@ class SecretRef(_Table):
                 raise ConfigError(f"the environment variable {self.env} is not set", where=where)
             return value
         try:
-            return (self.file or Path()).read_text().strip()
+            value = (self.file or Path()).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigError(f"cannot read the secret file {self.file}: {error.strerror}", where=where) from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"the secret file {self.file} is not text", where=where) from None
+        if not value:
+            raise ConfigError(f"the secret file {self.file} is empty", where=where)
+        return value
 
 
 class RedisSettings(_Table):
     url: str | None = None
     password: SecretRef | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _no_secret(cls, url: str | None) -> str | None:
+        if url is not None and urlsplit(url).password:
+            raise ValueError('holds a password; take it out and write password = {env = "NAME"} or {file = "PATH"}')
+        return url
 
 
 class StorageSettings(_Table):
@@ -92,7 +113,7 @@ class _Model(_Table):
     """A sequence that makes no step for so long is no longer renewed."""
     max_queued: Annotated[int, Field(ge=0)] = 0
     """Jobs that may wait; 0 is no bound."""
-    retention_s: Annotated[float, Field(ge=1)] = 86400.0
+    retention_s: Annotated[float, Field(ge=1, le=10 * 365 * 86400)] = 86400.0
     """How long Redis keeps an ended job."""
 
 
@@ -102,7 +123,7 @@ class ScriptedModel(_Model):
     engine: Literal["scripted"]
     tokens_per_s: Annotated[float, Field(gt=0, le=1e6)] = 80.0
     """Of each sequence."""
-    prefill_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
+    prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
     context_tokens: Annotated[int, Field(ge=16)] = 8192
     answer_tokens: Annotated[int, Field(ge=1)] | None = None
     """Where the model ends its answer by itself; None: between 40 and 400, by the prompt and seed."""
@@ -213,10 +234,12 @@ def check_settings(tables: dict[str, Any], *, file: Path) -> Settings:
         except InvalidRequest as error:
             raise ConfigError(f"[{section}]: {error}", where=where) from None
         models[name] = _check_model(table, defaults, section=section, where=where, folder=file.parent)
+    redis = _table(tables.get("redis", {}), "redis", where)
+    storage = _table(tables.get("storage", {}), "storage", where)
     return Settings(
         file=file,
-        redis=_check(RedisSettings, _table(tables.get("redis", {}), "redis", where), "redis", where),
-        storage=_check(StorageSettings, _table(tables.get("storage", {}), "storage", where), "storage", where),
+        redis=_check_anchored(RedisSettings, redis, "redis", where, folder=file.parent),
+        storage=_check_anchored(StorageSettings, storage, "storage", where, folder=file.parent),
         models=models,
     )
 
@@ -238,9 +261,22 @@ def _check_model(
     merged = {k: v for k, v in defaults.items() if k in kind.model_fields} | table
     model = _check(kind, merged, section, where)
     path = getattr(model, "path", None)
-    if path is not None and not path.expanduser().is_absolute():
-        model = model.model_copy(update={"path": folder / path})
+    if path is not None:
+        model = model.model_copy(update={"path": folder / path.expanduser()})
     return model
+
+
+def _check_anchored(kind: type[_T], table: dict[str, Any], section: str, where: str, *, folder: Path) -> _T:
+    """A checked table whose secret files are relative to the file that names them."""
+    checked = _check(kind, table, section, where)
+    secrets = {name: getattr(checked, name) for name in kind.model_fields}
+    return checked.model_copy(
+        update={
+            name: ref.model_copy(update={"file": folder / ref.file.expanduser()})
+            for name, ref in secrets.items()
+            if isinstance(ref, SecretRef) and ref.file is not None
+        }
+    )
 
 
 def _check(kind: type[_T], table: dict[str, Any], section: str, where: str) -> _T:

@@ -164,10 +164,12 @@ def pack_tokens(run: TokenRun) -> bytes:
 def unpack_tokens(data: bytes) -> TokenRun:
     row = _row(data, kind="token entry", length=4)
     _, offset, ids, pieces = row[:4]
-    if not isinstance(offset, int) or not isinstance(ids, list) or not isinstance(pieces, list):
+    if not isinstance(offset, int) or offset < 0 or not isinstance(ids, list) or not isinstance(pieces, list):
         raise MalformedDocument("token entry", "a field has the wrong type")
-    if len(ids) != len(pieces) or not all(isinstance(p, str) for p in pieces):
+    if len(ids) != len(pieces):
         raise MalformedDocument("token entry", f"{len(ids)} ids with {len(pieces)} pieces")
+    if not all(isinstance(i, int) for i in ids) or not all(isinstance(p, str) for p in pieces):
+        raise MalformedDocument("token entry", "an id or a piece has the wrong type")
     return TokenRun(offset, tuple(ids), tuple(pieces))
 
 
@@ -190,12 +192,15 @@ class Ended:
 def unpack_event(data: bytes) -> Rewound | Ended:
     row = _row(data, kind="stream event", length=4)
     _, name, offset, text = row[:4]
-    if not isinstance(offset, int) or not isinstance(text, str):
+    if not isinstance(offset, int) or offset < 0 or not isinstance(text, str):
         raise MalformedDocument("stream event", "a field has the wrong type")
     if name == "rewound":
         return Rewound(offset, text)
     if name == "ended":
-        return Ended(JobState(text), offset)
+        try:
+            return Ended(JobState(text), offset)
+        except ValueError as error:
+            raise MalformedDocument("stream event", str(error)) from error
     raise MalformedDocument("stream event", f"unknown event {str(name)[:40]!r}")
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from headpond.errors import MalformedDocument
-from headpond.wire import pack, unpack
+from headpond.errors import MalformedDocument, UnsupportedSchema
+from headpond.wire import ROW_VERSION, pack, unpack
 
 
 class WorkerState(StrEnum):
@@ -53,12 +53,20 @@ def unpack_workers(model: str, fields: Mapping[bytes, bytes]) -> list[WorkerRow]
         if ":" in boot:
             continue
         raw = unpack(value, kind="worker row")
-        if not isinstance(raw, list) or len(raw) < 10:
+        if not isinstance(raw, list) or not raw or not isinstance(raw[0], int):
             raise MalformedDocument("worker row", f"of {boot}")
-        seen_ms = int(fields.get(f"{boot}:seen".encode(), b"0"))
+        if raw[0] > ROW_VERSION:
+            raise UnsupportedSchema("worker row", found=raw[0], supported=ROW_VERSION)
+        if len(raw) < 10:
+            raise MalformedDocument("worker row", f"{len(raw)} elements instead of 10, of {boot}")
         _, version, host, pid, instance, slots, busy, state, last_error, started_ms = raw[:10]
+        try:
+            seen_ms = int(fields.get(f"{boot}:seen".encode(), b"0"))
+            known_state = WorkerState(state)
+        except ValueError as error:
+            raise MalformedDocument("worker row", f"{error}, of {boot}") from error
         rows.append(
-            WorkerRow(boot, model, version, host, pid, instance, slots, busy, WorkerState(state), last_error,
-                      started_ms, seen_ms)
+            WorkerRow(boot, model, version, host, pid, instance, slots, busy, known_state, last_error, started_ms,
+                      seen_ms)
         )  # fmt: skip
     return sorted(rows, key=lambda row: (row.host, row.instance))

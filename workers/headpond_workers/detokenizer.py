@@ -61,7 +61,8 @@ class Detokenizer:
             return False
         cut, start, kept = min(found), 0, 0
         for piece in self._pieces:
-            if start >= cut:
+            # A token without text that ends at the cut is not part of the stop string: fed alone, it went before.
+            if start > cut or (start == cut and piece):
                 break
             self._pieces[kept] = piece[: cut - start]
             start += len(piece)

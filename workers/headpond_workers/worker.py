@@ -35,7 +35,7 @@ from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.engines.protocol import Engine
 from headpond_workers.generation import Generation
 from headpond_workers.loading import load_engine
-from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.persistence.storage_settings import has_storage
 from headpond_workers.token_writer import TokenWriter
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class WorkerProcess:
         self._started_ms = int(time.time() * 1000)
         self._state, self._last_error, self._version = WorkerState.STARTING, "", ""
         self._leave = threading.Event()
-        self._storage = storage_of(settings) is not None
+        self._storage = has_storage(settings)
         self._server = Server(redis_of(settings))
         self._broker: HeadpondBroker | None = None
 

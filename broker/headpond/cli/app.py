@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from headpond.cli import exits, jobs
+from headpond.cli.terminal import escape_controls
 from headpond.errors import HeadpondError
 
 COMMANDS_GROUP = "headpond.commands"
@@ -41,7 +42,12 @@ def _root(
 def build_app() -> typer.Typer:
     """All commands that are installed."""
     app = typer.Typer(
-        name="headpond", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, callback=_root
+        name="headpond",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        callback=_root,
+        rich_markup_mode=None,
     )
     jobs.register(app)
     for point in entry_points(group=COMMANDS_GROUP):
@@ -58,7 +64,8 @@ def main() -> NoReturn:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except HeadpondError as error:
-        print(f"headpond: {error}", file=sys.stderr)
+        # A message may quote what a model, a template or a server said.
+        print(f"headpond: {escape_controls(str(error))}", file=sys.stderr)
         code = exits.exit_code(error)
     except KeyboardInterrupt:
         code = exits.INTERRUPTED

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import typer
+
+from headpond.errors import DeploymentError
+
+OPERATOR_COMMANDS = ("up", "down", "status", "logs", "scale", "worker", "persister", "models")
+WORKER_EXTRA = ("boto3", "supervisor", "psutil")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of operators. Called through the entry-point group `headpond.commands`."""
+    """Add the commands of operators. Called through the entry-point group `headpond.commands`.
+
+    A producer's installation has this package, but not what it needs: there the commands say what to install.
+    """
+    if not all(map(find_spec, WORKER_EXTRA)):
+        anything = {"allow_extra_args": True, "ignore_unknown_options": True}
+        for name in OPERATOR_COMMANDS:
+            app.command(name, hidden=True, context_settings=anything)(_not_installed)
+        return
     from headpond_workers.cli import deployment, processes
     from headpond_workers.cli.models import models_app
 
     deployment.register(app)
     processes.register(app)
     app.add_typer(models_app, name="models")
+
+
+def _not_installed(context: typer.Context) -> None:
+    raise DeploymentError(
+        f"headpond {context.info_name} needs the worker side. Install it with: pip install 'headpond[worker]'"
+    )

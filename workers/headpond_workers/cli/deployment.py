@@ -16,10 +16,11 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
+from headpond.cli.terminal import escape_controls
 from headpond.errors import ConfigError, DeploymentError, RedisUnavailable
 from headpond.settings import CONFIG_NAME, Settings, find_config, load_settings
 from headpond.workers import WorkerState
-from headpond_workers.cli.log_lines import coming, log_files, printable, recent
+from headpond_workers.cli.log_lines import coming, log_files, recent
 from headpond_workers.supervision.deployment import Deployment, describe
 from headpond_workers.supervision.run_file import read_run_file
 from headpond_workers.supervision.scaling import worker_counts
@@ -178,7 +179,7 @@ def _up_detached(deployment: Deployment) -> None:
     if failed:
         names = "; ".join(describe(worker) for worker in failed)
         raise DeploymentError(
-            f"{len(failed)} of {len(found.workers)} workers failed: {printable(names)}. The others serve. See "
+            f"{len(failed)} of {len(found.workers)} workers failed: {escape_controls(names)}. The others serve. See "
             f"headpond logs {failed[0].model}; then headpond up starts it again."
         )
     _say(f"{len(found.workers)} workers ready")
@@ -217,7 +218,7 @@ def _watch(deployment: Deployment, found: DeploymentStatus) -> None:
                 return
             raise DeploymentError(
                 "supervisord ended, and with it all that it ran. Start again with: headpond up. Its last words:\n"
-                f"{printable(deployment.supervisor_log(1))}"
+                f"{escape_controls(deployment.supervisor_log(1))}"
             ) from error
         if not reachable:
             _say("Redis answers again")
@@ -248,7 +249,7 @@ def _prepare_models(settings: Settings) -> None:
 
 def _show_step(bar: Progress, tasks: dict[str, TaskID], name: str, step: str, done: int, total: int) -> None:
     if step not in tasks:
-        tasks[step] = bar.add_task(f"{name}: {printable(step)}", total=total or None)
+        tasks[step] = bar.add_task(f"{name}: {escape_controls(step)}", total=total or None)
     bar.update(tasks[step], completed=done, total=total or None)
 
 
@@ -267,10 +268,10 @@ def _parse_counts(words: list[str]) -> dict[str, int]:
     for word in words:
         match = _SCALE.fullmatch(word)
         if match is None:
-            raise DeploymentError(f"'{printable(word)}' is not NAME=N, such as: headpond scale chat=3")
+            raise DeploymentError(f"'{escape_controls(word)}' is not NAME=N, such as: headpond scale chat=3")
         name, count = match[1], int(match[2])
         if counts.setdefault(name, count) != count:
-            raise DeploymentError(f"'{printable(name)}' is given twice, with {counts[name]} and {count} workers.")
+            raise DeploymentError(f"'{escape_controls(name)}' is given twice, with {counts[name]} and {count} workers.")
     return counts
 
 
@@ -283,7 +284,7 @@ def _show(found: DeploymentStatus) -> None:
         queues.add_column(title, justify="right")
     for queue in found.queues:
         queues.add_row(
-            Text(printable(queue.model)),
+            Text(escape_controls(queue.model)),
             *(str(count) for count in (queue.ready, queue.delayed, queue.running)),
             Text(str(queue.dead), style="bold red" if queue.dead else ""),
         )
@@ -294,13 +295,13 @@ def _show(found: DeploymentStatus) -> None:
     workers.add_column("last error", overflow="fold")
     for worker in found.workers:
         workers.add_row(
-            Text(printable(worker.instance)),
-            Text(printable(worker.version)),
-            Text(printable(worker.host)),
+            Text(escape_controls(worker.instance)),
+            Text(escape_controls(worker.version)),
+            Text(escape_controls(worker.host)),
             str(worker.pid or "-"),
             f"{worker.busy}/{worker.slots}" if worker.slots else "-",
             Text(worker.state.value, style=_STYLES.get(worker.state, "")),
-            Text(printable(worker.last_error)),
+            Text(escape_controls(worker.last_error)),
         )
     console.print(queues)
     console.print()
@@ -308,4 +309,4 @@ def _show(found: DeploymentStatus) -> None:
 
 
 def _say(line: str) -> None:
-    typer.echo(printable(line), err=True)
+    typer.echo(escape_controls(line), err=True)

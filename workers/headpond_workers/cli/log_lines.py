@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from headpond.cli.terminal import escape_controls
 from headpond.errors import DeploymentError
 from headpond.settings import Settings
 from headpond_workers.supervision.private_files import last_lines
@@ -17,18 +17,6 @@ from headpond_workers.supervision.programs import LOG_FOLDER, split_worker_name
 
 POLL_INTERVAL_S = 0.2
 LONGEST_LINE_BYTES = 65_536
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
-
-def printable(text: str) -> str:
-    """text with control characters, and those that reorder or hide others, written as escapes.
-
-    What a model or an upstream server said can stand in a log; a terminal must not obey it.
-    """
-    return "".join(
-        letter if letter == "\t" or unicodedata.category(letter) not in _UNPRINTABLE else _escape(letter)
-        for letter in text
-    )
 
 
 def log_files(settings: Settings, name: str) -> list[Path]:
@@ -44,13 +32,13 @@ def log_files(settings: Settings, name: str) -> list[Path]:
     if name in by_model:
         return by_model[name]
     known = ", ".join(sorted(by_model)) or "none yet; start the deployment with: headpond up"
-    raise DeploymentError(f"There is no log of '{printable(name)}'. Logs: {known}")
+    raise DeploymentError(f"There is no log of '{escape_controls(name)}'. Logs: {known}")
 
 
 def recent(paths: list[Path], count: int) -> Iterator[str]:
-    """The last `count` lines of each log, printable, each behind its program's name if there are several."""
+    """The last `count` lines of each log, safe for a terminal, each behind its program's name if there are several."""
     for path in paths:
-        for line in last_lines(path, count).splitlines() if count else ():
+        for line in filter(None, last_lines(path, count).split("\n") if count else ()):
             yield _labelled(path, line, several=len(paths) > 1)
 
 
@@ -110,11 +98,4 @@ class _Tail:
 
 def _labelled(path: Path, line: str, *, several: bool) -> str:
     label = f"{path.name.removesuffix('.log')} | " if several else ""
-    return label + printable(line)
-
-
-def _escape(letter: str) -> str:
-    code = ord(letter)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return label + escape_controls(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from headpond import operations as ops
+from headpond.errors import HistoryMismatch
 from headpond.queue import JobQueue, JournalEntry
 from headpond.results import build_result
 from headpond.wire import pack_result
@@ -21,15 +22,19 @@ def drain(queue: JobQueue, store: StateStore, *, writer: str) -> int:
 
     Every step may be the last one before a crash: entries leave Redis only after the head that leads to them, and
     entries that come again are left out by the head's watermark.
-    Raises CommitLost if another writer was first (nothing is lost: the entries stay), StorageUnavailable,
-    RedisUnavailable.
+    Raises CommitLost if another writer was first (nothing is lost: the entries stay), HistoryMismatch,
+    StorageUnavailable, RedisUnavailable.
     """
     # The incarnation is read before the entries: a server that goes back in time in between makes the trim stale.
-    inc = int(queue.meta().get("inc", "0"))
+    meta = queue.meta()
+    inc, lineage = int(meta.get("inc", "0")), meta.get("lineage", "")
     entries = queue.journal(limit=BATCH_ENTRIES)
-    at = store.read_head() if entries else None
-    if at is None:
+    if not entries:
         return 0
+    at = store.read_head()
+    if at is None or at.head.lineage != lineage:
+        found = "no history" if at is None else f"lineage {at.head.lineage}"
+        raise HistoryMismatch(store.head_key, found=found, wanted=f"lineage {lineage}")
     records: list[Record] = []
     for entry in entries:
         if JournalId.parse(entry.journal_id) > at.head.watermark:

@@ -27,7 +27,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
-from headpond.errors import BlobChanged, BlobCorrupt, BlobError, BlobMissing, MalformedDocument, UnsupportedSchema
+from headpond.errors import (
+    BlobChanged,
+    BlobCorrupt,
+    BlobMissing,
+    CommitLost,
+    MalformedDocument,
+    StaleIncarnation,
+    UnsupportedSchema,
+)
 from headpond.jobs import JobState, check_model_name
 from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.documents import (
@@ -51,26 +59,6 @@ SEGMENT_TARGET_BYTES = 8 << 20
 """A longer batch becomes several commits: small enough to send again, and to hold in memory."""
 SEGMENT_TARGET_RECORDS = 20_000
 _SEGMENT_NAME = re.compile(r".*/([0-9]{10,16})-([0-9]{10,16})", re.DOTALL)
-
-
-class CommitLost(BlobError):
-    """Another writer moved the head first. The batch is abandoned: its entries are still in the journal, and what
-    of them is already in the chain shows in the watermark of the head. Read the head, then commit again."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(key, "another writer committed first; read the head again, then commit what is left")
-
-
-class StaleIncarnation(BlobError):
-    """Redis names a lower incarnation than storage has seen: it went back in time without noticing, so its journal
-    ids may name other entries than the ones in the chain. Nothing was committed."""
-
-    def __init__(self, key: str, *, inc: int, head_inc: int) -> None:
-        super().__init__(
-            key, f"Redis is at incarnation {inc}, storage has seen {head_inc}; raise it in Redis above that first"
-        )
-        self.inc = inc
-        self.head_inc = head_inc
 
 
 @dataclass(frozen=True, slots=True)

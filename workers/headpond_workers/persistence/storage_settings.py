@@ -56,6 +56,10 @@ def storage_of(settings: Settings) -> StorageAddress | None:
     configured = configured_storage(settings)
     if configured is not None:
         return configured
+    return _run_storage(settings)
+
+
+def _run_storage(settings: Settings) -> StorageAddress | None:
     run_file = settings.state_folder / RUN_FILE
     try:
         storage = json.loads(run_file.read_text(encoding="utf-8"))["storage"]
@@ -68,6 +72,11 @@ def storage_of(settings: Settings) -> StorageAddress | None:
         raise ConfigError(
             f"cannot be used ({error!r}); call: headpond down; headpond up", where=str(run_file)
         ) from error
+
+
+def has_storage(settings: Settings) -> bool:
+    """Whether there is a storage, without reading its secrets: those are the persister's alone. Raises ConfigError."""
+    return settings.storage.endpoint_url is not None or _run_storage(settings) is not None
 
 
 def _secret(reference: SecretRef | None, *, where: str) -> str | None:

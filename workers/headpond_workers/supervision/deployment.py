@@ -319,12 +319,12 @@ class Deployment:
 
     def _last_log_line(self, name: str) -> str:
         """What the program itself said last."""
-        lines = last_lines(self.log_folder / f"{name}.log", 20).splitlines()
+        lines = last_lines(self.log_folder / f"{name}.log", 20).split("\n")
         return next((line for line in reversed(lines) if not line.startswith(HELD_BACK)), "")
 
     def _last_exit(self, name: str) -> str:
         """How the program ended last, in supervisord's words, such as 'terminated by SIGKILL'."""
-        for line in reversed(self.supervisor_log(500).splitlines()):
+        for line in reversed(self.supervisor_log(500).split("\n")):
             _, found, reason = line.partition(f"exited: {name} (")
             if found:
                 return reason.partition(";")[0]

@@ -66,7 +66,9 @@ def cannot_write(path: Path, error: OSError) -> DeploymentError:
 
 
 def last_lines(path: Path, count: int = 5) -> str:
-    """The last `count` lines of a log, at most 64 kB of it; empty if there is no such file."""
+    """The last `count` lines of a log, of its last 64 kB, safe for a terminal; empty if there is no such file."""
+    from headpond.cli.terminal import escape_controls  # brings the whole command line with it
+
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -76,4 +78,5 @@ def last_lines(path: Path, count: int = 5) -> str:
         return ""
     except OSError as error:
         return f"(cannot read {path}: {error.strerror})"
-    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
+    # Split at line feeds alone: whatever else a program wrote to break a line is shown as it is.
+    return "\n".join([escape_controls(line) for line in text.split("\n") if line.strip()][-count:])

@@ -97,7 +97,6 @@ def worker(settings: Settings, model: str, index: int) -> Program:
         allow=(
             *secret_variables(table),
             *secret_variables(settings.redis),
-            *secret_variables(settings.storage),
         ),
         # The environment's layer of this model's settings.
         allow_prefixes=(f"{OF_ONE_MODEL}{model.upper().replace('-', '_').replace('.', '_')}__",),

@@ -1,0 +1,108 @@
+"""scripts/test: sets .venv up, then runs every check and says what came of each. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import _bootstrap
+
+REPORT = _bootstrap.ROOT / "build" / "reports" / "pytest.xml"
+"""JUnit report of the last run. .ci/run reads it."""
+FAST_LIMIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One check: a command of .venv that exits 0 if all is well."""
+
+    name: str
+    command: Sequence[str | Path]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    step: Step
+    exit_status: int
+    seconds: float
+
+    @property
+    def said(self) -> str:
+        return "ok" if self.exit_status == 0 else f"FAILED (exit {self.exit_status})"
+
+
+def steps(python: Path, *, pytest_arguments: Sequence[str]) -> list[Step]:
+    """Every check, the quick ones first."""
+    scripts = _bootstrap.ROOT / "scripts"
+    lint_imports = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+    return [
+        Step("ruff check", [python, "-m", "ruff", "check"]),
+        Step("ruff format", [python, "-m", "ruff", "format", "--check"]),
+        Step("mypy", [python, "-m", "mypy"]),
+        # These import each other by file name, as Python finds them in the folder of the script that it runs.
+        Step("mypy scripts", [python, "-m", "mypy", *sorted(scripts.glob("_*.py"))], {"MYPYPATH": str(scripts)}),
+        Step("import-linter", [python, "-c", lint_imports]),
+        Step("pytest", [python, "-m", "pytest", f"--junitxml={REPORT}", *pytest_arguments]),
+    ]
+
+
+def marker_expression(*, fast: bool, given: str | None) -> str | None:
+    """What pytest's -m is to be: --fast narrows what a person asked for, it does not replace it."""
+    if not fast:
+        return given
+    return f"({given}) and not slow" if given else "not slow"
+
+
+def run(step: Step) -> Outcome:
+    """Run one check in the checkout, its output going straight to the terminal."""
+    print(f"\n==> {step.name}", flush=True)
+    started = time.monotonic()
+    completed = subprocess.run(
+        step.command, cwd=_bootstrap.ROOT, env=_bootstrap.child_environment(**step.environment), check=False
+    )
+    # A signal ends a process with a negative code; shells say 128 + signal.
+    status = completed.returncode if completed.returncode >= 0 else 128 - completed.returncode
+    outcome = Outcome(step, status, time.monotonic() - started)
+    print(f"==> {step.name}: {outcome.said}, {outcome.seconds:.1f} s", flush=True)
+    return outcome
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/test",
+        usage="scripts/test [--fast] [pytest arguments ...]",
+        description="Set up .venv if needed, then run ruff, mypy, import-linter and pytest. All of them run, also "
+        "when one fails; the exit status is that of the first failure.",
+        epilog=f"Other arguments go to pytest, such as -k NAME or a file. Its report: {REPORT}",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--fast", action="store_true", help="leave out tests marked slow; under 5 minutes")
+    parser.add_argument("-m", dest="markers", metavar="EXPRESSION", help="pytest's -m; --fast narrows it further")
+    options, pytest_arguments = parser.parse_known_args(arguments)
+
+    started = time.monotonic()
+    python = _bootstrap.ensure(["dev"])
+    # An earlier run's report must not be taken for this one's.
+    REPORT.unlink(missing_ok=True)
+    if expression := marker_expression(fast=options.fast, given=options.markers):
+        pytest_arguments = ["-m", expression, *pytest_arguments]
+    outcomes = [run(step) for step in steps(python, pytest_arguments=pytest_arguments)]
+    seconds = time.monotonic() - started
+
+    print("\nSummary")
+    for outcome in outcomes:
+        print(f"    {outcome.step.name:<14} {outcome.seconds:7.1f} s  {outcome.said}")
+    print(f"    {'all':<14} {seconds:7.1f} s", flush=True)
+    if options.fast and seconds > FAST_LIMIT_S:
+        print(f"--fast is to take under {FAST_LIMIT_S:.0f} s. What is slow: scripts/test --fast --durations=10")
+    return next((outcome.exit_status for outcome in outcomes if outcome.exit_status != 0), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(_bootstrap.guarded(main, sys.argv[1:]))

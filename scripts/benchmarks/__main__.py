@@ -1,0 +1,136 @@
+"""scripts/bench: measure headpond beside its peers, and write the raw samples and docs/benchmarks.md.
+
+Exit status: 0 when the run came to its end, whether or not goals were met; 1 with a reason if it could not; 130 when
+it was interrupted. All processes that it started have ended in each case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+from headpond.errors import HeadpondError
+
+import report
+from document import Document, load_document, measure, to_json
+from machine import ROOT
+from pairs import MIN_PAIRS
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+SAMPLES = ROOT / "docs" / "benchmarks"
+QUICK_SAMPLES = ROOT / "build" / "benchmarks"
+QUICK_PAIRS = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    # As Ctrl-C: every context is left, and with it every process.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if options.command == "render":
+            render_page()
+        else:
+            _run(options)
+    except HeadpondError as error:
+        print(f"The benchmark could not be run: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measure headpond beside its peers. Both sides run in turns; leave the machine alone meanwhile.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    about = {
+        "queue": "pick-up of a job by an idle worker, beside dramatiq's RedisBroker; about 4 minutes",
+        "generate": "throughput and first token, beside the engine called directly; about 10 minutes",
+    }
+    for name, what in about.items():
+        command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+        command.add_argument(
+            "--pairs", type=_pairs, metavar="N",
+            help=f"pairs of runs; default {MIN_PAIRS}, fewer prove nothing; {QUICK_PAIRS} with --quick",
+        )  # fmt: skip
+        command.add_argument("--seed", type=int, default=1, help="of the workload; default 1")
+        command.add_argument(
+            "--out", type=Path, metavar="DIR",
+            help=f"where {name}.json is written; default docs/benchmarks, or build/benchmarks with --quick",
+        )  # fmt: skip
+        command.add_argument("--quick", action="store_true", help="much less of everything, to see that it works")
+        command.add_argument("--json", action="store_true", help="print samples and summary as JSON")
+    rendering = "write the generated part of docs/benchmarks.md anew from docs/benchmarks/*.json"
+    commands.add_parser("render", help=rendering, description=rendering)
+    return parser
+
+
+def _pairs(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _run(options: argparse.Namespace) -> None:
+    document = _measured(options)
+    folder = (options.out or (QUICK_SAMPLES if options.quick else SAMPLES)).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{document.benchmark}.json"
+    path.write_text(to_json(document), encoding="utf-8")
+    _say(f"{options.command}: wrote {path}")
+    if folder == SAMPLES:
+        render_page()
+    if options.json:
+        print(json.dumps({**asdict(document), "summary": report.summary(document)}, indent=1))
+    else:
+        print(report.render([(document.benchmark, document)]))
+
+
+def _measured(options: argparse.Namespace) -> Document:
+    pairs = options.pairs or (QUICK_PAIRS if options.quick else MIN_PAIRS)
+    with tempfile.TemporaryDirectory(prefix="headpond-bench-") as folder:
+        arguments = {
+            "pairs": pairs, "seed": options.seed, "quick": options.quick, "folder": Path(folder), "progress": _say,
+        }  # fmt: skip
+        # Each needs packages that the other can do without.
+        if options.command == "queue":
+            from queue_pickup import measure_queue as run
+        else:
+            from generate_overhead import measure_generate as run
+        return measure(options.command, quick=options.quick, seed=options.seed, run=lambda: run(**arguments))
+
+
+def render_page() -> None:
+    """Bring docs/benchmarks.md up to date with the samples beside it. Raises MalformedDocument."""
+    documents = [(name, load_document(SAMPLES / f"{name}.json")) for name in report.BENCHMARKS]
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(report.replace_generated(page, report.render(documents)), encoding="utf-8")
+    _say(f"wrote {PAGE}")
+
+
+_BEGAN = time.monotonic()
+
+
+def _say(line: str) -> None:
+    print(f"[{time.monotonic() - _BEGAN:5.0f} s] {line}", file=sys.stderr, flush=True)
+
+
+def _interrupt(_signum: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

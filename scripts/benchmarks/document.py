@@ -1,0 +1,106 @@
+"""The file of one benchmark: its raw samples, what they were taken from, and on what. JSON.
+
+Nothing that can be worked out from the samples is stored: `report` does that, so a table can never differ from them.
+
+    schema, v          "headpond/benchmark", 1
+    benchmark          "queue" or "generate"
+    quick, seed        how it was run
+    started, seconds   UTC, and how long it took in all
+    machine            see machine.Machine
+    measurements       each: kind, name, workload, headpond, peer (what the sides are), pairs
+    pairs              each: first (the side that ran first), headpond, peer: the samples, by what they are and their unit
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from headpond.errors import MalformedDocument
+
+from machine import describe_machine
+from pairs import Order, Pair
+
+SCHEMA = "headpond/benchmark"
+VERSION = 1
+Samples = dict[str, Any]
+"""What one side of one pair measured, by name and unit, such as {"pickup_ms": [1.9, 2.1]}."""
+
+
+class Kind(StrEnum):
+    """What a measurement compares; decides how it is reported."""
+
+    PICKUP = "pickup"
+    THROUGHPUT = "throughput"
+    FIRST_TOKEN = "first_token"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """headpond, peer: what the two sides are, in words. workload: what both do, in words, with all its numbers."""
+
+    kind: Kind
+    name: str
+    workload: str
+    headpond: str
+    peer: str
+    pairs: list[Pair[Samples]]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    benchmark: str
+    quick: bool
+    seed: int
+    started: str
+    seconds: float
+    machine: dict[str, Any]
+    measurements: list[Measurement]
+
+
+def measure(
+    benchmark: str, *, quick: bool, seed: int, run: Callable[[], Sequence[Measurement]]
+) -> Document:
+    """Describe the machine, run the benchmark, and put both together."""
+    machine = asdict(describe_machine())
+    started, began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    measurements = list(run())
+    return Document(benchmark, quick, seed, started, round(time.monotonic() - began, 1), machine, measurements)
+
+
+def to_json(document: Document) -> str:
+    fields = {"schema": SCHEMA, "v": VERSION, **asdict(document)}
+    text = json.dumps(fields, indent=1, ensure_ascii=False)
+    # One line for each list of numbers: a diff then shows runs, not samples.
+    return re.sub(r"\[[\d\s.,eE+-]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text) + "\n"
+
+
+def from_json(text: str, *, where: str) -> Document:
+    """Raises MalformedDocument."""
+    try:
+        fields = json.loads(text)
+        if fields.pop("schema") != SCHEMA or fields.pop("v") != VERSION:
+            raise MalformedDocument(SCHEMA, f"{where} has another schema or version")
+        measurements = [_measurement(raw) for raw in fields.pop("measurements")]
+        return Document(measurements=measurements, **fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MalformedDocument(SCHEMA, f"{where}: {error!r}") from error
+
+
+def _measurement(raw: dict[str, Any]) -> Measurement:
+    pairs = [Pair(Order(pair["first"]), pair["headpond"], pair["peer"]) for pair in raw.pop("pairs")]
+    return Measurement(kind=Kind(raw.pop("kind")), pairs=pairs, **raw)
+
+
+def load_document(path: Path) -> Document | None:
+    """None if it was never written. Raises MalformedDocument."""
+    try:
+        return from_json(path.read_text(encoding="utf-8"), where=path.name)
+    except FileNotFoundError:
+        return None

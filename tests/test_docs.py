@@ -1,0 +1,350 @@
+"""The documents say what the code does: tables, drawings, settings and links are compared with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import re
+import shlex
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import redis
+import typer.main
+from pydantic import BaseModel
+
+from headpond import Client, keys, wire
+from headpond.cli import exits
+from headpond.cli.app import build_app
+from headpond.connections import RedisAddress
+from headpond.errors import QueueError
+from headpond.jobs import FinishReason, JobRequest, JobState, Result
+from headpond.models import MODEL_SCHEMA, ModelRow, pack_model
+from headpond.operations import Append, Entry
+from headpond.queue import Server
+from headpond.scripts import STATIC_KEYS
+from headpond.settings import LlamaCppModel, RedisSettings, ScriptedModel, StorageSettings
+from headpond.workers import WorkerRow, WorkerState, pack_worker
+from headpond_workers.persistence.s3 import S3Blobs
+from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.supervision import deployment, embedded_seaweed, embedded_valkey, launcher, programs, scaling
+from headpond_workers.supervision.embedded_seaweed import running_seaweed
+from headpond_workers.supervision.embedded_valkey import running_valkey
+
+ROOT = Path(__file__).parents[1]
+LUA = ROOT / "broker" / "headpond" / "lua"
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+WRITTEN = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
+FORMAT, STATES, OPERATION = TEXTS["format.md"], TEXTS["states.md"], TEXTS["operation.md"]
+RUN_ROW = ["version", *(field.name for field in dataclasses.fields(wire.RunRow))]
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under one heading, up to the next heading of any level."""
+    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"no heading {heading!r}"
+    return found[1]
+
+
+def rows(text: str, *header: str) -> list[list[str]]:
+    """The cells of the one table that begins with these columns."""
+    lines = iter(text.splitlines())
+    start = "| " + " | ".join(header) + " |"
+    assert any(line.startswith(start) for line in lines), f"no table {start}"
+    next(lines)
+    found = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return found
+
+
+def names(text: str, *header: str, column: int = 0) -> list[str]:
+    """One column of a table, without backquotes."""
+    return [row[column].strip("`") for row in rows(text, *header)]
+
+
+def numbered(heading: str) -> list[str]:
+    """Field names of a row's table, after checking that its elements are numbered from 0."""
+    found = rows(section(FORMAT, heading), "#", "field", "type", "meaning")
+    assert [row[0] for row in found] == [str(number) for number in range(len(found))]
+    return [row[1] for row in found]
+
+
+def test_every_key_is_described_with_its_type() -> None:
+    described = {row[0].strip("`"): row[1] for row in rows(section(FORMAT, "Keys"), "key", "type", "holds")}
+    in_code = dict(re.findall(r"^(headpond:\S+)\s+(\w+)", keys.__doc__ or "", re.MULTILINE))
+
+    assert described == in_code
+    assert {f"headpond:{{q}}:{name}" for name in STATIC_KEYS} <= described.keys()
+    assert keys.MODELS in described
+    made = keys.queue_keys("q")
+    assert made.events("<id>") in described
+    assert made.ready("<lane>", "<band>") in described
+    assert made.wake("<lane>") in described
+    assert ", ".join(f"`{name}`" for name in STATIC_KEYS) in section(FORMAT, "Keys")
+
+
+def test_the_run_row_is_described_in_the_order_of_its_elements() -> None:
+    assert numbered("Run row") == RUN_ROW
+
+
+def test_the_scripts_and_the_codec_agree_on_the_run_row() -> None:
+    places: dict[str, int] = {}
+    for left, right in re.findall(r"^local ([A-Z_, ]+) = ([0-9, ]+)$", (LUA / "common.lua").read_text(), re.MULTILINE):
+        places |= dict(zip(left.split(", "), map(int, right.split(", ")), strict=True))
+
+    # Lua counts from 1, and leaves the unit out of a name.
+    named = {name.upper().removesuffix("_MS"): place for place, name in enumerate(RUN_ROW, start=1)}
+    del named["VERSION"]
+    assert places == named
+
+
+def test_rows_and_documents_are_described_field_by_field() -> None:
+    call = wire.Call("generate", (), {}, {}, 0)
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed(wire.pack_data(call, digest="", tenant="", band="", lane=""))
+    header, body = list(unpacker)
+    assert len(numbered("Header")) == len(header)
+    assert numbered("Call")[1:] == [field.name for field in dataclasses.fields(wire.Call)]
+    assert len(numbered("Call")) == len(body)
+    assert names(section(FORMAT, "Call"), "field", "type") == list(JobRequest.model_fields)
+
+    tokens = msgpack.unpackb(wire.pack_tokens(wire.TokenRun(0, (1,), ("a",))))
+    assert numbered("Token entry")[1:] == [field.name for field in dataclasses.fields(wire.TokenRun)]
+    assert len(numbered("Token entry")) == len(tokens)
+    assert len(numbered("Stream events")) == 4
+    assert isinstance(wire.unpack_event(msgpack.packb([1, "ended", 0, "finished"])), wire.Ended)
+
+    result = Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP)
+    for heading, packed in (
+        ("Result document", wire.pack_result(result)),
+        ("Model document", pack_model(ModelRow("scripted", 0, storage=False, context_tokens=0))),
+    ):
+        fields = list(msgpack.unpackb(packed))
+        assert fields[:2] == ["schema", "v"]
+        assert names(section(FORMAT, heading), "field", "type", "meaning") == fields[2:]
+
+
+def test_the_worker_row_is_described_in_the_order_of_its_elements() -> None:
+    texts = {"boot", "model", "version", "host", "instance", "last_error"}
+    values: dict[str, Any] = {field.name: field.name for field in dataclasses.fields(WorkerRow) if field.name in texts}
+    numbers = {name: 100 + at for at, name in enumerate(("pid", "slots", "busy", "started_ms", "seen_ms"))}
+    row = WorkerRow(**values, **numbers, state=WorkerState.READY)
+    by_value = {value: name for name, value in (values | numbers | {"state": "ready"}).items()}
+
+    packed = msgpack.unpackb(pack_worker(row))
+
+    assert numbered("Worker row") == ["row version", *(by_value[value] for value in packed[1:])]
+
+
+def test_schema_versions_are_those_of_the_code() -> None:
+    versions = dict(rows(section(FORMAT, "Schema versions"), "what", "version"))
+    assert versions["every row (`wire.ROW_VERSION`)"] == str(wire.ROW_VERSION)
+    result = wire.pack_result(Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP))
+    model = pack_model(ModelRow("scripted", 0, storage=False, context_tokens=0))
+    for schema, packed in ((wire.RESULT_SCHEMA, result), (MODEL_SCHEMA, model)):
+        (found,) = [version for what, version in versions.items() if what.startswith(f"`{schema}`")]
+        assert found == str(msgpack.unpackb(packed)["v"])
+
+
+def test_every_field_of_meta_is_described() -> None:
+    used = set()
+    for path in LUA.glob("*.lua"):
+        for call in re.findall(r"call\('H\w+', meta, (.*)", path.read_text()):
+            # Up to the call's own closing bracket; what begins with a colon's word is completed by a state.
+            used |= set(re.findall(r"'(\w+:?)'", re.split(r"\)\s*(?:$|end|==|then)", call)[0]))
+    used -= {"1"}
+
+    described = {name.replace("<state>", "") for name in names(section(FORMAT, "Meta"), "field", "meaning")}
+
+    assert described == used
+
+
+def test_bounds_are_those_of_the_code() -> None:
+    in_lua = dict(re.findall(r"^local ([A-Z_]+) = (\d+)", (LUA / "common.lua").read_text(), re.MULTILINE))
+    for name, value, _ in rows(section(FORMAT, "Bounds"), "bound", "value", "of"):
+        module, _, constant = name.strip("`").rpartition(".")
+        package = "headpond_workers" if module == "token_writer" else "headpond"
+        found = getattr(importlib.import_module(f"{package}.{module}"), constant) if module else in_lua[constant]
+        assert float(value) == float(found), name
+
+
+def test_every_state_is_described() -> None:
+    assert names(section(STATES, "Job states"), "state", "meaning", "ended") == list(JobState)
+    ends = names(section(STATES, "Job states"), "state", "meaning", "ended", column=2)
+    assert ends == ["yes" if state.ended else "no" for state in JobState]
+    assert names(section(STATES, "Worker states"), "state", "meaning") == list(WorkerState)
+
+
+def edges(pattern: str) -> list[tuple[str, str, str]]:
+    return sorted(re.findall(pattern, section(STATES, "Job states"), re.MULTILINE))
+
+
+def test_drawing_text_and_table_of_transitions_are_the_same() -> None:
+    drawn = edges(r"^    (\S+) --> (\w+): (.+)$")
+    told = edges(r"^(\S+) +-> (\w+) +(.+)$")
+    assert drawn == told
+
+    in_table: dict[tuple[str, str], set[str]] = {}
+    for cells in rows(section(STATES, "Transitions"), "from", "to", "script"):
+        for start in cells[0].replace("none", "[*]").split(", "):
+            in_table.setdefault((start, cells[1]), set()).update(cells[2].replace("`", "").split(", "))
+    assert in_table == {(start, end): set(scripts.split(", ")) for start, end, scripts in drawn}
+    assert {state for start, end, _ in drawn for state in (start, end)} == {"[*]", *JobState}
+
+
+def test_every_script_is_named() -> None:
+    scripts = {path.name for path in LUA.glob("*.lua")}
+    shared = {"common.lua", "guard.lua"}
+    assert set(names(section(STATES, "Scripts"), "script", "called by")) == scripts - shared
+    assert all(f"`{name}`" in section(STATES, "Scripts") for name in shared)
+
+
+def shown_type(field: dict[str, Any]) -> str:
+    """The type column of a setting, from its JSON schema."""
+    field = next(choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null")
+    if "$ref" in field:
+        return "secret reference"
+    if "const" in field:
+        return f'`"{field["const"]}"`'
+    if "enum" in field:
+        return ", ".join(f'`"{choice}"`' for choice in field["enum"])
+    if field.get("format") == "path":
+        return "path"
+    least, most, above = (field.get(name) for name in ("minimum", "maximum", "exclusiveMinimum"))
+    limits = ""
+    if above is not None:
+        limits = f", more than {above:g}" + ("" if most is None else f", at most {most:.0f}")
+    elif least is not None:
+        limits = f", {least:g} or more" if most is None else f", {least:g} to {most:.0f}"
+    return f"{field['type']}{limits}"
+
+
+def settings_of(model: type[BaseModel]) -> Iterator[tuple[str, list[str]]]:
+    """Key -> its cells, as the table has to show them."""
+    for key, field in model.model_json_schema()["properties"].items():
+        info = model.model_fields[key]
+        default = "required"
+        if not info.is_required():
+            default = "none" if info.default is None else f"`{json.dumps(info.default)}`"
+        yield key, [f"`{key}`", shown_type(field), default]
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [
+        ("`[redis]`", RedisSettings),
+        ("`[storage]`", StorageSettings),
+        ('`engine = "llamacpp"`', LlamaCppModel),
+        ('`engine = "scripted"`', ScriptedModel),
+    ],
+)
+def test_every_setting_is_described_with_its_type_and_default(heading: str, model: type[BaseModel]) -> None:
+    columns = ("key", "type", "default", "meaning")
+    shared = rows(section(OPERATION, "`[models.NAME]`, any engine"), *columns)
+    described = rows(section(OPERATION, heading), *columns)
+    if "engine" in model.model_fields:
+        described = shared + described
+
+    assert [cells[:3] for cells in described] == [cells for _, cells in settings_of(model)]
+
+
+def test_every_command_is_in_the_manual() -> None:
+    for name in typer.main.get_command(build_app()).commands:  # type: ignore[attr-defined]
+        assert f"`headpond {name}" in OPERATION, name
+
+
+def test_exit_codes_are_those_of_the_code() -> None:
+    described = {cells[1].strip("`"): int(cells[0]) for cells in rows(section(OPERATION, "Exit codes"), "code")[1:]}
+    assert described == {name: code for name, code in vars(exits).items() if name.isupper() and isinstance(code, int)}
+    processes = {(cells[0], int(cells[1])) for cells in rows(section(OPERATION, "Exit codes"), "process", "code")}
+    assert {("worker", code) for code in programs.WORKER_ENDS_FOR_GOOD} <= processes
+    assert {("launcher", launcher.USAGE_STATUS), ("launcher", launcher.CANNOT_EXECUTE_STATUS)} <= processes
+
+
+def test_files_programs_and_the_allowed_environment_are_in_the_manual() -> None:
+    files = names(section(OPERATION, "Files"), "path", "what")
+    listed = {name.rstrip("/") for cell in files for name in cell.split("`, `")}
+    folders = (programs.LOG_FOLDER, programs.CONF_FOLDER, programs.STARTS_FOLDER)
+    servers = (embedded_valkey.FOLDER, embedded_seaweed.FOLDER)
+    assert {*folders, *servers, scaling.SCALE_FILE, deployment.LOCK_FILE, deployment.CONF_NAME, "run.json"} <= listed
+    for name in (*programs.SERVERS, programs.PERSISTER):
+        assert f"| `{name}` |" in section(OPERATION, "What runs")
+    variables = set(re.findall(r"`([A-Za-z_*]+)`", section(OPERATION, "Environment")))
+    assert set(launcher.ALWAYS_ALLOWED) <= variables
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists(), f"{path.name} links to {target}"
+        assert file.is_relative_to(ROOT), f"{path.name} links out of the repository: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_no_document_names_a_machine_or_a_package_registry(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    machine_paths = re.findall(r"(?<![\w.~])/(?:work|home|root|Users|mnt)/\S*", text)
+    registries = re.findall(r"\b\S*(?:pypi|pythonhosted|debian|crates|npmjs)\.(?:org|io|com)\b", text)
+    assert machine_paths + registries == []
+
+
+def test_the_user_of_the_security_document_reaches_one_model_and_no_other(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^ACL SETUSER .*$", TEXTS["security.md"], re.MULTILINE)
+    with running_valkey(tmp_path) as valkey:
+        address = RedisAddress(valkey.url, "the test")
+        operator = Server(address)
+        for model in ("chat", "code"):
+            operator.configure_model(model, ModelRow("scripted", 0, storage=False, context_tokens=100))
+        with redis.Redis.from_url(valkey.url) as admin:
+            admin.execute_command(*shlex.split(command))  # type: ignore[no-untyped-call]
+        url = f"redis://shop:PASSWORD@127.0.0.1:{valkey.port}/0"
+        with Client(url) as client:
+            job = client.submit("chat", "a question")
+            queue = operator.queue("chat")
+            (lease,) = queue.claim("boot", seq=1, nonce="n", slots=1).leases
+            queue.append([Append(lease.id, lease.fence, wire.TokenRun(0, (1,), ("yes",)))])
+            assert job.cancel() is JobState.CANCELLED
+            assert [chunk.text for chunk in job.stream()] == ["yes"]
+
+            with pytest.raises(QueueError, match="No permissions"):
+                client.submit("code", "a question")
+        own = Server(RedisAddress(url, "the test"))
+        for refused in (("CONFIG", "GET", "*"), ("CLIENT", "LIST"), ("ACL", "LIST"), ("DEL", keys.MODELS)):
+            with pytest.raises(QueueError, match="permissions"):
+                own.read(*refused)
+        assert operator.queue("code").submit([Entry("code/a", b"", "")]) != []
+        own.close()
+        operator.close()
+
+
+@pytest.mark.slow
+def test_the_filer_of_the_embedded_storage_asks_for_no_key_as_the_security_document_warns(tmp_path: Path) -> None:
+    with running_seaweed(tmp_path) as server:
+        address = StorageAddress(server.url, server.bucket, server.region, server.access_key, server.secret_key)
+        S3Blobs(address).put_new("state/chat/example", b"a stored answer")
+        port = json.loads((server.folder / embedded_seaweed.ACCESS_FILE).read_text())["ports"]["filer"]
+        url = f"http://127.0.0.1:{port}/buckets/{server.bucket}/state/chat/example"
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            assert reply.read() == b"a stored answer"
+    assert "The filer reads, changes and deletes all stored state for every user" in TEXTS["security.md"]

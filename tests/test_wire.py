@@ -1,0 +1,360 @@
+"""The codec: what is packed comes back, and bytes that are no document are refused as such, never otherwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headpond.errors import MalformedDocument, UnsupportedSchema
+from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
+from headpond.models import ModelRow, pack_model, unpack_model
+from headpond.wire import (
+    MAX_DOCUMENT_BYTES,
+    RESULT_SCHEMA,
+    Call,
+    Ended,
+    Rewound,
+    RunRow,
+    TokenRun,
+    pack,
+    pack_data,
+    pack_document,
+    pack_result,
+    pack_tokens,
+    unpack,
+    unpack_data,
+    unpack_document,
+    unpack_event,
+    unpack_result,
+    unpack_run,
+    unpack_tokens,
+)
+from headpond.workers import WorkerRow, WorkerState, pack_worker, unpack_workers
+
+text = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+seconds = st.floats(0, 1e9)
+token_ids = st.integers(0, (1 << 53) - 1)
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 63), (1 << 64) - 1)
+    | st.floats(allow_nan=False)
+    | text
+    | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@st.composite
+def token_runs(draw: st.DrawFn) -> TokenRun:
+    ids = draw(st.lists(token_ids, min_size=1, max_size=8))
+    pieces = draw(st.lists(text, min_size=len(ids), max_size=len(ids)))
+    return TokenRun(draw(st.integers(0, 1 << 20)), tuple(ids), tuple(pieces))
+
+
+results = st.builds(
+    Result,
+    id=text,
+    state=st.sampled_from(JobState),
+    text=text,
+    token_ids=st.lists(token_ids, max_size=8).map(tuple),
+    finish_reason=st.sampled_from(FinishReason),
+    usage=st.builds(Usage, st.integers(0, 1 << 30), st.integers(0, 1 << 30)),
+    timings=st.builds(Timings, seconds, st.none() | seconds, seconds, st.none() | seconds),
+    model=text,
+    version=text,
+    attempts=st.integers(0, 25),
+    durable=st.booleans(),
+    error=st.none() | text,
+)
+calls = st.builds(
+    Call,
+    actor=text,
+    args=st.lists(plain, max_size=3).map(tuple),
+    kwargs=st.dictionaries(text, plain, max_size=3),
+    options=st.dictionaries(text, plain, max_size=3),
+    timestamp_ms=st.integers(0, 1 << 50),
+)
+model_rows = st.builds(ModelRow, text, st.integers(0, 1 << 40), st.booleans(), st.integers(0, 1 << 20))
+run_rows = st.builds(
+    RunRow,
+    state=st.sampled_from(JobState),
+    fence=text,
+    attempt=st.integers(0, 25),
+    strikes=st.integers(0, 25),
+    worker=text,
+    gen=st.integers(0, 1 << 50),
+    offset=st.integers(0, 1 << 20),
+    entries=st.integers(0, 16),
+    tag=st.floats(0, 1e12),
+    lane=text,
+    band=text,
+    claimed_offset=st.integers(0, 1 << 20),
+    submitted_ms=st.integers(0, 1 << 50),
+    claimed_ms=st.integers(0, 1 << 50),
+    ended_ms=st.integers(0, 1 << 50),
+    durable=st.booleans(),
+    reason=text,
+    parked=text,
+    fingerprint=text,
+)
+worker_rows = st.builds(
+    WorkerRow,
+    boot=st.just("01BOOT"),
+    model=st.just("chat"),
+    version=text,
+    host=text,
+    pid=st.integers(1, 1 << 22),
+    instance=text,
+    slots=st.integers(1, 1024),
+    busy=st.integers(0, 1024),
+    state=st.sampled_from(WorkerState),
+    last_error=text,
+    started_ms=st.integers(0, 1 << 50),
+    seen_ms=st.integers(0, 1 << 50),
+)
+
+
+def pack_run(row: RunRow) -> bytes:
+    """As scripts write it."""
+    fields = [getattr(row, name) for name in RunRow.__slots__]
+    return pack([1, row.state.value, *fields[1:15], int(row.durable), *fields[16:]])
+
+
+@given(token_runs())
+def test_tokens_come_back(run: TokenRun) -> None:
+    assert unpack_tokens(pack_tokens(run)) == run
+
+
+@given(token_runs(), st.integers(0, 10))
+def test_a_part_of_a_token_run_is_its_end(run: TokenRun, skip: int) -> None:
+    part = run.after(run.offset + skip)
+    assert part.ids == run.ids[skip:]
+    assert part.pieces == run.pieces[skip:]
+    assert part.offset == run.offset + skip
+    assert run.after(0) is run
+
+
+@given(results)
+def test_a_result_comes_back_and_only_the_row_says_whether_it_is_durable(result: Result) -> None:
+    assert unpack_result(pack_result(result), durable=result.durable) == result
+
+
+@given(calls, text, text)
+def test_a_data_entry_comes_back_and_scripts_can_read_its_header(call: Call, digest: str, tenant: str) -> None:
+    entry = pack_data(call, digest=digest, tenant=tenant, band="normal", lane="any")
+    assert unpack_data(entry) == call
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed(entry)
+    assert unpacker.unpack() == [1, digest, tenant, "normal", "any"]
+
+
+@given(model_rows)
+def test_a_model_row_comes_back(row: ModelRow) -> None:
+    assert unpack_model(pack_model(row)) == row
+
+
+@given(run_rows)
+def test_a_run_row_comes_back(row: RunRow) -> None:
+    assert unpack_run(pack_run(row)) == row
+
+
+@given(worker_rows)
+def test_a_worker_row_comes_back(row: WorkerRow) -> None:
+    fields = {b"01BOOT": pack_worker(row), b"01BOOT:seen": str(row.seen_ms).encode(), b"01BOOT:seq": b"7"}
+    assert unpack_workers("chat", fields) == [row]
+
+
+@given(st.sampled_from(JobState), st.integers(0, 1 << 20), text)
+def test_stream_events_come_back(state: JobState, offset: int, reason: str) -> None:
+    assert unpack_event(pack([1, "ended", offset, state.value])) == Ended(state, offset)
+    assert unpack_event(pack([1, "rewound", offset, reason])) == Rewound(offset, reason)
+
+
+@given(st.dictionaries(text.filter(lambda key: key not in ("schema", "v")), plain, max_size=4))
+def test_a_document_comes_back_without_its_frame(fields: dict[str, Any]) -> None:
+    assert unpack_document(pack_document("a/b", 3, fields), schema="a/b", v=3) == fields
+    assert unpack_document(pack_document("a/b", 3, fields), schema="a/b", v=4) == fields
+
+
+RESULT = Result(
+    "chat/a", JobState.FINISHED, "text", (1, 2), FinishReason.STOP, Usage(3, 2), Timings(0.5, 0.1, 1.0, 9.0)
+)
+ROW = RunRow(
+    JobState.RUNNING, "fence", 1, 0, "boot", 1_800_000_000_000, 7, 2, 3.0, "any", "normal", 0, 1, 2, 0,
+    durable=False, reason="", parked="", fingerprint="f",
+)  # fmt: skip
+CALL = Call("generate", (1, "two"), {"request": {"prompt": "p", "stop": ["x"]}}, {"retries": 1}, 1_800_000_000_000)
+WORKER = WorkerRow("01BOOT", "chat", "v1", "host", 7, "chat-0", 4, 0, WorkerState.READY, "", 1_800_000_000_000)
+
+KINDS: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
+    "tokens": (pack_tokens(TokenRun(5, (1, 70_000), ("a", "\N{WATER WAVE}"))), unpack_tokens),
+    "rewound": (pack([1, "rewound", 5, "because"]), unpack_event),
+    "ended": (pack([1, "ended", 5, "finished"]), unpack_event),
+    "result": (pack_result(RESULT), lambda data: unpack_result(data, durable=False)),
+    "data": (pack_data(CALL, digest="d", tenant="t", band="normal", lane="any"), unpack_data),
+    "run": (pack_run(ROW), unpack_run),
+    "model": (pack_model(ModelRow("scripted", 5, storage=True, context_tokens=64)), unpack_model),
+    "worker": (pack_worker(WORKER), lambda data: unpack_workers("chat", {b"01BOOT": data})),
+    "document": (pack_document("a/b", 1, {"x": [1, {"y": None}]}), lambda d: unpack_document(d, schema="a/b", v=1)),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def accepted(kind: str, data: bytes) -> bool:
+    """Whether data is read as a document of this kind. Any error but MalformedDocument fails the test."""
+    try:
+        KINDS[kind][1](data)
+    except MalformedDocument:
+        return False
+    return True
+
+
+@kinds
+def test_a_document_that_is_cut_anywhere_is_refused(kind: str) -> None:
+    whole = KINDS[kind][0]
+    assert accepted(kind, whole)
+    assert [n for n in range(len(whole)) if accepted(kind, whole[:n])] == []
+
+
+@kinds
+def test_bytes_behind_a_document_are_refused(kind: str) -> None:
+    assert not accepted(kind, KINDS[kind][0] + b"\x00")
+
+
+@kinds
+def test_a_flipped_bit_is_read_or_refused_and_never_another_error(kind: str) -> None:
+    whole = KINDS[kind][0]
+    outcomes = []
+    for at in range(len(whole) * 8):
+        flipped = bytearray(whole)
+        flipped[at // 8] ^= 1 << at % 8
+        outcomes.append(accepted(kind, bytes(flipped)))
+    assert False in outcomes
+
+
+@kinds
+@given(junk=st.binary(max_size=60))
+def test_random_bytes_are_read_or_refused_and_never_another_error(kind: str, junk: bytes) -> None:
+    assert accepted(kind, junk) in (True, False)
+
+
+@kinds
+@given(value=plain)
+def test_any_other_value_is_read_or_refused_and_never_another_error(kind: str, value: object) -> None:
+    if kind != "data":
+        assert not accepted(kind, pack(value))
+    assert not accepted(kind, pack([0, value]))
+
+
+@kinds
+@given(data=st.data())
+def test_a_field_of_any_other_type_is_read_or_refused_and_never_another_error(kind: str, data: st.DataObject) -> None:
+    # Hostile stored bytes: well-formed, of the right shape, and wrong in one place.
+    whole = KINDS[kind][0]
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed(whole)
+    parts = list(unpacker)
+    target = parts[-1]
+    other = data.draw(plain | st.just(math.inf) | st.just(math.nan) | st.just(-1))
+    if isinstance(target, dict):
+        target[data.draw(st.sampled_from(sorted(target)))] = other
+    else:
+        target[data.draw(st.integers(0, len(target) - 1))] = other
+    assert accepted(kind, b"".join(map(pack, parts))) in (True, False)
+
+
+@kinds
+def test_a_newer_version_is_refused_with_what_to_do(kind: str) -> None:
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed(KINDS[kind][0])
+    parts = list(unpacker)
+    if isinstance(parts[-1], dict):
+        parts[-1]["v"] = 2
+    else:
+        parts[-1][0] = 2
+    with pytest.raises(UnsupportedSchema, match="Upgrade headpond") as refused:
+        KINDS[kind][1](b"".join(map(pack, parts)))
+    assert (refused.value.found, refused.value.supported) == (2, 1)
+
+
+@pytest.mark.parametrize("v", [0, -1, True, None, "1", 1.5])
+def test_a_version_that_is_no_version_is_malformed(v: object) -> None:
+    with pytest.raises(MalformedDocument):
+        unpack_document(pack({"schema": "a/b", "v": v}), schema="a/b", v=1)
+
+
+def test_another_schema_is_refused_by_name() -> None:
+    with pytest.raises(MalformedDocument, match=r"a/b.*found 'c/d'"):
+        unpack_document(pack_document("c/d", 1, {}), schema="a/b", v=1)
+
+
+def test_an_oversized_document_is_refused_before_it_is_read() -> None:
+    with pytest.raises(MalformedDocument, match="at most 100 are read"):
+        unpack(b"\xc1" * 101, kind="thing", max_bytes=100)
+    with pytest.raises(MalformedDocument, match="at most"):
+        unpack(bytes(MAX_DOCUMENT_BYTES + 1), kind="thing")
+    with pytest.raises(MalformedDocument, match="at most 10 are read"):
+        unpack_document(pack_document("a/b", 1, {}), schema="a/b", v=1, max_bytes=10)
+
+
+@pytest.mark.parametrize("depth", [600, 100_000])
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1k", b"\xdd\x00\x00\x00\x01"])
+@kinds
+def test_deep_nesting_is_refused(kind: str, opening: bytes, depth: int) -> None:
+    assert not accepted(kind, opening * depth + b"\x00")
+
+
+@pytest.mark.parametrize(
+    "claim", [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"]
+)
+@kinds
+def test_a_length_that_the_bytes_do_not_hold_is_refused(kind: str, claim: bytes) -> None:
+    assert not accepted(kind, claim)
+    assert not accepted(kind, claim + b"\x00" * 40)
+
+
+def test_an_event_that_nobody_knows_is_refused() -> None:
+    for row in ([1, "paused", 3, "why"], [1, "ended", 3, "exploded"], [1, ["ended"], 3, "finished"]):
+        with pytest.raises(MalformedDocument):
+            unpack_event(pack(row))
+
+
+def test_pieces_that_do_not_match_their_ids_are_refused() -> None:
+    for row in ([1, 0, [1, 2], ["a"]], [1, 0, [1], [2]], [1, 0, ["a"], ["a"]], [1, "0", [1], ["a"]], [1, 0, [1], None]):
+        with pytest.raises(MalformedDocument):
+            unpack_tokens(pack(row))
+
+
+def test_a_state_that_nobody_knows_is_refused() -> None:
+    row = unpack(pack_run(ROW), kind="run row")
+    row[1] = "exploded"
+    with pytest.raises(MalformedDocument):
+        unpack_run(pack(row))
+    worker = unpack(pack_worker(WORKER), kind="worker row")
+    worker[7] = "exploded"
+    with pytest.raises(MalformedDocument):
+        unpack_workers("chat", {b"01BOOT": pack(worker)})
+    document = unpack(pack_result(RESULT), kind=RESULT_SCHEMA)
+    document["state"] = "exploded"
+    with pytest.raises(MalformedDocument):
+        unpack_result(pack(document), durable=False)
+
+
+def test_a_model_row_with_a_number_that_is_none_is_refused() -> None:
+    for number in (math.inf, math.nan, "many", None, []):
+        fields = {"engine": "scripted", "max_queued": number, "storage": False, "context_tokens": 1}
+        with pytest.raises(MalformedDocument):
+            unpack_model(pack_document("headpond/model", 1, fields))
+
+
+def test_a_worker_that_was_seen_at_no_time_is_refused() -> None:
+    with pytest.raises(MalformedDocument):
+        unpack_workers("chat", {b"01BOOT": pack_worker(WORKER), b"01BOOT:seen": b"never"})
