@@ -18,7 +18,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from headpond import AsyncClient, HeadpondError, Result
-from headpond.cli.terminal import escape_controls
+from headpond.terminal import escape_controls
 
 MODELS = ("chat", "chat-fast")
 MAX_TOKENS = 120

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -78,8 +79,11 @@ class Deployment:
 
     def configure(self, models: str, *, extra: str = "") -> Path:
         """Write headpond.toml: the server of this test, and tables of models."""
-        self.config.touch(mode=0o600)
-        self.config.write_text(f'[redis]\nurl = "{self.url}"\n{extra}\n{models}')
+        password = self.folder / "redis-password"
+        password.touch(mode=0o600)
+        password.write_text(urlsplit(self.url).password or "")
+        address = f"redis://127.0.0.1:{self.valkey.port}/0"
+        self.config.write_text(f'[redis]\nurl = "{address}"\npassword = {{file = "{password}"}}\n{extra}\n{models}')
         return self.config
 
     def server(self) -> Server:

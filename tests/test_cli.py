@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from conftest import Deployment, eventually
-from headpond.cli.terminal import escape_controls
 from headpond.models import ModelRow
+from headpond.terminal import escape_controls
 
 HEADPOND = Path(sys.executable).with_name("headpond")
 MODEL = """
@@ -188,15 +188,17 @@ def test_a_prompt_longer_than_the_context_fails_with_both_numbers_and_the_worker
 
 
 def test_a_server_that_is_not_there_is_named_with_where_it_is_configured_within_five_seconds(tmp_path: Path) -> None:
-    (tmp_path / "headpond.toml").write_text('[redis]\nurl = "redis://user:secret@127.0.0.1:1/0"\n')
+    (tmp_path / "headpond.toml").write_text(
+        '[redis]\nurl = "redis://127.0.0.1:1/0"\npassword = {env = "REDIS_SECRET"}\n'
+    )
     began = time.monotonic()
-    done = run("submit", "chat", "hi", cwd=tmp_path)
+    done = run("submit", "chat", "hi", cwd=tmp_path, env={"REDIS_SECRET": "hunter2secret"})
     took_s = time.monotonic() - began
     told = said(done)
     assert done.returncode == 3
     assert "redis://127.0.0.1:1/0" in told
     assert str(tmp_path / "headpond.toml") in told
-    assert "secret" not in told
+    assert "hunter2" not in told
     assert took_s < 5
 
 
@@ -224,6 +226,7 @@ def test_a_storage_that_is_not_there_is_named_with_where_it_is_configured_within
         ("[model.chat]\nengine = 'scripted'\n", ["model", "models"]),
         ("[models.chat]\nengine = 'scriptd'\n", ["scriptd", "scripted"]),
         ("[models.chat\n", ["line 1"]),
+        ('[redis]\nurl = "redis://:hunter2@localhost/0"\n', ["password", "{env ="]),
     ],
 )
 def test_a_configuration_error_names_the_file_the_key_and_the_nearest_name(
@@ -290,7 +293,7 @@ def test_control_characters_are_shown_not_sent() -> None:
 
 
 def test_a_terminal_gets_escaped_text_and_a_pipe_gets_it_as_it_is(serving: Deployment) -> None:
-    script = "from headpond.cli.terminal import write_text; write_text('a\\x1b[31mb')"
+    script = "from headpond.terminal import write_text; write_text('a\\x1b[31mb')"
     piped = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert piped.stdout == b"a\x1b[31mb"
     master, slave = pty.openpty()

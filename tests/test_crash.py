@@ -8,6 +8,7 @@ from pathlib import Path
 
 from conftest import Deployment, eventually
 from headpond import Chunk, Client, Job, JobState
+from headpond.workers import WorkerState
 from headpond_workers.supervision.embedded_valkey import running_valkey
 
 MODEL = """
@@ -185,6 +186,8 @@ def test_a_draining_worker_lets_its_job_end(deployment: Deployment, client: Clie
     waiting = client.submit("chat", PROMPT, max_tokens=1000)
     eventually(lambda: waiting.state() is JobState.RUNNING, what="the other job running")
     worker.signal(signal.SIGTERM)
+    queue = deployment.queue("chat")
+    eventually(lambda: queue.workers()[0].state is WorkerState.DRAINING, what="the worker saying that it drains")
     late = client.submit("chat", PROMPT, max_tokens=1000)
     assert worker.wait() == 0
     assert job.result(timeout=1).attempts == 1

@@ -6,35 +6,26 @@ import dataclasses
 import importlib
 import json
 import re
-import shlex
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
-import redis
 import typer.main
 from pydantic import BaseModel
 
-from headpond import Client, keys, wire
+from headpond import keys, wire
 from headpond.cli import exits
 from headpond.cli.app import build_app
-from headpond.connections import RedisAddress
-from headpond.errors import QueueError
 from headpond.jobs import FinishReason, JobRequest, JobState, Result
 from headpond.models import MODEL_SCHEMA, ModelRow, pack_model
-from headpond.operations import Append, Entry
-from headpond.queue import Server
 from headpond.scripts import STATIC_KEYS
-from headpond.settings import LlamaCppModel, RedisSettings, ScriptedModel, StorageSettings
+from headpond.settings import RUN_FILE, LlamaCppModel, RedisSettings, ScriptedModel, StorageSettings
 from headpond.workers import WorkerRow, WorkerState, pack_worker
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
-from headpond_workers.supervision import deployment, embedded_seaweed, embedded_valkey, launcher, programs, scaling
-from headpond_workers.supervision.embedded_seaweed import running_seaweed
-from headpond_workers.supervision.embedded_valkey import running_valkey
+from headpond_workers.supervision import embedded_seaweed, embedded_valkey, launcher, programs, scaling
+from headpond_workers.supervision.deployment import LOCK_FILE
+from headpond_workers.supervision.supervisor import CONF_NAME
 
 ROOT = Path(__file__).parents[1]
 LUA = ROOT / "broker" / "headpond" / "lua"
@@ -133,11 +124,13 @@ def test_rows_and_documents_are_described_field_by_field() -> None:
 
 
 def test_the_worker_row_is_described_in_the_order_of_its_elements() -> None:
-    texts = {"boot", "model", "version", "host", "instance", "last_error"}
-    values: dict[str, Any] = {field.name: field.name for field in dataclasses.fields(WorkerRow) if field.name in texts}
-    numbers = {name: 100 + at for at, name in enumerate(("pid", "slots", "busy", "started_ms", "seen_ms"))}
-    row = WorkerRow(**values, **numbers, state=WorkerState.READY)
-    by_value = {value: name for name, value in (values | numbers | {"state": "ready"}).items()}
+    # Each field has a value of its own, by which it is found in the packed row.
+    values: dict[str, Any] = {
+        field.name: field.name if field.type == "str" else 100 + at
+        for at, field in enumerate(dataclasses.fields(WorkerRow))
+    }
+    row = WorkerRow(**values | {"state": WorkerState.READY})
+    by_value = {value: name for name, value in (values | {"state": "ready"}).items()}
 
     packed = msgpack.unpackb(pack_worker(row))
 
@@ -274,7 +267,7 @@ def test_files_programs_and_the_allowed_environment_are_in_the_manual() -> None:
     listed = {name.rstrip("/") for cell in files for name in cell.split("`, `")}
     folders = (programs.LOG_FOLDER, programs.CONF_FOLDER, programs.STARTS_FOLDER)
     servers = (embedded_valkey.FOLDER, embedded_seaweed.FOLDER)
-    assert {*folders, *servers, scaling.SCALE_FILE, deployment.LOCK_FILE, deployment.CONF_NAME, "run.json"} <= listed
+    assert {*folders, *servers, scaling.SCALE_FILE, LOCK_FILE, CONF_NAME, RUN_FILE} <= listed
     for name in (*programs.SERVERS, programs.PERSISTER):
         assert f"| `{name}` |" in section(OPERATION, "What runs")
     variables = set(re.findall(r"`([A-Za-z_*]+)`", section(OPERATION, "Environment")))
@@ -307,44 +300,3 @@ def test_no_document_names_a_machine_or_a_package_registry(path: Path) -> None:
     machine_paths = re.findall(r"(?<![\w.~])/(?:work|home|root|Users|mnt)/\S*", text)
     registries = re.findall(r"\b\S*(?:pypi|pythonhosted|debian|crates|npmjs)\.(?:org|io|com)\b", text)
     assert machine_paths + registries == []
-
-
-def test_the_user_of_the_security_document_reaches_one_model_and_no_other(tmp_path: Path) -> None:
-    (command,) = re.findall(r"^ACL SETUSER .*$", TEXTS["security.md"], re.MULTILINE)
-    with running_valkey(tmp_path) as valkey:
-        address = RedisAddress(valkey.url, "the test")
-        operator = Server(address)
-        for model in ("chat", "code"):
-            operator.configure_model(model, ModelRow("scripted", 0, storage=False, context_tokens=100))
-        with redis.Redis.from_url(valkey.url) as admin:
-            admin.execute_command(*shlex.split(command))  # type: ignore[no-untyped-call]
-        url = f"redis://shop:PASSWORD@127.0.0.1:{valkey.port}/0"
-        with Client(url) as client:
-            job = client.submit("chat", "a question")
-            queue = operator.queue("chat")
-            (lease,) = queue.claim("boot", seq=1, nonce="n", slots=1).leases
-            queue.append([Append(lease.id, lease.fence, wire.TokenRun(0, (1,), ("yes",)))])
-            assert job.cancel() is JobState.CANCELLED
-            assert [chunk.text for chunk in job.stream()] == ["yes"]
-
-            with pytest.raises(QueueError, match="No permissions"):
-                client.submit("code", "a question")
-        own = Server(RedisAddress(url, "the test"))
-        for refused in (("CONFIG", "GET", "*"), ("CLIENT", "LIST"), ("ACL", "LIST"), ("DEL", keys.MODELS)):
-            with pytest.raises(QueueError, match="permissions"):
-                own.read(*refused)
-        assert operator.queue("code").submit([Entry("code/a", b"", "")]) != []
-        own.close()
-        operator.close()
-
-
-@pytest.mark.slow
-def test_the_filer_of_the_embedded_storage_asks_for_no_key_as_the_security_document_warns(tmp_path: Path) -> None:
-    with running_seaweed(tmp_path) as server:
-        address = StorageAddress(server.url, server.bucket, server.region, server.access_key, server.secret_key)
-        S3Blobs(address).put_new("state/chat/example", b"a stored answer")
-        port = json.loads((server.folder / embedded_seaweed.ACCESS_FILE).read_text())["ports"]["filer"]
-        url = f"http://127.0.0.1:{port}/buckets/{server.bucket}/state/chat/example"
-        with urllib.request.urlopen(url, timeout=10) as reply:
-            assert reply.read() == b"a stored answer"
-    assert "The filer reads, changes and deletes all stored state for every user" in TEXTS["security.md"]

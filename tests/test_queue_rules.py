@@ -134,8 +134,8 @@ class Bench:
             "list": lambda key: self.server.read("LRANGE", key, 0, -1),
             "stream": lambda key: self.server.read("XRANGE", key, "-", "+"),
         }
-        names = [key.decode() for key in self.raw.scan_iter(match=f"{self.keys.prefix}*", count=1000)]
-        return {key: readers[self.raw.type(key).decode()](key) for key in sorted(names)}
+        names = sorted(key.decode() for key in self.server.read("KEYS", f"{self.keys.prefix}*"))
+        return {key: readers[self.server.read("TYPE", key).decode()](key) for key in names}
 
     def events(self, job_id: str) -> list[tuple[str, TokenRun | Rewound | Ended]]:
         return [
@@ -1170,7 +1170,8 @@ def test_a_reader_from_the_beginning_ends_with_exactly_the_valid_tokens(events: 
 
 @given(st.lists(st.integers(1, 5), max_size=6), st.integers(0, 30))
 def test_a_reader_who_has_a_part_is_given_the_exact_rest(sizes: list[int], after: int) -> None:
-    fold, offset, given_ids = StreamFold(after), 0, []
+    fold, offset = StreamFold(after), 0
+    given_ids: list[int] = []
     for n in sizes:
         chunk = fold.feed({b"t": pack_tokens(tokens(offset, offset + n))})
         offset += n

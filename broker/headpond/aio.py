@@ -143,7 +143,9 @@ class AsyncJob:
                 else:
                     await queue.run(ops.tick())
             except RedisUnavailable as error:
-                await asyncio.sleep(min(patience.delay_s(error), max(0.0, left_s)))
+                if left_s <= 0:
+                    raise ResultTimeout(self.id, timeout_s=timeout or 0.0) from error
+                await asyncio.sleep(min(patience.delay_s(error), left_s))
                 continue
             patience.answered()
 

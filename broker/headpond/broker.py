@@ -58,6 +58,9 @@ def _held(message: dramatiq.MessageProxy) -> HeldLease:
 class _ShutdownSignal(dramatiq.Middleware):
     """Tells consumers that their Worker is going, so that none sleeps on and none claims."""
 
+    def before_worker_boot(self, broker: Any, worker: Any) -> None:
+        broker.draining = False
+
     def before_worker_shutdown(self, broker: Any, worker: Any) -> None:
         broker.drain()
 
@@ -109,8 +112,10 @@ class HeadpondBroker(dramatiq.Broker):
         return self.server.queue(queue_name, storage=self.storage)
 
     def enqueue(self, message: dramatiq.Message[Any], *, delay: int | None = None) -> dramatiq.Message[Any]:
-        """delay: ms. Enqueued at most once for each (message id, retry), however often it is repeated (Q13)."""
-        queue = self.job_queue(message.queue_name)
+        """delay: ms. Enqueued at most once for each (message id, retry), however often it is repeated (Q13).
+
+        Raises ConnectionClosed if the server is away, MalformedDocument if an argument would not arrive as it is.
+        """
         self.emit_before("enqueue", message, delay)
         retries = message.options.get("retries", 0)
         call = Call(message.actor_name, message.args, message.kwargs, message.options, message.message_timestamp)
@@ -120,7 +125,10 @@ class HeadpondBroker(dramatiq.Broker):
             digest="",
             delay_s=(delay or 0) / 1000,
         )
+        # What a worker could not read is refused here: a dict with keys that are no strings, for one.
+        unpack_data(entry.data)
         try:
+            queue = self.job_queue(message.queue_name)
             (answer,) = queue.submit([entry])
         except RedisUnavailable as error:
             raise _closed(error) from error
@@ -207,8 +215,9 @@ class HeadpondConsumer(dramatiq.Consumer):
         try:
             if not self._dry or time.monotonic() >= self._claim_by:
                 self._claim(free)
-            if self._dry and not self._ready and not self._broker.draining:
-                self._dry = not self._waiter.wait(max(0.001, self._claim_by - time.monotonic()))
+            if self._dry and not self._ready:
+                block_s = max(0.001, self._claim_by - time.monotonic())
+                self._dry = not self._waiter.wait(block_s, unless=lambda: self._broker.draining)
         except RedisUnavailable as error:
             logger.warning("claim_failed queue=%s error=%s", self._queue.name, error)
             self._dry = False
@@ -221,8 +230,9 @@ class HeadpondConsumer(dramatiq.Consumer):
         # with the same leases.
         seq = self.held.last_seq + 1
         claimed = self._queue.claim(
-            self._broker.boot, seq=seq, nonce=str(ULID()), slots=free, fingerprint=self._broker.fingerprint
-        )
+            self._broker.boot, seq=seq, nonce=str(ULID()), slots=free, fingerprint=self._broker.fingerprint,
+            lease_s=self._broker.lease_s,
+        )  # fmt: skip
         for held in self.held.received(seq, claimed.leases):
             self._deliver(held)
         self._dry = len(claimed.leases) < free
@@ -235,7 +245,7 @@ class HeadpondConsumer(dramatiq.Consumer):
             call = unpack_data(lease.data)
         except MalformedDocument as error:
             logger.error("undecodable queue=%s id=%s error=%s", self._queue.name, lease.id, error)
-            self._end(held, JobState.FAILED, str(error))
+            self._refuse(held, str(error))
             return
         is_job = call.actor == GENERATE
         message: dramatiq.Message[Any] = dramatiq.Message(
@@ -249,29 +259,48 @@ class HeadpondConsumer(dramatiq.Consumer):
         )
         self._ready.append(LeasedMessage(message, held))
 
-    def ack(self, message: dramatiq.MessageProxy) -> None:
-        held = _held(message)
-        if not held.settled and held.lost is None:
-            if message.actor_name == GENERATE:
-                self._park(held, strike=False)
-            else:
-                self._end(held, JobState.FINISHED, "")
+    def _refuse(self, held: HeldLease, reason: str) -> None:
+        """Fail what cannot even be handed out. If the server cannot be told, the lease is named no more and ends."""
+        try:
+            self._end(held, JobState.FAILED, reason)
+        except (ConnectionClosed, HeadpondError) as error:
+            logger.warning("refusal_failed queue=%s id=%s error=%s", self._queue.name, held.lease.id, error)
         self.held.drop(held)
 
+    def ack(self, message: dramatiq.MessageProxy) -> None:
+        self._settle(message, JobState.FINISHED, "")
+
     def nack(self, message: dramatiq.MessageProxy) -> None:
+        self._settle(message, JobState.FAILED, f"{message.actor_name} failed")
+
+    def _settle(self, message: dramatiq.MessageProxy, state: JobState, reason: str) -> None:
         held = _held(message)
-        if not held.settled and held.lost is None:
-            if message.actor_name == GENERATE:
-                self._park(held, strike=True)
-            else:
-                self._end(held, JobState.FAILED, f"{message.actor_name} failed")
+        try:
+            if not held.settled and held.lost is None:
+                if message.actor_name == GENERATE:
+                    self._park(held, strike=state is JobState.FAILED)
+                else:
+                    self._end(held, state, reason)
+        except HeadpondError:
+            # dramatiq repeats this after ConnectionClosed alone. A lease that nobody will settle must not be kept.
+            self.held.drop(held)
+            raise
         self.held.drop(held)
 
     def requeue(self, messages: Iterable[dramatiq.MessageProxy]) -> None:
+        """Give back what was not begun. What the server could not be told is named no more, and so comes back."""
+        refused: ConnectionClosed | None = None
         for message in messages:
             held = _held(message)
-            self._park(held, strike=False)
-            self.held.drop(held)
+            try:
+                if refused is None:
+                    self._park(held, strike=False)
+            except ConnectionClosed as error:
+                refused = error
+            finally:
+                self.held.drop(held)
+        if refused is not None:
+            raise refused
 
     def _park(self, held: HeldLease, *, strike: bool) -> None:
         try:

@@ -67,7 +67,7 @@ class Client:
         return Job(queue, submission.id)
 
     def job(self, id: str) -> Job:
-        """The handle of a job that was submitted before, here or elsewhere. Raises InvalidRequest."""
+        """The handle of a job that was submitted before, here or elsewhere. Raises InvalidRequest, RedisUnavailable."""
         job_id = JobId.parse(id)
         return Job(self._queue(job_id.model), job_id)
 
@@ -135,7 +135,9 @@ class Job:
                     raise ResultTimeout(self.id, timeout_s=timeout or 0.0)
                 last = self._await_end(last, min(left_s, BLOCK_S))
             except RedisUnavailable as error:
-                time.sleep(min(patience.delay_s(error), max(0.0, left_s)))
+                if left_s <= 0:
+                    raise ResultTimeout(self.id, timeout_s=timeout or 0.0) from error
+                time.sleep(min(patience.delay_s(error), left_s))
                 continue
             patience.answered()
 

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import redis
 import redis.asyncio
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.driver_info import DriverInfo
 from redis.retry import Retry
 
 from headpond.errors import ConfigError, RedisUnavailable
@@ -32,6 +33,9 @@ REPLY_TIMEOUT_S = 5.0
 BLOCK_S = 2.5
 """The longest that a call blocks on the server before it looks around."""
 
+
+_DRIVER = DriverInfo()
+"""Made once: redis-py otherwise reads its own package's metadata for each connection, about 1 ms of processor time."""
 
 OUTAGE_S = 60.0
 """How long whoever waits for a job bears a server that is away, once it has been there."""
@@ -194,6 +198,7 @@ def connect(address: RedisAddress, greeter: Greeter) -> redis.Redis:
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         socket_timeout=REPLY_TIMEOUT_S,
         retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), 1),
+        driver_info=_DRIVER,
         redis_connect_func=greeter.meet,
     )
 
@@ -206,6 +211,7 @@ def connect_blocking(address: RedisAddress, greeter: Greeter, *, connections: in
         socket_timeout=BLOCK_S + REPLY_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
         max_connections=connections,
+        driver_info=_DRIVER,
         redis_connect_func=greeter.meet,
     )
 
@@ -220,5 +226,6 @@ def connect_async(address: RedisAddress, greeter: Greeter, *, blocking: bool) ->
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         socket_timeout=REPLY_TIMEOUT_S + (BLOCK_S if blocking else 0),
         retry=retry,
+        driver_info=_DRIVER,
         redis_connect_func=greeter.meet_async,
     )

@@ -123,8 +123,11 @@ def submit(entries: Sequence[Entry], *, max_queued: int = 0) -> Operation[list[S
     return Operation("submit", args, lambda r: [Submitted(_text(x)) for x in r])
 
 
-def claim(boot: str, *, seq: int, nonce: str, slots: int, fingerprint: str = "") -> Operation[Claimed]:
-    return Operation("claim", (boot, seq, nonce, slots, fingerprint), _parse_claim)
+def claim(
+    boot: str, *, seq: int, nonce: str, slots: int, fingerprint: str = "", lease_s: float = 0.0
+) -> Operation[Claimed]:
+    """lease_s: how long leases of this queue last from now on; 0 leaves it."""
+    return Operation("claim", (boot, seq, nonce, slots, fingerprint, _ms(lease_s)), _parse_claim)
 
 
 def _parse_claim(reply: list[Any]) -> Claimed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -33,6 +34,7 @@ from headpond.workers import WorkerRow, pack_worker, unpack_workers
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+INTERRUPT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,9 @@ class JournalEntry:
     job_id: str
 
 
-def _send(client: redis.Redis, *command: Any, **options: Any) -> Any:
-    # redis-py's own method has no annotations.
-    return client.execute_command(*command, **options)  # type: ignore[no-untyped-call]
+def _send(client: Any, *command: Any, **options: Any) -> Any:
+    # redis-py's own method has no annotations, so its client passes as Any.
+    return client.execute_command(*command, **options)
 
 
 class Server:
@@ -112,6 +114,30 @@ class Server:
             raise QueueError(f"{operation.script} on queue '{name}' failed: {error}") from error
         return operation.parse(reply)
 
+    def run_all(self, name: str, operations: Sequence[ops.Operation[T]]) -> list[T]:
+        """Send several operations at once; each is atomic by itself. Raises RedisUnavailable, QueueError.
+
+        All of them may have run when this raises: each may be repeated.
+        """
+        if len(operations) == 1:
+            return [self.run(name, operations[0])]
+        now = str(self._clock()) if self._clock else ""
+        pipe = self.redis.pipeline(transaction=False)
+        for operation in operations:
+            call = (len(STATIC_KEYS), *static_keys(name), now, *operation.args)
+            _send(pipe, "EVALSHA", load_script(operation.script).sha, *call)
+        try:
+            replies = pipe.execute(raise_on_error=False)
+        except UNREACHABLE as error:
+            raise self.address.unavailable(error) from error
+        except RedisError as error:
+            raise QueueError(f"{len(operations)} calls on queue '{name}' failed: {error}") from error
+        return [
+            # Whatever was refused is asked again by itself: that sends a script that the server does not know.
+            self.run(name, operation) if isinstance(reply, Exception) else operation.parse(reply)
+            for operation, reply in zip(operations, replies, strict=True)
+        ]
+
     def read(self, *command: Any) -> Any:
         """One plain command that only reads, or that stands alone. Raises RedisUnavailable, QueueError."""
         return self._plain(self.redis, command)
@@ -154,8 +180,10 @@ class JobQueue:
     def submit(self, entries: Sequence[ops.Entry], *, max_queued: int = 0) -> list[ops.Submitted]:
         return self.run(ops.submit(entries, max_queued=max_queued))
 
-    def claim(self, boot: str, *, seq: int, nonce: str, slots: int, fingerprint: str = "") -> ops.Claimed:
-        return self.run(ops.claim(boot, seq=seq, nonce=nonce, slots=slots, fingerprint=fingerprint))
+    def claim(
+        self, boot: str, *, seq: int, nonce: str, slots: int, fingerprint: str = "", lease_s: float = 0.0
+    ) -> ops.Claimed:
+        return self.run(ops.claim(boot, seq=seq, nonce=nonce, slots=slots, fingerprint=fingerprint, lease_s=lease_s))
 
     def renew(self, boot: str, *, last_seq: int, row: bytes, pairs: Sequence[tuple[str, str]]) -> list[ops.LeaseStatus]:
         return self.run(ops.renew(boot, last_seq=last_seq, row=row, pairs=pairs))
@@ -170,6 +198,10 @@ class JobQueue:
         self, job_id: str, fence: str, *, offset: int, state: JobState, result: bytes, reason: str = ""
     ) -> ops.Outcome:
         return self.run(ops.finish(job_id, fence, offset=offset, state=state, result=result, reason=reason))
+
+    def finish_all(self, finishes: Sequence[ops.Operation[ops.Outcome]]) -> list[ops.Outcome]:
+        """Several `operations.finish` in one round trip."""
+        return self.server.run_all(self.name, finishes)
 
     def cancel(self, job_id: str) -> JobState | None:
         return self.run(ops.cancel(job_id))
@@ -263,12 +295,21 @@ class Waiter:
         self._server, self._key = server, key
         self._redis = connect_blocking(server.address, server.greeter, connections=1)
         self._client_id: int | None = None
+        self._waiting = False
 
-    def wait(self, block_s: float) -> bool:
+    def wait(self, block_s: float, *, unless: Callable[[], bool] = lambda: False) -> bool:
         """Block until the lane may be claimed from, at most block_s. Takes the wake token: claim next.
 
+        unless: what makes a wait needless. Whoever makes it true and then interrupts ends this wait for sure.
         Raises RedisUnavailable.
         """
+        self._waiting = True
+        try:
+            return False if unless() else self._block(block_s)
+        finally:
+            self._waiting = False
+
+    def _block(self, block_s: float) -> bool:
         try:
             if self._client_id is None:
                 self._client_id = int(self._redis.client_id())
@@ -283,11 +324,16 @@ class Waiter:
 
     def interrupt(self) -> None:
         """End a wait that runs now, if the server can be reached."""
-        if self._client_id is not None:
+        until = time.monotonic() + INTERRUPT_S
+        # A wait that is only about to block cannot be ended yet: ask until it is, or is over.
+        while self._waiting and time.monotonic() < until:
             try:
-                self._server.redis.client_unblock(self._client_id)
+                if self._client_id is not None and self._server.redis.client_unblock(self._client_id):
+                    return
             except RedisError as error:
                 logger.info("unblock_failed reason=%s", error)
+                return
+            time.sleep(0.002)
 
     def close(self) -> None:
         self._redis.close()

@@ -62,9 +62,9 @@ def prepare(
     request = parse_request(
         {
             "prompt": prompt,
-            "messages": None if messages is None else [dict(m) for m in messages],
-            "sampling": {key: float(v) if isinstance(v, int) and key != "seed" else v for key, v in sampling.items()},
-            "stop": [stop] if isinstance(stop, str) else list(stop),
+            "messages": _listed(messages),
+            "sampling": sampling,
+            "stop": [stop] if isinstance(stop, str) else _listed(stop),
             **options,
         }
     )
@@ -78,6 +78,13 @@ def prepare(
         deadline_s=deadline,
     )
     return Submission(new_id, request, entry, row.max_queued)
+
+
+def _listed(values: object) -> object:
+    """A sequence as a list, its mappings as dicts. Anything else is left for the request's own check to refuse."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        return values
+    return [dict(value) if isinstance(value, Mapping) else value for value in values]
 
 
 def accepted(submission: Submission, answer: Submitted) -> None:

@@ -17,12 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from headpond.errors import HeadpondError
-
 import report
 from document import Document, load_document, measure, to_json
 from machine import ROOT
 from pairs import MIN_PAIRS
+
+from headpond.errors import HeadpondError
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 SAMPLES = ROOT / "docs" / "benchmarks"

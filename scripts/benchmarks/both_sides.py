@@ -3,6 +3,7 @@ is given work."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,17 +11,18 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
-from headpond.connections import RedisAddress
-from headpond.queue import Server
-from headpond.workers import WorkerState
-from headpond_workers.supervision.embedded_valkey import running_valkey
-from headpond_workers.supervision.private_files import last_lines, private_folder, write_private
-
 from child import BenchmarkError, Child
 from document import Samples
 from runs import Run
+
+from headpond.connections import RedisAddress
+from headpond.queue import Server
+from headpond.workers import WorkerState
+from headpond_workers.supervision.embedded_valkey import ValkeyProcess, running_valkey
+from headpond_workers.supervision.private_files import last_lines, private_folder, write_private
 
 MODEL = "bench"
 READY_TIMEOUT_S = 300.0
@@ -72,7 +74,7 @@ def both_sides(table: str, folder: Path) -> Iterator[BothSides]:
     config = folder / "headpond.toml"
     with ExitStack() as stack:
         valkey = stack.enter_context(running_valkey(folder / "state"))
-        write_private(config, f'[redis]\nurl = "{valkey.url}"\n\n[models.{MODEL}]\n{table}')
+        write_config(config, valkey, table)
         worker = stack.enter_context(_worker(config, folder / "worker.log"))
         _await_ready(worker, valkey.url, folder / "worker.log")
         direct = stack.enter_context(
@@ -82,6 +84,15 @@ def both_sides(table: str, folder: Path) -> Iterator[BothSides]:
             Child("producer.py", {"url": valkey.url, "model": MODEL}, log=folder / "producer.log")
         )
         yield BothSides(direct, producer, worker, valkey.pid)
+
+
+def write_config(config: Path, valkey: ValkeyProcess, table: str) -> None:
+    """A headpond.toml, and the server's password in a file beside it; both 0600."""
+    password = config.with_name("redis-password")
+    write_private(password, urlsplit(valkey.url).password or "")
+    # A string of JSON is one of TOML.
+    where = f"password = {{file = {json.dumps(str(password))}}}"
+    write_private(config, f'[redis]\nurl = "redis://127.0.0.1:{valkey.port}/0"\n{where}\n\n[models.{MODEL}]\n{table}')
 
 
 @contextmanager
@@ -96,6 +107,9 @@ def _worker(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         )  # fmt: skip
     try:
         yield process
+    except BaseException:
+        process.kill()  # what it runs is of no use any more
+        raise
     finally:
         process.terminate()
         try:

@@ -7,6 +7,7 @@ line: argv is world-readable.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -79,10 +80,9 @@ class Child:
 
     def close(self) -> None:
         """End the process: it goes by itself when its input ends, or is killed after END_TIMEOUT_S."""
-        try:
+        # Broken: it has ended already, before it read all.
+        with contextlib.suppress(BrokenPipeError):
             self._pipe.close()
-        except BrokenPipeError:
-            pass  # it has ended already, before it read all
         try:
             self._process.wait(END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -95,6 +95,8 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._process.kill()  # its work is of no use any more, and it holds nothing that must be put away
         self.close()
 
     @property
@@ -140,7 +142,7 @@ def serve(begin: Callable[[dict[str, Any]], AbstractContextManager[Serving]]) ->
         answer({"error": str(error)})
     except BrokenPipeError:
         pass  # the parent is gone
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - written to the log, and the process ends
         sys.excepthook(*sys.exc_info())
         leave(1)
     leave(0)

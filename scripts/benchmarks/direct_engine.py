@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from child import Answer, Serving, serve
+from runs import Run, digest_of_tokens
+
 from headpond.jobs import Message, Sampling
 from headpond.settings import load_settings
 from headpond_workers.engines.protocol import Engine, Sequence, Verdict
 from headpond_workers.loading import load_engine
-
-from child import Answer, Serving, serve
-from runs import Run, digest_of_tokens
 
 
 @contextmanager

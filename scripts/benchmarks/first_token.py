@@ -27,9 +27,10 @@ class Workload:
     @property
     def text(self) -> str:
         return (
-            f"{self.jobs} jobs a run of {self.tokens} tokens, one after the other, each {self.shortest_gap_s * 1000:g} to "
-            f"{self.longest_gap_s * 1000:g} ms after the last ended (uniform, seeded), after {self.uncounted} uncounted "
-            "ones; the scripted engine's own first token takes one step of 12.5 ms"
+            f"{self.jobs} jobs a run of {self.tokens} tokens, one after the other, each "
+            f"{self.shortest_gap_s * 1000:g} to {self.longest_gap_s * 1000:g} ms after the last ended (uniform, "
+            f"seeded), after {self.uncounted} uncounted ones; the scripted engine takes a step of 12.5 ms for its first"
+            " token"
         )
 
 

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from headpond_workers.models.prepare import prepare
-
 from both_sides import BothSides, both_sides, cpu_since, samples_of
 from child import BenchmarkError
 from document import Kind, Measurement, Samples
 from first_token import measure_first_token
 from pairs import Pair, run_pairs
 from runs import Run
+
+from headpond_workers.models.prepare import prepare
 
 Progress = Callable[[str], None]
 

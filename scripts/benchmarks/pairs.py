@@ -96,9 +96,7 @@ def estimate_median(values: Sequence[float]) -> Estimate:
     draw = random.Random(_SEED)  # noqa: S311 - a resampling, not a secret
     medians = [statistics.median(draw.choices(values, k=len(values))) for _ in range(RESAMPLES)]
     tail = (1 - CONFIDENCE) / 2
-    return Estimate(
-        statistics.median(values), percentile(medians, tail), percentile(medians, 1 - tail), len(values)
-    )
+    return Estimate(statistics.median(values), percentile(medians, tail), percentile(medians, 1 - tail), len(values))
 
 
 class Direction(StrEnum):

@@ -9,6 +9,7 @@ from typing import Any
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
+
 from headpond.broker import HeadpondBroker
 from headpond.connections import RedisAddress
 from headpond.queue import Server

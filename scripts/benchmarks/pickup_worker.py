@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import dramatiq
-
 from child import Answer, BenchmarkError, Serving, serve
 from pickup_actor import QUEUE, Side, declare_actor, make_broker
 
@@ -33,7 +32,7 @@ def worker(setup: dict[str, Any]) -> Iterator[Serving]:
     broker.emit_after("process_boot")
 
     def collect(request: dict[str, Any]) -> Answer:
-        found = []
+        found: list[tuple[int, int]] = []
         while len(found) < request["count"]:
             try:
                 found.append(picked_up.get(timeout=JOB_TIMEOUT_S))

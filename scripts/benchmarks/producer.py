@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from headpond import AsyncClient
-
-from child import Answer, Serving, serve
+from child import Serving, serve
 from runs import Run, digest_of_tokens
+
+from headpond import AsyncClient
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headpond_workers.supervision.embedded_valkey import running_valkey
-
 from child import BenchmarkError, Child
 from document import Kind, Measurement, Samples
 from pairs import Pair, run_pairs
 from pickup_actor import Side, declare_actor, make_broker
+
+from headpond_workers.supervision.embedded_valkey import running_valkey
 
 Progress = Callable[[str], None]
 
@@ -38,9 +38,9 @@ class Workload:
     @property
     def text(self) -> str:
         return (
-            f"a job every {self.shortest_gap_s * 1000:g} to {self.longest_gap_s * 1000:g} ms (uniform, seeded; the same "
-            f"times for both sides of a pair) for a worker that has nothing else to do; {self.jobs} jobs a run after "
-            f"{self.uncounted} uncounted ones; latency from just before `send` to the first line of the actor"
+            f"a job every {self.shortest_gap_s * 1000:g} to {self.longest_gap_s * 1000:g} ms (uniform, seeded; the "
+            f"same times for both sides of a pair) for a worker that has nothing else to do; {self.jobs} jobs a run "
+            f"after {self.uncounted} uncounted ones; latency from just before `send` to the first line of the actor"
         )
 
 
@@ -81,9 +81,7 @@ class _Sender:
 
     def __init__(self, stack: ExitStack, side: Side, url: str, folder: Path) -> None:
         log = folder / f"worker-{side.value}.log"
-        self._worker = stack.enter_context(
-            Child("pickup_worker.py", {"side": side.value, "url": url}, log=log)
-        )
+        self._worker = stack.enter_context(Child("pickup_worker.py", {"side": side.value, "url": url}, log=log))
         broker = make_broker(side, url)
         stack.callback(broker.close)
         self._actor: Any = declare_actor(broker, _nobody)

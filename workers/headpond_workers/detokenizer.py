@@ -26,12 +26,14 @@ class Detokenizer:
     def __init__(
         self, token_bytes: Callable[[int], bytes], *, stop: Sequence[str] = (), prior: Iterable[int] = ()
     ) -> None:
-        """prior: ids of earlier attempts; a character that they began is completed here."""
+        """prior: ids of earlier attempts; a character that they began is completed here.
+
+        prior_text: all text of prior. What was shown of it is less where it was cut at a stop string.
+        """
         self._token_bytes = token_bytes
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for token_id in prior:
-            self._decoder.decode(token_bytes(token_id))
+        self.prior_text = "".join(self._decoder.decode(token_bytes(token_id)) for token_id in prior)
         self._ids: list[int] = []
         self._pieces: list[str] = []
         self.stopped = False
@@ -40,13 +42,15 @@ class Detokenizer:
         """Take the next ids; return what may be shown now."""
         if self.stopped:
             return Released()
+        if not self._stop:
+            # The usual case, and the hot path: nothing is ever held back.
+            decode, token_bytes = self._decoder.decode, self._token_bytes
+            return Released(tuple(ids), tuple([decode(token_bytes(token_id)) for token_id in ids]))
         for token_id in ids:
             self._ids.append(token_id)
             self._pieces.append(self._decoder.decode(self._token_bytes(token_id)))
-            if self._stop and self._cut_at_stop():
-                break
-        if self.stopped or not self._stop:
-            return self._release(len(self._ids))
+            if self._cut_at_stop():
+                return self._release(len(self._ids))
         return self._release(self._settled())
 
     def flush(self) -> Released:

@@ -107,10 +107,13 @@ class Generation:
         context = self.engine.info.context_tokens
         if len(prompt) >= context:
             raise PromptTooLong(prompt_tokens=len(prompt), context_tokens=context)
+        text = Detokenizer(self.engine.token_bytes, stop=asked.stop, prior=stream.ids)
+        if text.prior_text != stream.text:
+            # The last attempt cut its last token at a stop string, and was gone before it wrote the end.
+            return Finish(FinishReason.STOP)
         left = min(asked.max_tokens, context - len(prompt)) - len(stream)
         if left <= 0:
             return Finish(FinishReason.LENGTH)
-        text = Detokenizer(self.engine.token_bytes, stop=asked.stop, prior=stream.ids)
         held = stream.held
 
         def emit(ids: Seq[int]) -> Verdict:

@@ -10,10 +10,10 @@ import logging
 import threading
 import time
 
-from headpond.errors import HeadpondError, RedisUnavailable
+from headpond.errors import HeadpondError
 from headpond.held import HeldLease
 from headpond.jobs import JobState
-from headpond.operations import Append, LeaseStatus
+from headpond.operations import Append, LeaseStatus, Operation, Outcome, finish
 from headpond.queue import JobQueue
 from headpond.wire import TokenRun
 
@@ -59,23 +59,9 @@ class JobStream:
     def finish(self, state: JobState, result: bytes, reason: str = "") -> bool:
         """End the job after its last token. Waits for a server that is away; False if the lease was lost."""
         job_id, fence = self.held.key
-        while self.flush():
-            try:
-                outcome = self._writer.queue.finish(
-                    job_id, fence, offset=len(self), state=state, result=result, reason=reason
-                )
-            except RedisUnavailable as error:
-                logger.warning("finish_delayed job=%s error=%s", job_id, error)
-                time.sleep(RETRY_S)
-                continue
-            if outcome.status is LeaseStatus.GAP:
-                self._writer.resend(self, outcome.offset)
-                continue
-            self.held.settled = outcome.status is LeaseStatus.DONE
-            if outcome.status.over:
-                self.held.lost = outcome.status
-            return self.held.settled
-        return False
+        return self._writer.end(
+            self, finish(job_id, fence, offset=len(self), state=state, result=result, reason=reason)
+        )
 
     def _next(self) -> Append | None:
         end = min(len(self._ids), self._sent + MAX_ENTRY_TOKENS)
@@ -86,13 +72,14 @@ class JobStream:
 
 
 class TokenWriter(threading.Thread):
-    """One thread that appends for all streams of a worker."""
+    """One thread that writes for all streams of a worker: appends in one call, then ends in one round trip."""
 
     def __init__(self, queue: JobQueue) -> None:
         super().__init__(name="token-writer", daemon=True)
         self.queue = queue
         self._changed = threading.Condition()
         self._dirty: dict[JobStream, None] = {}
+        self._ending: dict[JobStream, Operation[Outcome]] = {}
         self._stopping = False
 
     def open(self, held: HeldLease, prior: TokenRun) -> JobStream:
@@ -103,19 +90,20 @@ class TokenWriter(threading.Thread):
             self._dirty[stream] = None
             self._changed.notify_all()
 
-    def resend(self, stream: JobStream, offset: int) -> None:
-        """The server has the stream only up to `offset`."""
-        with self._changed:
-            stream._sent = min(stream._sent, offset)
-            self._dirty[stream] = None
-            self._changed.notify_all()
-
     def wait_sent(self, stream: JobStream) -> bool:
         with self._changed:
             self._changed.wait_for(
                 lambda: stream.held.lost is not None or (stream not in self._dirty and stream._sent == len(stream))
             )
             return stream.held.lost is None
+
+    def end(self, stream: JobStream, operation: Operation[Outcome]) -> bool:
+        """Send a finish once all tokens are there, and wait for its answer. False if the lease was lost."""
+        with self._changed:
+            self._ending[stream] = operation
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: stream not in self._ending)
+        return stream.held.settled
 
     def stop(self) -> None:
         with self._changed:
@@ -125,23 +113,27 @@ class TokenWriter(threading.Thread):
     def run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._dirty or self._stopping)
-                if self._stopping and not self._dirty:
+                self._changed.wait_for(lambda: self._dirty or self._ending or self._stopping)
+                if self._stopping and not self._dirty and not self._ending:
                     return
                 batch = [(stream, append) for stream in self._dirty if (append := stream._next()) is not None]
+                for stream in self._dirty.keys() - {stream for stream, _ in batch}:
+                    del self._dirty[stream]
+                ends = [(stream, finish) for stream, finish in self._ending.items() if stream not in self._dirty]
                 if not batch:
-                    self._dirty.clear()
                     self._changed.notify_all()
-                    continue
-            self._send(batch)
+            try:
+                if batch:
+                    self._append(batch)
+                if ends:
+                    self._finish(ends)
+            except HeadpondError as error:
+                # The server is away: what is not acknowledged stays here, and is sent again.
+                logger.warning("write_delayed appends=%d ends=%d error=%s", len(batch), len(ends), error)
+                time.sleep(RETRY_S)
 
-    def _send(self, batch: list[tuple[JobStream, Append]]) -> None:
-        try:
-            outcomes = self.queue.append([append for _, append in batch])
-        except HeadpondError as error:
-            logger.warning("append_delayed jobs=%d error=%s", len(batch), error)
-            time.sleep(RETRY_S)
-            return
+    def _append(self, batch: list[tuple[JobStream, Append]]) -> None:
+        outcomes = self.queue.append([append for _, append in batch])
         with self._changed:
             for (stream, append), outcome in zip(batch, outcomes, strict=True):
                 if outcome.status is LeaseStatus.APPENDED:
@@ -150,8 +142,29 @@ class TokenWriter(threading.Thread):
                     logger.warning("gap job=%s offset=%d", append.id, outcome.offset)
                     stream._sent = outcome.offset
                 else:
-                    stream.held.lost = outcome.status
-                    logger.info("writer_ended job=%s status=%s", append.id, outcome.status.value)
+                    self._lose(stream, outcome.status)
                 if stream._sent == len(stream) or stream.held.lost is not None:
                     self._dirty.pop(stream, None)
             self._changed.notify_all()
+
+    def _finish(self, ends: list[tuple[JobStream, Operation[Outcome]]]) -> None:
+        alive = [(stream, operation) for stream, operation in ends if stream.held.lost is None]
+        outcomes = self.queue.finish_all([operation for _, operation in alive]) if alive else []
+        with self._changed:
+            for (stream, _), outcome in zip(alive, outcomes, strict=True):
+                if outcome.status is LeaseStatus.GAP:
+                    # The server went back in time after the last append: the tokens first, then the end again.
+                    stream._sent = outcome.offset
+                    self._dirty[stream] = None
+                elif outcome.status is LeaseStatus.DONE:
+                    stream.held.settled = True
+                else:
+                    self._lose(stream, outcome.status)
+            for stream, _ in ends:
+                if stream.held.settled or stream.held.lost is not None:
+                    self._ending.pop(stream, None)
+            self._changed.notify_all()
+
+    def _lose(self, stream: JobStream, status: LeaseStatus) -> None:
+        stream.held.lost = status
+        logger.info("writer_ended job=%s status=%s", stream.held.lease.id, status.value)

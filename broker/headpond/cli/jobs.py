@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from headpond.cli.terminal import write_text
 from headpond.client import Client, Job
 from headpond.errors import HeadpondError, InvalidRequest, JobEnded
 from headpond.jobs import MAX_BODY_BYTES, Chunk, JobId, Result
 from headpond.results import answer
+from headpond.terminal import write_text
 
 RESULTS_GROUP = "headpond.results"
 
@@ -109,8 +109,12 @@ def cancel(job: JobArgument, as_json: JsonOption = False, redis: UrlOption = Non
     typer.echo(json.dumps({"id": job, "state": state.value}) if as_json else f"{job} is {state.value}")
 
 
+COMMANDS = (submit, watch, result, cancel)
+NAMES = frozenset(command.__name__ for command in COMMANDS)
+
+
 def register(app: typer.Typer) -> None:
-    for command in (submit, watch, result, cancel):
+    for command in COMMANDS:
         app.command()(command)
 
 

@@ -1,5 +1,5 @@
 -- claim: lease the best waiting jobs to one worker (Q3, Q5, Q7).
--- ARGV: now, boot, seq, nonce, slots, fingerprint ('' where tokens do not depend on it)
+-- ARGV: now, boot, seq, nonce, slots, fingerprint ('' where tokens do not depend on it), lease_ms (0 leaves it)
 -- Reply: {state, next_due ms or -1, now, then for each job: id, fence, attempt, gen, offset, submitted_ms, data entry}
 -- Keeps: the same (boot, seq) gets the same leases again, so a lost reply leaves no ghost lease. Each lease has
 -- a fence of its own. The wake token of the lane is there exactly when something is left to claim.
@@ -7,6 +7,11 @@ local now, boot, seq, slots = clock(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[5]
 local held = prefix .. 'held:' .. boot
 local jobs = {}
 if not open then return { state_of[2], -1, int(now) } end
+if tonumber(ARGV[7]) > 0 and tonumber(ARGV[7]) ~= lease_ms then
+  -- Whoever claims renews by this lease, also after a wiped server forgot what was registered.
+  lease_ms = tonumber(ARGV[7])
+  call('HSET', meta, 'lease_ms', ARGV[7])
+end
 if call('HGET', workers, boot .. ':seq') == seq then
   local all = call('HGETALL', held)
   for i = 1, #all, 2 do

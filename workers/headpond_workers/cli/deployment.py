@@ -16,9 +16,9 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from headpond.cli.terminal import escape_controls
 from headpond.errors import ConfigError, DeploymentError, RedisUnavailable
 from headpond.settings import CONFIG_NAME, Settings, find_config, load_settings
+from headpond.terminal import escape_controls
 from headpond.workers import WorkerState
 from headpond_workers.cli.log_lines import coming, log_files, recent
 from headpond_workers.supervision.deployment import Deployment, describe
@@ -304,6 +304,11 @@ def _show(found: DeploymentStatus) -> None:
             Text(escape_controls(worker.last_error)),
         )
     console.print(queues)
+    for queue in found.queues:
+        if queue.closed:
+            console.print(
+                Text(f"{escape_controls(queue.model)} is closed: {escape_controls(queue.closed)}", style="bold red")
+            )
     console.print()
     console.print(workers if found.workers else "No workers.")
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from headpond.cli.terminal import escape_controls
 from headpond.errors import DeploymentError
 from headpond.settings import Settings
+from headpond.terminal import escape_controls
 from headpond_workers.supervision.private_files import last_lines
 from headpond_workers.supervision.programs import LOG_FOLDER, split_worker_name
 

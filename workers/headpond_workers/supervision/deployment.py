@@ -23,7 +23,7 @@ from headpond.settings import Settings
 from headpond.workers import WorkerState
 from headpond_workers.supervision import embedded_seaweed, programs
 from headpond_workers.supervision.convergence import converge, stop_timeout_s, write_files
-from headpond_workers.supervision.launcher import HELD_BACK
+from headpond_workers.supervision.launcher import HELD_BACK, STARTS
 from headpond_workers.supervision.private_files import (
     FILE_MODE,
     cannot_write,
@@ -47,7 +47,7 @@ from headpond_workers.supervision.servers import (
     wait_for_free_ports,
     wait_for_servers,
 )
-from headpond_workers.supervision.status import DeploymentStatus, QueueStatus, WorkerStatus, join
+from headpond_workers.supervision.status import DeploymentStatus, QueueStatus, WorkerStatus, closed_reason, join
 from headpond_workers.supervision.supervisor import (
     CONF_NAME,
     Supervisor,
@@ -229,7 +229,8 @@ class Deployment:
                 # Read, never opened: looking at a queue must not change what it is.
                 queue = JobQueue(server, model)
                 depths = queue.depths()
-                queues.append(QueueStatus(model, depths.ready, depths.delayed, depths.running, depths.dead))
+                closed = closed_reason(queue.meta())
+                queues.append(QueueStatus(model, depths.ready, depths.delayed, depths.running, depths.dead, closed))
                 rows += queue.workers()
         finally:
             server.close()
@@ -318,9 +319,13 @@ class Deployment:
         return replace(worker, state=WorkerState.FAILED, last_error=f"{reason}: {line}" if line else reason)
 
     def _last_log_line(self, name: str) -> str:
-        """What the program itself said last."""
-        lines = last_lines(self.log_folder / f"{name}.log", 20).split("\n")
-        return next((line for line in reversed(lines) if not line.startswith(HELD_BACK)), "")
+        """What the program said last in its present or last life; empty if nothing."""
+        for line in reversed(last_lines(self.log_folder / f"{name}.log", 20).split("\n")):
+            if line.startswith(STARTS):
+                return ""
+            if not line.startswith(HELD_BACK):
+                return line
+        return ""
 
     def _last_exit(self, name: str) -> str:
         """How the program ended last, in supervisord's words, such as 'terminated by SIGKILL'."""

@@ -75,6 +75,8 @@ CANNOT_EXECUTE_STATUS = 78
 """EX_CONFIG: starting it again would not help."""
 SHORT_LIFE_S = 2.0
 LONGEST_DELAY_S = 10.0
+STARTS = "headpond launcher: starts"
+"""In the log, what stands above the last such line was written by earlier lives of the program."""
 HELD_BACK = "headpond launcher: it keeps ending at once"
 _PR_SET_PDEATHSIG = 1
 _USAGE = "usage: launcher [--allow NAME]... [--allow-prefix PREFIX]... [--backoff FILE] -- COMMAND [ARGUMENT]..."
@@ -150,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         time.sleep(delay_s)
     command = launch.command
     environment = allowed_environment(os.environ, launch.allow, launch.allow_prefixes)
+    print(f"{STARTS} pid={os.getpid()}", file=sys.stderr, flush=True)
     try:
         os.execvpe(command[0], command, environment)  # noqa: S606 - its purpose
     except OSError as error:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from headpond.errors import DeploymentError
+from headpond.terminal import escape_controls
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
@@ -67,8 +68,6 @@ def cannot_write(path: Path, error: OSError) -> DeploymentError:
 
 def last_lines(path: Path, count: int = 5) -> str:
     """The last `count` lines of a log, of its last 64 kB, safe for a terminal; empty if there is no such file."""
-    from headpond.cli.terminal import escape_controls  # brings the whole command line with it
-
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -34,7 +34,7 @@ WORKER_PRIORITY = 300
 
 EX_CONFIG = 78
 """A worker that leaves with this status cannot load its model: starting it again would not help."""
-WORKER_ENDS_FOR_GOOD = (0, EX_CONFIG)
+WORKER_ENDS_FOR_GOOD = (EX_CONFIG,)
 STOP_MARGIN_S = 15
 """What a stopping process may take beyond its drain: to park its jobs and free the device."""
 SERVER_STOP_WAIT_S = 60

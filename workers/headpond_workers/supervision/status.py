@@ -17,13 +17,14 @@ or gone."""
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """How many jobs of one model stand where."""
+    """How many jobs of one model stand where. closed: why nothing is handed out; empty if the queue is open."""
 
     model: str
     ready: int
     delayed: int
     running: int
     dead: int
+    closed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,13 @@ class DeploymentStatus:
                 for worker in self.workers
             ],
         }
+
+
+def closed_reason(meta: Mapping[str, str]) -> str:
+    """From a queue's meta: why it hands nothing out. Empty if it is open, or nobody has used it yet."""
+    if meta.get("state", "open") == "open":
+        return ""
+    return meta.get("closed_reason") or "the persister has not compared it with storage yet"
 
 
 def join(
