@@ -280,6 +280,19 @@ def test_two_workers_share_a_queue(site: Site) -> None:
     assert [name for name, _ in seen.what].count("first") == 5
 
 
+def test_two_workers_on_one_broker_run_no_message_twice(site: Site) -> None:
+    seen = Seen()
+    broker = site.broker()
+    actor = site.actor(broker, lambda n: seen(n), actor_name="note")
+    for _ in range(2):
+        site.work(broker)
+    for n in range(60):
+        actor.send(n)
+    broker.join(site.queue, timeout=10_000)
+    assert sorted(seen.what) == list(range(60))
+    assert all(site.row(broker, i).attempt == 1 for i in site.states(broker))
+
+
 def test_a_consumer_holds_no_more_than_its_slots(site: Site) -> None:
     release, running = threading.Event(), Seen()
     broker = site.broker(slots=2)

@@ -147,6 +147,7 @@ class Bench:
 def bench_on(url: str, clock: Clock, *, storage: bool = False, name: str | None = None) -> Bench:
     server = Server(RedisAddress(url, "the test"), clock=clock)
     queue = server.queue(name or f"chat{next(_names)}", storage=storage)
+    server.configure_model(queue.name, ModelRow("scripted", 0, storage, 8192))
     return Bench(server, queue, clock, redis.Redis.from_url(url))
 
 
@@ -403,13 +404,15 @@ def test_a_new_connection_to_the_same_server_leaves_the_incarnation(bench: Bench
     assert bench.dump() == before
 
 
-def test_a_blocking_connection_says_hello_too(own: Bench, valkey: ValkeyProcess) -> None:
+def test_a_blocking_connection_writes_nothing_and_so_says_no_hello(own: Bench, valkey: ValkeyProcess) -> None:
     before = int(own.queue.meta()["inc"])
     waiter = own.queue.waiter()
     try:
         valkey.kill()
         valkey.start()
         assert waiter.wait(0.01) is False
+        assert int(own.raw.hget(own.keys.named("meta"), "inc") or 0) == before
+        own.queue.tick()
         assert int(own.raw.hget(own.keys.named("meta"), "inc") or 0) > before
     finally:
         waiter.close()
@@ -435,11 +438,11 @@ def test_a_wiped_server_with_storage_is_closed_again(own: Bench) -> None:
     assert queue.claim("A", seq=1, nonce="n", slots=1) == Claimed("closed", None, ())
 
 
-def test_an_incarnation_rises_by_one_where_the_clock_stands_still(bench: Bench) -> None:
+def test_an_incarnation_rises_above_all_generations_where_the_clock_stands_still(bench: Bench) -> None:
     before = int(bench.queue.meta()["inc"])
-    assert bench.queue.run(ops.hello("one more", storage=False)) == (before + 1, "open")
+    assert bench.queue.run(ops.hello("one more", storage=False)) == (before + 1000, "open")
     bench.clock.move(-3600)
-    assert bench.queue.run(ops.hello("and another", storage=False)) == (before + 2, "open")
+    assert bench.queue.run(ops.hello("and another", storage=False)) == (before + 2000, "open")
 
 
 def test_a_restart_notes_up_to_where_the_journal_went(stored: Bench) -> None:

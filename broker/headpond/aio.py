@@ -11,7 +11,7 @@ from typing import Self
 from headpond import operations as ops
 from headpond.aio_queue import AsyncJobQueue, AsyncServer
 from headpond.connections import BLOCK_S, Patience, find_redis
-from headpond.errors import JobGone, RedisUnavailable, ResultTimeout
+from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
 from headpond.events import StreamFold, check_after
 from headpond.jobs import Chunk, JobId, JobState, Result
 from headpond.models import ModelRow
@@ -55,15 +55,17 @@ class AsyncClient:
         queue = await self._queue(model)
         (taken,) = await queue.run(ops.submit([submission.entry], max_queued=submission.max_queued))
         accepted(submission, taken)
-        return AsyncJob(self, submission.id)
+        return AsyncJob(self, submission.id, submitted=True)
 
     def job(self, id: str) -> AsyncJob:
         """The handle of a job that was submitted before, here or elsewhere."""
         return AsyncJob(self, JobId.parse(id))
 
     async def _queue(self, model: str) -> AsyncJobQueue:
-        row = self._models.get(model)
-        return await self._server.queue(model, storage=row is not None and row.storage)
+        row = self._models.get(model) or (await self.models()).get(model)
+        if row is None:
+            raise UnknownModel(model, self._models)
+        return await self._server.queue(model, storage=row.storage)
 
     async def close(self) -> None:
         await self._server.close()
@@ -80,7 +82,8 @@ class AsyncClient:
 class AsyncJob:
     """One job; the asynchronous twin of `Job`."""
 
-    def __init__(self, client: AsyncClient, job_id: JobId) -> None:
+    def __init__(self, client: AsyncClient, job_id: JobId, *, submitted: bool = False) -> None:
+        self._submitted = submitted
         self._client = client
         self._id = job_id
 
@@ -105,7 +108,8 @@ class AsyncJob:
         """Tokens from an offset on, as they are made, until the job ends; see `Job.stream`."""
         fold, last, patience = StreamFold(check_after(after)), "0-0", Patience()
         queue = await self._queue()
-        if await queue.run_row(self.id) is None:
+        known, self._submitted = self._submitted, False
+        if not known and await queue.run_row(self.id) is None:
             raise JobGone(self.id)
         while fold.ended is None:
             try:

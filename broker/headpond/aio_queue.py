@@ -9,7 +9,16 @@ import redis.asyncio
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from headpond import operations as ops
-from headpond.connections import BLOCK_S, UNREACHABLE, Greeter, RedisAddress, connect_async, server_id, static_keys
+from headpond.connections import (
+    BLOCK_S,
+    UNREACHABLE,
+    Greeter,
+    RedisAddress,
+    connect_async,
+    connect_async_blocking,
+    server_id,
+    static_keys,
+)
 from headpond.errors import HeadpondError, QueueError
 from headpond.keys import MODELS, queue_keys
 from headpond.models import ModelRow, unpack_model
@@ -26,8 +35,8 @@ class AsyncServer:
     def __init__(self, address: RedisAddress) -> None:
         self.address = address
         self.greeter = Greeter()
-        self.redis = connect_async(address, self.greeter, blocking=False)
-        self.blocking = connect_async(address, self.greeter, blocking=True)
+        self.redis = connect_async(address, self.greeter)
+        self.blocking = connect_async_blocking(address)
 
     async def queue(self, name: str, *, storage: bool = False) -> AsyncJobQueue:
         known = self.greeter.queues.get(name)

@@ -228,12 +228,14 @@ class HeadpondConsumer(dramatiq.Consumer):
     def _claim(self, free: int) -> None:
         # The seq is that of the last reply, and one: after a lost reply the same one is asked again, and answered
         # with the same leases.
-        seq = self.held.last_seq + 1
-        claimed = self._queue.claim(
-            self._broker.boot, seq=seq, nonce=str(ULID()), slots=free, fingerprint=self._broker.fingerprint,
-            lease_s=self._broker.lease_s,
-        )  # fmt: skip
-        for held in self.held.received(seq, claimed.leases):
+        with self.held.claiming:
+            seq = self.held.last_seq + 1
+            claimed = self._queue.claim(
+                self._broker.boot, seq=seq, nonce=str(ULID()), slots=free, fingerprint=self._broker.fingerprint,
+                lease_s=self._broker.lease_s,
+            )  # fmt: skip
+            received = self.held.received(seq, claimed.leases)
+        for held in received:
             self._deliver(held)
         self._dry = len(claimed.leases) < free
         wait_s = BLOCK_S if claimed.next_due_s is None else min(BLOCK_S, claimed.next_due_s)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from headpond.connections import BLOCK_S, Patience, find_redis
-from headpond.errors import JobGone, RedisUnavailable, ResultTimeout
+from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
 from headpond.events import read_stream
 from headpond.jobs import Chunk, JobId, JobState, Result
 from headpond.models import ModelRow
@@ -64,16 +64,20 @@ class Client:
         queue = self._queue(model)
         (taken,) = queue.submit([submission.entry], max_queued=submission.max_queued)
         accepted(submission, taken)
-        return Job(queue, submission.id)
+        return Job(queue, submission.id, submitted=True)
 
     def job(self, id: str) -> Job:
-        """The handle of a job that was submitted before, here or elsewhere. Raises InvalidRequest, RedisUnavailable."""
+        """The handle of a job that was submitted before, here or elsewhere. Raises InvalidRequest, UnknownModel,
+        RedisUnavailable."""
         job_id = JobId.parse(id)
         return Job(self._queue(job_id.model), job_id)
 
     def _queue(self, model: str) -> JobQueue:
-        row = self._models.get(model)
-        return self._server.queue(model, storage=row is not None and row.storage)
+        # Asking for an unknown name must not make a queue of it.
+        row = self._models.get(model) or self.models().get(model)
+        if row is None:
+            raise UnknownModel(model, self._models)
+        return self._server.queue(model, storage=row.storage)
 
     def close(self) -> None:
         self._server.close()
@@ -90,7 +94,9 @@ class Client:
 class Job:
     """One job of a queue. Holds no state of its own: any process may make one from the id."""
 
-    def __init__(self, queue: JobQueue, job_id: JobId) -> None:
+    def __init__(self, queue: JobQueue, job_id: JobId, *, submitted: bool = False) -> None:
+        """submitted: this handle comes from the submit itself, so the job's first stream need not ask for it."""
+        self._submitted = submitted
         self._queue = queue
         self._id = job_id
 
@@ -115,7 +121,8 @@ class Job:
         after: how many tokens of the job the caller has; the stream begins with the next one.
         Raises JobGone, RedisUnavailable.
         """
-        return read_stream(self._queue, self.id, after=after)
+        known, self._submitted = self._submitted, False
+        return read_stream(self._queue, self.id, after=after, known=known)
 
     def result(self, timeout: float | None = None) -> Result:
         """Wait until the job has ended, at most `timeout` seconds.

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.driver_info import DriverInfo
 from redis.retry import Retry
@@ -29,7 +30,8 @@ from headpond.settings import CONFIG_NAME, RUN_FILE, Settings, find_config, load
 UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
 """What redis-py raises when the server does not answer."""
 CONNECT_TIMEOUT_S = 1.0
-REPLY_TIMEOUT_S = 5.0
+REPLY_TIMEOUT_S = 2.2
+"""Asked twice: a server that accepts and says nothing is given up within 5 s."""
 BLOCK_S = 2.5
 """The longest that a call blocks on the server before it looks around."""
 
@@ -203,8 +205,11 @@ def connect(address: RedisAddress, greeter: Greeter) -> redis.Redis:
     )
 
 
-def connect_blocking(address: RedisAddress, greeter: Greeter, *, connections: int | None = None) -> redis.Redis:
-    """A client for calls that block on the server up to BLOCK_S; never retried, since a block is not a failure."""
+def connect_blocking(address: RedisAddress, *, connections: int | None = None) -> redis.Redis:
+    """A client for calls that block on the server up to BLOCK_S; never retried, since a block is not a failure.
+
+    It says no hello: what blocks only reads, or takes a wake token, and neither writes an id of an incarnation.
+    """
     return redis.Redis.from_url(
         address.url,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
@@ -212,20 +217,27 @@ def connect_blocking(address: RedisAddress, greeter: Greeter, *, connections: in
         retry=Retry(NoBackoff(), 0),
         max_connections=connections,
         driver_info=_DRIVER,
-        redis_connect_func=greeter.meet,
     )
 
 
-def connect_async(address: RedisAddress, greeter: Greeter, *, blocking: bool) -> redis.asyncio.Redis:
-    """The asynchronous twins of `connect` and `connect_blocking`."""
-    from redis.asyncio.retry import Retry as AsyncRetry
-
-    retry = AsyncRetry(NoBackoff(), 0) if blocking else AsyncRetry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), 1)
+def connect_async(address: RedisAddress, greeter: Greeter) -> redis.asyncio.Redis:
+    """The asynchronous twin of `connect`."""
     return redis.asyncio.Redis.from_url(
         address.url,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=REPLY_TIMEOUT_S + (BLOCK_S if blocking else 0),
-        retry=retry,
+        socket_timeout=REPLY_TIMEOUT_S,
+        retry=AsyncRetry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), 1),
         driver_info=_DRIVER,
         redis_connect_func=greeter.meet_async,
+    )
+
+
+def connect_async_blocking(address: RedisAddress) -> redis.asyncio.Redis:
+    """The asynchronous twin of `connect_blocking`."""
+    return redis.asyncio.Redis.from_url(
+        address.url,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=BLOCK_S + REPLY_TIMEOUT_S,
+        retry=AsyncRetry(NoBackoff(), 0),
+        driver_info=_DRIVER,
     )

@@ -71,12 +71,14 @@ def check_after(after: int) -> int:
     return after
 
 
-def read_stream(queue: JobQueue, job_id: str, *, after: int = 0) -> Iterator[Chunk]:
+def read_stream(queue: JobQueue, job_id: str, *, after: int = 0, known: bool = False) -> Iterator[Chunk]:
     """Chunks from a token offset on, as they come, until the job ends; an outage of the server is borne.
+
+    known: the job was there a moment ago; its absence is noticed at the first time-out all the same.
 
     Raises JobGone, RedisUnavailable."""
     fold, last, patience = StreamFold(check_after(after)), "0-0", Patience()
-    if queue.run_row(job_id) is None:
+    if not known and queue.run_row(job_id) is None:
         raise JobGone(job_id)
     while fold.ended is None:
         try:

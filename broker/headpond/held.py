@@ -44,6 +44,8 @@ class HeldLeases:
 
     last_seq: int = 0
     """The last claim whose reply is in the table."""
+    claiming: threading.Lock = field(default_factory=threading.Lock)
+    """Held from a claim to its reply: two claims under one seq would get the same leases."""
     _held: dict[tuple[str, str], HeldLease] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
 

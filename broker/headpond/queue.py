@@ -69,7 +69,7 @@ class Server:
         self.address = address
         self.greeter = Greeter(clock=clock)
         self.redis = connect(address, self.greeter)
-        self.blocking = connect_blocking(address, self.greeter)
+        self.blocking = connect_blocking(address)
         self._clock = clock
 
     def queue(self, name: str, *, storage: bool = False) -> JobQueue:
@@ -293,7 +293,7 @@ class Waiter:
 
     def __init__(self, server: Server, key: str) -> None:
         self._server, self._key = server, key
-        self._redis = connect_blocking(server.address, server.greeter, connections=1)
+        self._redis = connect_blocking(server.address, connections=1)
         self._client_id: int | None = None
         self._waiting = False
 

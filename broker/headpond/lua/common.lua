@@ -11,6 +11,8 @@ local CLAIMED_OFFSET, SUBMITTED, CLAIMED, ENDED, DURABLE, REASON, PARKED, FINGER
 
 local BANDS = { 'interactive', 'normal', 'batch' }
 local MAX_ATTEMPTS = 25      -- leases of one job before it is quarantined
+-- The queue of the persistence actor: nobody reads its streams, and its messages are never quarantined.
+local background = string.find(prefix, '{persistence}', 1, true) ~= nil
 local PROGRESS_TOKENS = 8    -- a lease that made as many is no strike
 local SWEEP_LIMIT = 100      -- jobs that one tick moves
 
@@ -58,6 +60,7 @@ local function raise_gen(r)
 end
 
 local function write_entry(id, r, field, payload)
+  if background then return end
   if r[ENTRIES] > 15 then raise_gen(r) end
   local entry = int(r[GEN]) .. '-' .. int(r[OFFSET] * 16 + r[ENTRIES])
   call('XADD', prefix .. 'events:' .. id, entry, field, payload)
@@ -106,7 +109,7 @@ local function take_back(id, r, now, strike)
   if strike then
     if r[OFFSET] - r[CLAIMED_OFFSET] >= PROGRESS_TOKENS then r[STRIKES] = 0 else r[STRIKES] = r[STRIKES] + 1 end
   end
-  if r[ATTEMPT] >= MAX_ATTEMPTS then
+  if r[ATTEMPT] >= MAX_ATTEMPTS and not background then
     r[STATE] = 'parked'
     end_job(id, r, 'dead', 'leased ' .. r[ATTEMPT] .. ' times without an end', now)
   else

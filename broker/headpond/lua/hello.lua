@@ -14,7 +14,8 @@ if not inc then
   call('HSET', meta, 'inc', int(inc), 'run_id', ARGV[2], 'state', state)
 elseif known ~= ARGV[2] then
   local last = call('XREVRANGE', journal, '+', '-', 'COUNT', 1)[1]
-  inc = math.max(now, inc + 1)
+  -- Above every generation that can be in flight, also where the clock stood still: a job's rises with its leases.
+  inc = math.max(now, inc + 1000)
   call('HSET', meta, 'inc', int(inc), 'run_id', ARGV[2])
   if last then call('HSET', meta, 'rolled_to', last[1]) end
 end

@@ -13,7 +13,7 @@ elseif ARGV[2] == 'open' then
   if lineage == ARGV[3] and state ~= 'open' then
     state = 'open'
     -- A counter in Redis alone would go back with it (Q2).
-    if inc < tonumber(ARGV[5]) then call('HSET', meta, 'inc', int(tonumber(ARGV[5]) + 1)) end
+    if inc < tonumber(ARGV[5]) then call('HSET', meta, 'inc', int(tonumber(ARGV[5]) + 1000)) end
     call('HSET', meta, 'state', state)
     call('HDEL', meta, 'closed_reason')
     wake('any')
