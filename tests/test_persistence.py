@@ -20,6 +20,7 @@ from headpond_workers.persistence.reading import read_result
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.supervision.deployment import Deployment as UpDeployment
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess
 
 pytestmark = pytest.mark.slow
@@ -201,3 +202,22 @@ def test_a_wiped_redis_stays_closed_and_says_why(stored: Stored, client: Client)
     assert job.state() is JobState.QUEUED
     assert queue.claim("somebody", seq=1, nonce="n", slots=1).leases == ()
     assert queue.meta()["state"] == "closed"
+
+
+def test_with_servers_of_ones_own_nothing_embedded_starts(stored: Stored, client: Client) -> None:
+    stored.configure()
+    up = UpDeployment(load_settings(stored.deployment.config))
+    try:
+        up.up()
+        status = up.wait_ready(timeout_s=60)
+        assert [worker.state.value for worker in status.workers] == ["ready"]
+        supervisor = up.supervisor()
+        assert supervisor is not None
+        assert sorted(supervisor.processes()) == ["chat-0", "persister"]
+        assert not (up.folder / "valkey").exists()
+        assert not (up.folder / "seaweedfs").exists()
+        client.submit("chat", "hello", id="chat/own").result(timeout=30)
+        eventually(partial(_durable, "chat/own", stored), what="the commit")
+    finally:
+        up.down()
+    assert read_result(JobId.parse("chat/own"), start=stored.folder).durable

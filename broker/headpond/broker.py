@@ -160,6 +160,10 @@ class HeadpondBroker(dramatiq.Broker):
         """All leases of this process."""
         return [lease for held in list(self._held.values()) for lease in held.all()]
 
+    def keeps_leases(self) -> bool:
+        """False once a thread that renews leases has died of a defect."""
+        return all(renewals.is_alive() for renewals in self._renewals.values())
+
     def close(self) -> None:
         """Keep no lease any more: what is still held ends by itself."""
         for renewals in self._renewals.values():

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from headpond.errors import EngineError, HeadpondError, InvalidRequest, PromptTooLong, RedisUnavailable
+from headpond.errors import HeadpondError, InvalidRequest, PromptTooLong, RedisUnavailable, SequenceFailed
 from headpond.events import fold_tokens
 from headpond.held import HeldLease
 from headpond.jobs import FinishReason, JobRequest, JobState, Result, Timings, Usage, parse_request
@@ -67,7 +67,7 @@ class Generation:
             asked = parse_request(request)
             prompt = self.engine.render(asked.chat())
             finish = self._generate(asked, prompt, stream, watch)
-        except (InvalidRequest, EngineError) as error:
+        except (InvalidRequest, PromptTooLong, SequenceFailed) as error:
             self._end(stream, watch, len(prompt), FinishReason.ERROR, error=str(error))
             return
         except Exception:
@@ -103,7 +103,7 @@ class Generation:
         return None
 
     def _generate(self, asked: JobRequest, prompt: list[int], stream: JobStream, watch: _Watch) -> Finish:
-        """Raises EngineError for what the job caused, anything else for what the engine did."""
+        """Raises PromptTooLong or SequenceFailed for what the job caused, anything else for what the engine did."""
         context = self.engine.info.context_tokens
         if len(prompt) >= context:
             raise PromptTooLong(prompt_tokens=len(prompt), context_tokens=context)

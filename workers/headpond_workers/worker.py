@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
 RECONNECT_S = 1.0
+WATCH_INTERVAL_S = 1.0
 PARK_GRACE_S = 5.0
 """How long an engine may take to hear that its sequences are to be parked."""
 
@@ -128,7 +129,10 @@ class WorkerProcess:
         # dramatiq's own command line would say this; but it forks, and a loaded model must not be forked.
         broker.emit_after("process_boot")
         logger.info("ready model=%s version=%s slots=%d", self._model, self._version, info.slots)
-        self._leave.wait()
+        while not self._leave.wait(WATCH_INTERVAL_S):
+            if not (writer.is_alive() and broker.keeps_leases()):
+                # Without them jobs would be claimed and never end. A new process begins with a clean slate.
+                raise RuntimeError("a thread of this worker has died; its traceback is above")
         self._drain(broker, generation, queue)
 
     def _drain(self, broker: HeadpondBroker, generation: Generation, queue: JobQueue) -> None:
