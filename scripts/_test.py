@@ -47,9 +47,18 @@ def steps(python: Path, *, pytest_arguments: Sequence[str]) -> list[Step]:
         Step("mypy", [python, "-m", "mypy"]),
         # These import each other by file name, as Python finds them in the folder of the script that it runs.
         Step("mypy scripts", [python, "-m", "mypy", *sorted(scripts.glob("_*.py"))], {"MYPYPATH": str(scripts)}),
+        *_of_benchmarks(python),
         Step("import-linter", [python, "-c", lint_imports]),
         Step("pytest", [python, "-m", "pytest", f"--junitxml={REPORT}", *pytest_arguments]),
     ]
+
+
+def _of_benchmarks(python: Path) -> list[Step]:
+    """The benchmarks import headpond, so they are checked only where its sources are."""
+    folder = _bootstrap.ROOT / "scripts" / "benchmarks"
+    if not (_bootstrap.ROOT / "broker").is_dir():
+        return []
+    return [Step("mypy bench", [python, "-m", "mypy", *sorted(folder.glob("*.py"))], {"MYPYPATH": str(folder)})]
 
 
 def marker_expression(*, fast: bool, given: str | None) -> str | None:
