@@ -295,6 +295,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
-def test_no_document_names_a_path_of_one_machine(path: Path) -> None:
+def test_no_document_names_a_machine_or_a_package_registry(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert re.findall(r"(?<![\w.~])/(?:home|root|Users|mnt)/\S*", text) == []
+    machine_paths = re.findall(r"(?<![\w.~])/(?:work|home|root|Users|mnt)/\S*", text)
+    registries = re.findall(r"\b\S*(?:pypi|pythonhosted|debian|crates|npmjs)\.(?:org|io|com)\b", text)
+    assert machine_paths + registries == []
