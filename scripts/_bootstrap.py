@@ -44,6 +44,13 @@ _LOCK = VENV / ".headpond-lock"
 _MADE_HERE = VENV / ".headpond-made"
 """Stands in a .venv that this file made and may clear. One that a person made is never cleared."""
 
+SIZES = {
+    "test-exllamav2": "torch, exllamav2 and transformers for the tests of the exllamav2 engine, which run on the CPU: "
+    "about 1.3 GB on disk with a CPU build of torch; several GB with a CUDA build, which is what pip takes by "
+    "default on x86-64 Linux. Without them: scripts/test --without exllamav2",
+}
+"""Extras so large that a person is told before they are installed."""
+
 
 class SetupError(Exception):
     """Set-up cannot go on. `str()` of it says what happened and what to do."""
@@ -188,6 +195,10 @@ def _bring_up_to_date(extras: tuple[str, ...], lock: int) -> None:
         wants = Setup(wants.root, wants.python, wants.digest, tuple(sorted({*has.extras, *extras})))
     started = time.monotonic()
     print(f"Setting up .venv (Python {platform.python_version()}, extras {', '.join(wants.extras)}).", flush=True)
+    there = has.extras if has is not None and work is Work.INSTALL else ()
+    for extra in wants.extras:
+        if extra in SIZES and extra not in there:
+            print(f"  {extra}: {SIZES[extra]}.", flush=True)
     _STAMP.unlink(missing_ok=True)
     with os.fdopen(os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as log:
         if work is Work.REBUILD:

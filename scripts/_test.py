@@ -37,7 +37,17 @@ class Outcome:
         return "ok" if self.exit_status == 0 else f"FAILED (exit {self.exit_status})"
 
 
-def steps(python: Path, *, pytest_arguments: Sequence[str]) -> list[Step]:
+DECLINED = "HEADPOND_TEST_WITHOUT"
+"""Environment variable of pytest: what the person who runs the tests did not want, separated by commas."""
+EXTRA_OF_TESTS = {"exllamav2": "test-exllamav2"}
+"""What can be declined, and the extra that is then not installed."""
+
+
+def extras_for(without: Sequence[str]) -> list[str]:
+    return ["dev", *(extra for name, extra in EXTRA_OF_TESTS.items() if name not in without)]
+
+
+def steps(python: Path, *, pytest_arguments: Sequence[str], without: Sequence[str] = ()) -> list[Step]:
     """Every check, the quick ones first."""
     scripts = _bootstrap.ROOT / "scripts"
     lint_imports = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
@@ -49,7 +59,11 @@ def steps(python: Path, *, pytest_arguments: Sequence[str]) -> list[Step]:
         Step("mypy scripts", [python, "-m", "mypy", *sorted(scripts.glob("_*.py"))], {"MYPYPATH": str(scripts)}),
         *_of_benchmarks(python),
         Step("import-linter", [python, "-c", lint_imports]),
-        Step("pytest", [python, "-m", "pytest", f"--junitxml={REPORT}", *pytest_arguments]),
+        Step(
+            "pytest",
+            [python, "-m", "pytest", f"--junitxml={REPORT}", *pytest_arguments],
+            {DECLINED: ",".join(without)},
+        ),
     ]
 
 
@@ -85,23 +99,30 @@ def run(step: Step) -> Outcome:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/test",
-        usage="scripts/test [--fast] [pytest arguments ...]",
+        usage="scripts/test [--fast] [--without exllamav2] [pytest arguments ...]",
         description="Set up .venv if needed, then run ruff, mypy, import-linter and pytest. All of them run, also "
         "when one fails; the exit status is that of the first failure.",
         epilog=f"Other arguments go to pytest, such as -k NAME or a file. Its report: {REPORT}",
         allow_abbrev=False,
     )
     parser.add_argument("--fast", action="store_true", help="leave out tests marked slow; under 5 minutes")
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        choices=sorted(EXTRA_OF_TESTS),
+        help="do not install torch and exllamav2, which are large; their tests are then skipped by name",
+    )
     parser.add_argument("-m", dest="markers", metavar="EXPRESSION", help="pytest's -m; --fast narrows it further")
     options, pytest_arguments = parser.parse_known_args(arguments)
 
     started = time.monotonic()
-    python = _bootstrap.ensure(["dev"])
+    python = _bootstrap.ensure(extras_for(options.without))
     # An earlier run's report must not be taken for this one's.
     REPORT.unlink(missing_ok=True)
     if expression := marker_expression(fast=options.fast, given=options.markers):
         pytest_arguments = ["-m", expression, *pytest_arguments]
-    outcomes = [run(step) for step in steps(python, pytest_arguments=pytest_arguments)]
+    outcomes = [run(step) for step in steps(python, pytest_arguments=pytest_arguments, without=options.without)]
     seconds = time.monotonic() - started
 
     print("\nSummary")

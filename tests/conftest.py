@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -94,14 +94,27 @@ class Deployment:
     def queue(self, name: str) -> JobQueue:
         return self.server().queue(name)
 
-    def start(self, model: str, instance: str, *, ready: bool = True) -> WorkerChild:
-        """Start a worker process, and wait until it says that it is ready."""
+    def start(
+        self,
+        model: str,
+        instance: str,
+        *,
+        ready: bool = True,
+        environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("headpond_workers.worker",),
+    ) -> WorkerChild:
+        """Start a worker process, and wait until it says that it is ready.
+
+        environment: variables beside those of the test. program: the module to run, and arguments of its own that
+        come before those of a worker.
+        """
         log = self.folder / f"{instance}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "headpond_workers.worker", "--config", str(self.config), "--model", model,
+                [sys.executable, "-m", *program, "--config", str(self.config), "--model", model,
                  "--instance", instance],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder,
+                env={**os.environ, **(environment or {})},
             )  # fmt: skip
         child = WorkerChild(process, log)
         self.children.append(child)

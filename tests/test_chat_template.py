@@ -139,6 +139,8 @@ def test_a_template_cannot_leave_its_sandbox(source: str) -> None:
         "{% set s = 'a' * 4000000 %}{% set t = 'a' * 4000000 %}{% for i in range(999999) %}{% if s == t %}{% endif %}"
         "{% endfor %}",
         "{{ ['a' * 1000] | batch(1000000000, 'x') | list }}",
+        "{{ ([[1]] * 600000) | sum(start=[]) }}",
+        "{% for a in [1] %}" * 30 + "{% endfor %}" * 30,
     ],
 )
 def test_a_template_that_would_take_all_time_or_memory_is_stopped(source: str) -> None:
@@ -146,6 +148,11 @@ def test_a_template_that_would_take_all_time_or_memory_is_stopped(source: str) -
     with pytest.raises((SequenceFailed, EngineUnavailable)):
         template(source).render(HELLO)
     assert time.monotonic() - started < BUDGET_DEADLINE_S
+
+
+def test_a_sum_of_numbers_is_a_sum() -> None:
+    source = "{{ [1, 2, 3] | sum }} {{ [{'n': 2}, {'n': 3}] | sum(attribute='n', start=1) }}"
+    assert template(source).render(HELLO) == "6 6"
 
 
 def test_output_is_bounded() -> None:

@@ -39,9 +39,9 @@ from headpond.errors import (
     UnknownModel,
 )
 from headpond.jobs import MAX_BODY_BYTES, Message, Sampling
+from headpond.model_tables import ScriptedModel
 from headpond.models import ModelRow
 from headpond.queue import JobQueue, Server
-from headpond.settings import ScriptedModel
 from headpond.wire import TokenRun
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.detokenizer import Detokenizer
@@ -364,6 +364,23 @@ def test_a_stop_string_ends_the_text_before_it_and_never_leaks(client: Client, l
         assert result.usage.completion_tokens == len(result.token_ids) <= 60
 
 
+def test_a_stop_token_ends_the_answer_before_it(client: Client) -> None:
+    whole = client.submit("chat", PROMPT, seed=3, max_tokens=60).result(timeout=10)
+    stop = whole.token_ids[20]
+    job = client.submit("chat", PROMPT, seed=3, max_tokens=60, stop_token_ids=[stop, 10**6])
+    shown = [token_id for chunk in job.stream() for token_id in chunk.token_ids]
+    result = job.result(timeout=5)
+    assert result.token_ids == whole.token_ids[: whole.token_ids.index(stop)] == tuple(shown)
+    assert whole.text.startswith(result.text)
+    assert result.finish_reason is FinishReason.STOP
+
+
+def test_an_adapter_is_refused_by_an_engine_that_has_none(client: Client) -> None:
+    with pytest.raises(JobFailed, match="'scripted' cannot serve adapters") as failed:
+        client.submit("chat", PROMPT, adapter="formal").result(timeout=10)
+    assert failed.value.result.token_ids == ()
+
+
 def test_a_stop_string_that_does_not_come_costs_nothing(client: Client) -> None:
     whole = client.submit("chat", PROMPT, seed=3).result(timeout=10)
     # The text ends in what may become the stop string.
@@ -585,6 +602,9 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "an empty stop": ({"stop": [""]}, "stop.0"),
     "an empty stop string": ({"stop": ""}, "stop.0"),
     "too many stops": ({"stop": [f"s{n}" for n in range(17)]}, "stop"),
+    "a stop token below zero": ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+    "too many stop tokens": ({"stop_token_ids": range(65)}, "stop_token_ids"),
+    "an adapter with a path for a name": ({"adapter": "../lora"}, "adapter"),
     "a stop too long": ({"stop": "x" * 257}, "stop.0"),
     "a stop that is a number": ({"stop": 7}, "stop"),
     "stops that are numbers": ({"stop": [7]}, "stop.0"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headpond_workers.detokenizer import Detokenizer
+from headpond_workers.detokenizer import Detokenizer, Released
 
 characters = st.sampled_from("ab\N{LATIN SMALL LETTER E WITH ACUTE}\N{EURO SIGN}\N{WATER WAVE}\n<>")
 texts = st.text(characters, max_size=40)
@@ -210,3 +210,31 @@ def test_a_character_over_two_tokens_belongs_to_the_second() -> None:
 def test_a_stop_at_the_very_beginning_leaves_nothing(stop: str) -> None:
     vocabulary = Vocabulary([stop.encode(), b"more"])
     assert run(vocabulary, [stop]) == Run([], [], stopped=True)
+
+
+@given(with_stops(), st.data())
+def test_a_stop_token_ends_the_text_before_it_and_loses_nothing(
+    case: tuple[Vocabulary, tuple[str, ...]], data: st.DataObject
+) -> None:
+    vocabulary, stop = case
+    ids = vocabulary.ids
+    at = data.draw(st.integers(0, len(ids)))
+    before = Vocabulary(vocabulary.tokens[:at])
+    steps = data.draw(st.lists(st.integers(1, 5), max_size=10))
+
+    detokenizer = Detokenizer(vocabulary, stop=stop, stop_ids=ids[at : at + 1])
+    text, released_ids = "", []
+    while ids and not detokenizer.stopped:
+        released = detokenizer.feed(ids[: (size := steps.pop() if steps else 1)])
+        del ids[:size]
+        text += "".join(released.pieces)
+        released_ids += released.ids
+    if not detokenizer.stopped:
+        text += "".join(detokenizer.flush().pieces)
+
+    cut, met = cut_at_first_stop(before, stop)
+    assert text == cut
+    assert detokenizer.stopped == (met or at < len(vocabulary.ids))
+    if detokenizer.stopped:
+        assert detokenizer.feed(vocabulary.ids) == detokenizer.flush() == Released()
+    assert set(released_ids) <= set(before.ids)

@@ -19,9 +19,10 @@ from headpond import keys, wire
 from headpond.cli import exits
 from headpond.cli.app import build_app
 from headpond.jobs import FinishReason, JobRequest, JobState, Result
+from headpond.model_tables import ENGINES, AdapterTable, DraftTable
 from headpond.models import MODEL_SCHEMA, ModelRow, pack_model
 from headpond.scripts import STATIC_KEYS
-from headpond.settings import RUN_FILE, LlamaCppModel, RedisSettings, ScriptedModel, StorageSettings
+from headpond.settings import RUN_FILE, RedisSettings, StorageSettings
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.supervision import embedded_seaweed, embedded_valkey, launcher, programs, scaling
 from headpond_workers.supervision.deployment import LOCK_FILE
@@ -204,7 +205,11 @@ def shown_type(field: dict[str, Any]) -> str:
     """The type column of a setting, from its JSON schema."""
     field = next(choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null")
     if "$ref" in field:
-        return "secret reference"
+        return "secret reference" if field["$ref"].endswith("/SecretRef") else "table"
+    if field.get("type") == "object":
+        return "table of tables"
+    if field.get("type") == "array":
+        return f"list of {shown_type(field['items']).split(',')[0]}s"
     if "const" in field:
         return f'`"{field["const"]}"`'
     if "enum" in field:
@@ -230,23 +235,26 @@ def settings_of(model: type[BaseModel]) -> Iterator[tuple[str, list[str]]]:
         yield key, [f"`{key}`", shown_type(field), default]
 
 
+TABLES = {
+    "`[redis]`": RedisSettings,
+    "`[storage]`": StorageSettings,
+    "Adapters": AdapterTable,
+    "Draft model": DraftTable,
+}
+
+
 @pytest.mark.parametrize(
-    ("heading", "model"),
-    [
-        ("`[redis]`", RedisSettings),
-        ("`[storage]`", StorageSettings),
-        ('`engine = "llamacpp"`', LlamaCppModel),
-        ('`engine = "scripted"`', ScriptedModel),
-    ],
+    ("heading", "model"), [*TABLES.items(), *((f'`engine = "{name}"`', model) for name, model in ENGINES.items())]
 )
 def test_every_setting_is_described_with_its_type_and_default(heading: str, model: type[BaseModel]) -> None:
     columns = ("key", "type", "default", "meaning")
-    shared = rows(section(OPERATION, "`[models.NAME]`, any engine"), *columns)
-    described = rows(section(OPERATION, heading), *columns)
-    if "engine" in model.model_fields:
-        described = shared + described
+    described = {cells[0]: cells[:3] for cells in rows(section(OPERATION, heading), *columns)}
+    if model in ENGINES.values():
+        # An engine's own row of a shared key replaces the shared one.
+        shared = rows(section(OPERATION, "`[models.NAME]`, any engine"), *columns)
+        described = {cells[0]: cells[:3] for cells in shared} | described
 
-    assert [cells[:3] for cells in described] == [cells for _, cells in settings_of(model)]
+    assert described == {cells[0]: cells for _, cells in settings_of(model)}
 
 
 def test_every_command_is_in_the_manual() -> None:

@@ -115,7 +115,9 @@ def test_the_wheel_declares_the_extras_that_the_documentation_names(wheel: Path)
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = archive.read(name).decode()
     declared = set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE))
-    assert declared == {"worker", "llama", "exllamav2", "proxy", "embedded", "dev"}
+    assert declared == {
+        "worker", "llama", "exllamav2", "exllamav3", "proxy", "embedded", "test-exllamav2", "dev",
+    }  # fmt: skip
 
 
 def test_the_command_says_its_help_where_no_extra_is_installed(installed: Path, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The reference engine: what it makes follows from prompt and seed alone, and goes on from anywhere."""
+"""The reference engine: what it makes follows from prompt and seed alone, and goes on from anywhere.
+
+What holds of every engine is in test_engine_conformance.py.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headpond.jobs import FinishReason, Message, Sampling
-from headpond.settings import ScriptedModel
+from headpond.model_tables import ScriptedModel
 from headpond_workers.detokenizer import Detokenizer
 from headpond_workers.engines.protocol import Sequence, Verdict
 from headpond_workers.engines.scripted import ScriptedEngine
@@ -82,11 +85,6 @@ def test_another_prompt_or_seed_makes_other_tokens(engine: ScriptedEngine) -> No
     assert len(set(answers)) == 4
 
 
-def test_greedy_answers_have_no_seed(engine: ScriptedEngine) -> None:
-    answers = {generated(engine, sequence(engine, temperature=0.0, seed=seed))[0] for seed in (1, 2, 3)}
-    assert len(answers) == 1
-
-
 def test_what_decides_the_answer_decides_the_fingerprint(engine: ScriptedEngine) -> None:
     for options in ({"answer_tokens": 61}, {"answer_tokens": 60, "context_tokens": 64}, {}):
         other = engine_with(**options)
@@ -115,46 +113,10 @@ def test_an_answer_reads_as_text_with_characters_over_two_tokens(engine: Scripte
     assert "" in text.pieces
 
 
-def test_text_survives_its_encoding(engine: ScriptedEngine) -> None:
-    for text in ("", "plain", "\N{WATER WAVE} \u0000 caf\u00e9"):
-        assert b"".join(map(engine.token_bytes, engine.encode(text))).decode() == text
-
-
 def test_a_conversation_is_rendered_with_its_roles(engine: ScriptedEngine) -> None:
     one = engine.render([Message(role="system", content="Be brief."), Message(role="user", content="Hi")])
     other = engine.render([Message(role="user", content="Be brief."), Message(role="user", content="Hi")])
     assert one != other
-
-
-@pytest.mark.parametrize("max_tokens", [1, 2, 59])
-def test_max_tokens_ends_a_sequence_by_length(engine: ScriptedEngine, max_tokens: int) -> None:
-    whole, _ = generated(engine, sequence(engine))
-    assert generated(engine, sequence(engine, max_tokens=max_tokens)) == (whole[:max_tokens], FinishReason.LENGTH)
-
-
-def test_max_tokens_counts_the_tokens_of_this_attempt(engine: ScriptedEngine) -> None:
-    whole, _ = generated(engine, sequence(engine))
-    asked = sequence(engine, generated=whole[:50], max_tokens=5)
-    assert generated(engine, asked) == (whole[50:55], FinishReason.LENGTH)
-
-
-def test_a_sequence_that_was_at_its_end_ends_without_a_token(engine: ScriptedEngine) -> None:
-    whole, _ = generated(engine, sequence(engine))
-    assert generated(engine, sequence(engine, generated=whole)) == ((), FinishReason.STOP)
-
-
-def test_a_stop_verdict_ends_that_sequence_alone_and_at_once(engine: ScriptedEngine) -> None:
-    ids: list[int] = []
-
-    def stop_at_five(new: Any) -> Verdict:
-        ids.extend(new)
-        return Verdict.STOP if len(ids) >= 5 else Verdict.GO
-
-    with ThreadPoolExecutor(2) as pool:
-        other = pool.submit(generated, engine, sequence(engine, "another"))
-        assert engine.generate(sequence(engine), stop_at_five).reason is FinishReason.CANCELLED
-        assert len(other.result(10)[0]) == 60
-    assert len(ids) == 5
 
 
 def test_slots_run_together_at_the_speed_of_each() -> None:
@@ -210,41 +172,10 @@ def test_a_prefill_asks_without_tokens_before_the_first_one() -> None:
         engine.close()
 
 
-def test_a_cancel_is_heard_during_prefill() -> None:
-    engine = engine_with(tokens_per_s=1000, prefill_tokens_per_s=100)
-    calls: list[tuple[int, ...]] = []
-
-    def emit(new: Any) -> Verdict:
-        calls.append(tuple(new))
-        return Verdict.STOP if len(calls) == 3 else Verdict.GO
-
-    try:
-        assert engine.generate(sequence(engine), emit).reason is FinishReason.CANCELLED
-    finally:
-        engine.close()
-    assert calls == [()] * 3
-
-
-def test_an_engine_that_is_closed_under_a_sequence_says_so() -> None:
-    engine = engine_with(tokens_per_s=5)
-    began = threading.Event()
-
-    def emit(new: Any) -> Verdict:
-        began.set()
-        return Verdict.GO
-
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(engine.generate, sequence(engine), emit)
-        assert began.wait(10)
-        engine.close()
-        with pytest.raises(RuntimeError, match="closed under a running sequence"):
-            running.result(10)
-
-
 CHILD = """
 import sys
 from headpond.jobs import Message, Sampling
-from headpond.settings import ScriptedModel
+from headpond.model_tables import ScriptedModel
 from headpond_workers.engines.protocol import Sequence, Verdict
 from headpond_workers.engines.scripted import ScriptedEngine
 

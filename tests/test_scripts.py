@@ -35,6 +35,7 @@ version = "1.0"
 [project.optional-dependencies]
 more = []
 dev = ["tiny[more]"]
+test-exllamav2 = []
 
 [tool.ruff]
 line-length = 120
@@ -75,7 +76,10 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
     if GATE.exists():
         GATE.read_text()
     name = "tiny-1.0-py3-none-any.whl"
-    metadata = "Metadata-Version: 2.1\\nName: tiny\\nVersion: 1.0\\nProvides-Extra: more\\nProvides-Extra: dev\\n"
+    metadata = (
+        "Metadata-Version: 2.1\\nName: tiny\\nVersion: 1.0\\nProvides-Extra: more\\nProvides-Extra: dev\\n"
+        "Provides-Extra: test-exllamav2\\n"
+    )
     with zipfile.ZipFile(Path(wheel_directory, name), "w") as wheel:
         wheel.writestr("tiny.pth", str(Path("source").resolve()))
         wheel.writestr("tiny-1.0.dist-info/METADATA", metadata)
@@ -238,7 +242,7 @@ def test_extras_stand_for_those_they_name(bootstrap: ModuleType, tmp_path: Path)
     assert bootstrap.expand_extras(tree, ["dev"]) == ("dev", "more")
     assert bootstrap.expand_extras(tree, ["more"]) == ("more",)
     assert {"worker", "llama", "embedded"} <= set(bootstrap.expand_extras(REPO, ["dev"]))
-    with pytest.raises(bootstrap.SetupError, match=r"no extra 'nonsense' \(it has: dev, more\)"):
+    with pytest.raises(bootstrap.SetupError, match=r"no extra 'nonsense' \(it has: dev, more, test-exllamav2\)"):
         bootstrap.expand_extras(tree, ["nonsense"])
 
 
@@ -514,6 +518,23 @@ def test_fast_leaves_out_slow_tests_also_beside_a_selection_of_ones_own(tree: Pa
     assert "1 failed, 1 passed, 1 deselected" in whole.stdout
 
 
+@pytest.mark.slow
+def test_what_is_large_is_announced_before_it_is_installed_and_can_be_declined(tree: Path) -> None:
+    (tree / "tests" / "test_tiny.py").write_text(
+        'import os\n\n\ndef test_quick():\n    print("WITHOUT", os.environ["HEADPOND_TEST_WITHOUT"])\n'
+    )
+    declined = run_in(tree, str(tree / "scripts" / "test"), "--without", "exllamav2", "-s")
+    assert declined.returncode == 0, declined.stdout
+    assert "WITHOUT exllamav2" in declined.stdout
+    assert "test-exllamav2" not in declined.stdout
+    taken = run_in(tree, str(tree / "scripts" / "test"), "-s")
+    assert taken.returncode == 0, taken.stdout
+    assert taken.stdout.index("GB on disk") < taken.stdout.index("installing headpond")
+    assert "WITHOUT \n" in taken.stdout
+    again = run_in(tree, str(tree / "scripts" / "test"), "-s")
+    assert "GB on disk" not in again.stdout
+
+
 TESTS = {
     "a pass and a missing GPU": ("def test_a():\n    pass\n\n\n{gpu}", 0, "1 passed, 1 skipped", ""),
     "another reason": (
@@ -521,6 +542,12 @@ TESTS = {
         1,
         "1 passed, 1 skipped",
         "test_other did not run: no port",
+    ),
+    "torch that was declined": (
+        "def test_a():\n    pass\n\n\n{declined}",
+        1,
+        "1 passed, 1 skipped",
+        "test_declined did not run: exllamav2: declined",
     ),
     "nothing but a missing GPU": ("{gpu}", 1, "1 skipped", "no test ran"),
     "an expected failure": (
@@ -535,6 +562,8 @@ TESTS = {
 PARTS = {
     "gpu": '@pytest.mark.gpu\n@pytest.mark.skip(reason="gpu: no CUDA device")\ndef test_gpu():\n    pass\n',
     "other": '@pytest.mark.skip(reason="no port")\ndef test_other():\n    pass\n',
+    "declined": '@pytest.mark.skip(reason="exllamav2: declined with --without exllamav2")\n'
+    "def test_declined():\n    pass\n",
     "expected": "@pytest.mark.xfail\ndef test_expected():\n    raise ValueError\n",
 }
 

@@ -11,10 +11,9 @@ import pytest
 
 from headpond.connections import find_redis, redis_of
 from headpond.errors import ConfigError, HeadpondError
+from headpond.model_tables import AdapterTable, ExLlamaV2Model, LlamaCppModel, ScriptedModel
 from headpond.settings import (
-    LlamaCppModel,
     RedisSettings,
-    ScriptedModel,
     SecretRef,
     Settings,
     StorageSettings,
@@ -22,6 +21,7 @@ from headpond.settings import (
     load_settings,
 )
 
+KNOWN_ENGINES = "known: exllamav2, exllamav3, llamacpp, scripted"
 SCRIPTED = '[models.chat]\nengine = "scripted"\n'
 
 
@@ -175,12 +175,12 @@ def test_a_secret_file_is_relative_to_the_file_wherever_the_process_works(
         ("models = 3\n", "'models' must be a table: [models]"),
         ("redis = 'redis://x'\n", "'redis' must be a table: [redis]"),
         ("[models]\nchat = 'scripted'\n", "'models.chat' must be a table: [models.chat]"),
-        ("[models.chat]\nslots = 1\n", "[models.chat] names no engine; known: llamacpp, scripted"),
+        ("[models.chat]\nslots = 1\n", "[models.chat] names no engine; " + KNOWN_ENGINES),
         (
             '[models.chat]\nengine = "scriptd"\n',
-            "[models.chat] engine = 'scriptd': no such engine; did you mean 'scripted'?; known: llamacpp, scripted",
+            "[models.chat] engine = 'scriptd': no such engine; did you mean 'scripted'?; " + KNOWN_ENGINES,
         ),
-        ("[models.chat]\nengine = 7\n", "[models.chat] engine = 7: no such engine; known: llamacpp, scripted"),
+        ("[models.chat]\nengine = 7\n", "[models.chat] engine = 7: no such engine; " + KNOWN_ENGINES),
         ("[models.chat]\nengine = ['scripted']\n", "[models.chat] engine = ['scripted']: no such engine"),
     ],
 )  # fmt: skip
@@ -436,3 +436,43 @@ def test_nothing_is_written_by_looking(nowhere: Path) -> None:
     load_settings(config)
     assert os.listdir(nowhere) == ["headpond.toml"]
     assert stat.S_IMODE(config.stat().st_mode) == 0o400
+
+
+EXLLAMA = '[models.big]\nengine = "exllamav2"\npath = "weights"\n'
+
+
+def test_an_exllamav2_table_is_read_with_its_paths_beside_the_file(config: Path) -> None:
+    config.write_text(
+        EXLLAMA + "slots = 8\ncontext_tokens = 1024\ndevices = [0, 1]\ngpu_split = [10.5, 20]\n"
+        'adapters = {formal = {path = "lora/formal", scaling = 0.5}}\n'
+        'draft = {path = "/small", tokens = 3}\n'
+    )
+    model = load_settings(config).model("big")
+
+    assert isinstance(model, ExLlamaV2Model)
+    assert (model.path, model.devices, model.gpu_split) == (config.parent / "weights", (0, 1), (10.5, 20.0))
+    assert model.adapters == {"formal": AdapterTable(path=config.parent / "lora/formal", scaling=0.5)}
+    assert model.draft is not None
+    assert (model.draft.path, model.draft.tokens) == (Path("/small"), 3)
+    assert model.shared_cache_tokens == 8 * 1024
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("context_tokens = 1000", "context_tokens: Input should be a multiple of 256"),
+        ("cache_tokens = 256", "cannot hold one sequence"),
+        ("devices = [0, 0]", "names a device twice"),
+        ("paged = false", "write slots = 1, not 4"),
+        ("gpu_split = [1]\nautosplit_reserve_mib = [64]", "not both"),
+        ('tensor_parallel = true\ndraft = {path = "d"}', "has no draft model"),
+        ('cache = "Q5"', "cache"),
+        ('adapters = {"A B" = {path = "a"}}', "adapters"),
+        ('adapters = {a = {path = "a", scale = 2}}', "unknown key 'scale'"),
+    ],
+)
+def test_an_exllamav2_table_that_cannot_be_is_refused(config: Path, line: str, said: str) -> None:
+    config.write_text(EXLLAMA + line)
+    with pytest.raises(ConfigError, match=r"models\.big") as refused:
+        load_settings(config)
+    assert said in str(refused.value)

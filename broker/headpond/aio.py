@@ -42,6 +42,8 @@ class AsyncClient:
         top_p: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        adapter: str | None = None,
         delay: float = 0.0,
         deadline: float | None = None,
     ) -> AsyncJob:
@@ -51,6 +53,7 @@ class AsyncClient:
         submission = prepare(
             model, prompt, messages, known=self._models, job_id=id, delay=delay, deadline=deadline,
             max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
+            stop_token_ids=stop_token_ids, adapter=adapter,
         )  # fmt: skip
         queue = await self._queue(model)
         (taken,) = await queue.run(ops.submit([submission.entry], max_queued=submission.max_queued))

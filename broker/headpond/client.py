@@ -45,6 +45,8 @@ class Client:
         top_p: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        adapter: str | None = None,
         delay: float = 0.0,
         deadline: float | None = None,
     ) -> Job:
@@ -52,7 +54,8 @@ class Client:
 
         prompt: shown to the model as one user message; or messages: [{"role", "content"}, ...].
         id: `<model>/<slug>`, the idempotency key: the same request under the same id is the same job.
-        seed: None lets it follow from the id. delay, deadline: seconds from now.
+        seed: None lets it follow from the id. stop, stop_token_ids: end the answer, and are no part of it.
+        adapter: a LoRA adapter by its name in the model's table. delay, deadline: seconds from now.
         Raises InvalidRequest, UnknownModel, IdConflict, QueueFull, RedisUnavailable.
         """
         if model not in self._models:
@@ -60,6 +63,7 @@ class Client:
         submission = prepare(
             model, prompt, messages, known=self._models, job_id=id, delay=delay, deadline=deadline,
             max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
+            stop_token_ids=stop_token_ids, adapter=adapter,
         )  # fmt: skip
         queue = self._queue(model)
         (taken,) = queue.submit([submission.entry], max_queued=submission.max_queued)

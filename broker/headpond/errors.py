@@ -22,6 +22,10 @@
     |  `- UnsupportedSchema
     |- EngineError              an engine could not load, or could not run a sequence
     |  |- EngineUnavailable
+    |  |- EngineOutOfMemory    the device is full; another attempt may find room (retry=True)
+    |  |- EngineBroken         the engine is beyond repair; its process leaves (retry=True)
+    |  |- CapabilityMissing    this engine cannot do what was asked, ever
+    |  |- PrefixRefused        stored keys and values that are damaged or of another model
     |  |- PromptTooLong
     |  `- SequenceFailed
     |- ModelFileError           weights that are missing, altered or of a format that is refused
@@ -225,6 +229,41 @@ class EngineError(HeadpondError):
 
 class EngineUnavailable(EngineError):
     """The engine or its model could not be loaded: what is missing, and how to get it."""
+
+
+class EngineOutOfMemory(EngineError):
+    """The device has no memory left for this sequence. The engine is clear again, and its neighbours go on."""
+
+    retry = True
+
+
+class EngineBroken(EngineError):
+    """The engine cannot go on in this process. Its jobs are parked; a new process may serve them."""
+
+    retry = True
+
+
+class CapabilityMissing(EngineError):
+    """An ability that an engine of this kind does not have."""
+
+    _MEANING: ClassVar[dict[str, str]] = {
+        "seeded": "repeat an answer from its seed",
+        "exact_resume": "promise the identical continuation after a restart",
+        "adapters": "serve adapters",
+        "kv_prefixes": "store keys and values of a prompt",
+    }
+
+    def __init__(self, engine: str, capability: str) -> None:
+        super().__init__(
+            f"The engine '{engine}' cannot {self._MEANING.get(capability, capability)}. "
+            "Leave that out of the request, or serve the model with an engine that can."
+        )
+        self.engine = engine
+        self.capability = capability
+
+
+class PrefixRefused(EngineError):
+    """A file of keys and values was not loaded: it is damaged, or was made by another model. Prefill instead."""
 
 
 class PromptTooLong(EngineError):

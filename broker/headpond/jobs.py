@@ -17,6 +17,7 @@ from headpond.errors import InvalidRequest
 MODEL_NAME = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 JOB_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 RESERVED_NAMES = frozenset({"persistence", "models"})
+ADAPTER_NAME = r"^[a-z][a-z0-9._-]{0,62}$"
 MAX_BODY_BYTES = 1 << 20
 """Upper bound of one request's text, in UTF-8 bytes."""
 MAX_TOKENS_LIMIT = 1 << 20
@@ -84,8 +85,13 @@ class JobRequest(_Frozen):
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS_LIMIT)] = 256
     sampling: Sampling = Sampling()
     stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=16)] = ()
+    """Texts that end the answer; they are not part of it."""
+    stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], Field(max_length=64)] = ()
+    """Tokens that end the answer, beside the model's own; they are not part of it."""
+    adapter: Annotated[str, Field(pattern=ADAPTER_NAME)] | None = None
+    """A LoRA adapter of the model's table, by its name there."""
 
-    @field_validator("messages", "stop", mode="before")
+    @field_validator("messages", "stop", "stop_token_ids", mode="before")
     @classmethod
     def _lists_are_welcome(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
@@ -107,8 +113,12 @@ class JobRequest(_Frozen):
         return self
 
     def digest(self) -> str:
-        """32 hex digits that two requests share exactly if they ask for the same."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """32 hex digits that two requests share exactly if they ask for the same.
+
+        A field that is not asked for does not count, so that a release with more fields knows the older requests.
+        """
+        asked = self.model_dump(mode="json", exclude_defaults=True)
+        canonical = json.dumps(asked, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
     def chat(self) -> tuple[Message, ...]:

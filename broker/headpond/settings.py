@@ -19,29 +19,28 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from headpond.engine_kinds import known_engines, settings_of_engine
 from headpond.errors import ConfigError, InvalidRequest
 from headpond.jobs import check_model_name
+from headpond.model_tables import ENGINES, ModelTable, Table
 
 CONFIG_NAME = "headpond.toml"
 STATE_FOLDER = ".headpond"
 RUN_FILE = "run.json"
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-_T = TypeVar("_T", bound=_Table)
+_T = TypeVar("_T", bound=Table)
 _REFERENCE = 'a secret is a reference: {env = "NAME"} or {file = "PATH"}'
 
 
-class SecretRef(_Table):
+class SecretRef(Table):
     """Where a secret stands: an environment variable or a file. Never the secret."""
 
     env: str | None = None
@@ -78,7 +77,7 @@ class SecretRef(_Table):
         return value
 
 
-class RedisSettings(_Table):
+class RedisSettings(Table):
     url: str | None = None
     password: SecretRef | None = None
 
@@ -90,7 +89,7 @@ class RedisSettings(_Table):
         return url
 
 
-class StorageSettings(_Table):
+class StorageSettings(Table):
     endpoint_url: str | None = None
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] = "headpond"
     region: str = "us-east-1"
@@ -98,78 +97,13 @@ class StorageSettings(_Table):
     secret_key: SecretRef | None = None
 
 
-class _Model(_Table):
-    """What every model has, whatever its engine."""
-
-    workers: Annotated[int, Field(ge=0, le=64)] = 1
-    """How many worker processes `headpond up` starts."""
-    slots: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Sequences that one worker runs together."""
-    lease_s: Annotated[float, Field(ge=0.2, le=3600)] = 10.0
-    """How long a silent worker keeps its jobs."""
-    drain_timeout_s: Annotated[float, Field(ge=0, le=86400)] = 30.0
-    """How long a stopping worker lets its jobs run before it parks them."""
-    stall_timeout_s: Annotated[float, Field(ge=1, le=86400)] = 120.0
-    """A sequence that makes no step for so long is no longer renewed."""
-    max_queued: Annotated[int, Field(ge=0)] = 0
-    """Jobs that may wait; 0 is no bound."""
-    retention_s: Annotated[float, Field(ge=1, le=10 * 365 * 86400)] = 86400.0
-    """How long Redis keeps an ended job."""
-
-
-class ScriptedModel(_Model):
-    """The reference engine: deterministic tokens at a set speed, for tests and overhead figures."""
-
-    engine: Literal["scripted"]
-    tokens_per_s: Annotated[float, Field(gt=0, le=1e6)] = 80.0
-    """Of each sequence."""
-    prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
-    context_tokens: Annotated[int, Field(ge=16)] = 8192
-    answer_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Where the model ends its answer by itself; None: between 40 and 400, by the prompt and seed."""
-    crash_at: Literal["load", "prefill", "token", "end"] | None = None
-    """Kill the own process (SIGKILL) there, for tests."""
-    crash_token: Annotated[int, Field(ge=0)] = 0
-    """With crash_at = "token": after how many tokens of the attempt."""
-    crash_prompt: str = ""
-    """Only for prompts that hold this text."""
-
-
-class LlamaCppModel(_Model):
-    """A GGUF model on the CPU, through xllamacpp."""
-
-    engine: Literal["llamacpp"]
-    path: Path | None = None
-    source: str | None = None
-    """A model of the catalogue, `smollm2-135m:Q8_0`; see `headpond models prepare`."""
-    context_tokens: Annotated[int, Field(ge=64, le=1 << 20)] = 2048
-    """Of each slot."""
-    threads: Annotated[int, Field(ge=1, le=512)] | None = None
-    """None: the cores divided by the workers on the machine, at least 1."""
-    exact: bool = False
-    """Token-exact resume; prefill becomes as slow as decode."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> LlamaCppModel:
-        if (self.path is None) == (self.source is None):
-            raise ValueError('give path = "FILE.gguf" or source = "NAME:QUANTISATION", exactly one of them')
-        return self
-
-
-ModelSettings = Annotated[ScriptedModel | LlamaCppModel, Field(discriminator="engine")]
-ENGINES: dict[str, type[ScriptedModel] | type[LlamaCppModel]] = {
-    "scripted": ScriptedModel,
-    "llamacpp": LlamaCppModel,
-}
-
-
-class Settings(_Table):
+class Settings(Table):
     """One headpond.toml. `file` is None for the settings of no file at all."""
 
     file: Path | None = None
     redis: RedisSettings = RedisSettings()
     storage: StorageSettings = StorageSettings()
-    models: dict[str, ModelSettings] = {}
+    models: dict[str, ModelTable] = Field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -180,7 +114,7 @@ class Settings(_Table):
     def state_folder(self) -> Path:
         return self.folder / STATE_FOLDER
 
-    def model(self, name: str) -> ScriptedModel | LlamaCppModel:
+    def model(self, name: str) -> ModelTable:
         """Raises ConfigError naming the nearest model of the file."""
         try:
             return self.models[name]
@@ -222,10 +156,7 @@ def check_settings(tables: dict[str, Any], *, file: Path) -> Settings:
         if key not in known:
             raise ConfigError(f"unknown table [{key}]{_nearest(key, known)}", where=where)
     defaults = _table(tables.get("defaults", {}), "defaults", where)
-    for key in defaults:
-        if key not in _model_keys():
-            raise ConfigError(f"unknown key '{key}' in [defaults]{_nearest(key, _model_keys())}", where=where)
-    models = {}
+    models: dict[str, ModelTable] = {}
     for name, raw in _table(tables.get("models", {}), "models", where).items():
         section = f"models.{name}"
         table = _table(raw, section, where)
@@ -234,6 +165,10 @@ def check_settings(tables: dict[str, Any], *, file: Path) -> Settings:
         except InvalidRequest as error:
             raise ConfigError(f"[{section}]: {error}", where=where) from None
         models[name] = _check_model(table, defaults, section=section, where=where, folder=file.parent)
+    keys = _keys_of_models(models.values())
+    for key in defaults:
+        if key not in keys:
+            raise ConfigError(f"unknown key '{key}' in [defaults]{_nearest(key, keys)}", where=where)
     redis = _table(tables.get("redis", {}), "redis", where)
     storage = _table(tables.get("storage", {}), "storage", where)
     return Settings(
@@ -246,24 +181,20 @@ def check_settings(tables: dict[str, Any], *, file: Path) -> Settings:
 
 def _check_model(
     table: dict[str, Any], defaults: dict[str, Any], *, section: str, where: str, folder: Path
-) -> ScriptedModel | LlamaCppModel:
+) -> ModelTable:
     engine = table.get("engine", defaults.get("engine"))
     if engine is None:
-        raise ConfigError(f"[{section}] names no engine; known: {', '.join(sorted(ENGINES))}", where=where)
-    kind = ENGINES.get(engine) if isinstance(engine, str) else None
+        raise ConfigError(f"[{section}] names no engine; known: {', '.join(known_engines())}", where=where)
+    kind = settings_of_engine(engine, where=f"{where}: [{section}]") if isinstance(engine, str) else None
     if kind is None:
+        known = known_engines()
         raise ConfigError(
-            f"[{section}] engine = {engine!r}: no such engine{_nearest(str(engine), ENGINES)}; "
-            f"known: {', '.join(sorted(ENGINES))}",
+            f"[{section}] engine = {engine!r}: no such engine{_nearest(str(engine), known)}; known: {', '.join(known)}",
             where=where,
         )
     # A default that this engine has no use for is not an error: defaults speak to all models.
     merged = {k: v for k, v in defaults.items() if k in kind.model_fields} | table
-    model = _check(kind, merged, section, where)
-    path = getattr(model, "path", None)
-    if path is not None:
-        model = model.model_copy(update={"path": folder / path.expanduser()})
-    return model
+    return _check(kind, merged, section, where).anchored(folder)
 
 
 def _check_anchored(kind: type[_T], table: dict[str, Any], section: str, where: str, *, folder: Path) -> _T:
@@ -299,8 +230,10 @@ def _table(value: object, section: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _model_keys() -> set[str]:
-    return {key for kind in ENGINES.values() for key in kind.model_fields}
+def _keys_of_models(models: Iterable[ModelTable]) -> set[str]:
+    """What [defaults] may hold: keys of the engines of this package, and of those that this file uses."""
+    kinds: set[type[ModelTable]] = {*ENGINES.values(), *(type(model) for model in models)}
+    return {key for kind in kinds for key in kind.model_fields}
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -65,6 +65,7 @@ def prepare(
             "messages": _listed(messages),
             "sampling": sampling,
             "stop": [stop] if isinstance(stop, str) else _listed(stop),
+            "stop_token_ids": _listed(options.pop("stop_token_ids", ())),
             **options,
         }
     )

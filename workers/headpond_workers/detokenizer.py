@@ -20,11 +20,16 @@ class Detokenizer:
 
     A character may span tokens: it belongs to the token that completes it. A token whose text may be the
     beginning of a stop string is held back until that is known, so a stop string is never part of the text, and
-    never cut from it by mistake. Once `stopped`, nothing more is released.
+    never cut from it by mistake. A stop token is never part of it either. Once `stopped`, nothing more is released.
     """
 
     def __init__(
-        self, token_bytes: Callable[[int], bytes], *, stop: Sequence[str] = (), prior: Iterable[int] = ()
+        self,
+        token_bytes: Callable[[int], bytes],
+        *,
+        stop: Sequence[str] = (),
+        stop_ids: Iterable[int] = (),
+        prior: Iterable[int] = (),
     ) -> None:
         """prior: ids of earlier attempts; a character that they began is completed here.
 
@@ -32,6 +37,7 @@ class Detokenizer:
         """
         self._token_bytes = token_bytes
         self._stop = tuple(stop)
+        self._stop_ids = frozenset(stop_ids)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.prior_text = "".join(self._decoder.decode(token_bytes(token_id)) for token_id in prior)
         self._ids: list[int] = []
@@ -42,6 +48,8 @@ class Detokenizer:
         """Take the next ids; return what may be shown now."""
         if self.stopped:
             return Released()
+        if self._stop_ids and not self._stop_ids.isdisjoint(ids):
+            return self._cut_at_stop_id(ids)
         if not self._stop:
             # The usual case, and the hot path: nothing is ever held back.
             decode, token_bytes = self._decoder.decode, self._token_bytes
@@ -52,6 +60,16 @@ class Detokenizer:
             if self._cut_at_stop():
                 return self._release(len(self._ids))
         return self._release(self._settled())
+
+    def _cut_at_stop_id(self, ids: Sequence[int]) -> Released:
+        """What comes before the first stop token, with all that was held back: no stop string can follow."""
+        end = next(at for at, token_id in enumerate(ids) if token_id in self._stop_ids)
+        before = self.feed(ids[:end])
+        if self.stopped:
+            return before
+        self.stopped = True
+        rest = self.flush()
+        return Released(before.ids + rest.ids, before.pieces + rest.pieces)
 
     def flush(self) -> Released:
         """The sequence ended: what was held back is text after all."""

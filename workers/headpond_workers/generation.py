@@ -5,20 +5,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from headpond.errors import HeadpondError, InvalidRequest, PromptTooLong, RedisUnavailable, SequenceFailed
+from headpond.errors import (
+    CapabilityMissing,
+    EngineBroken,
+    HeadpondError,
+    InvalidRequest,
+    PromptTooLong,
+    RedisUnavailable,
+    SequenceFailed,
+)
 from headpond.events import fold_tokens
 from headpond.held import HeldLease
 from headpond.jobs import FinishReason, JobRequest, JobState, Result, Timings, Usage, parse_request
 from headpond.queue import JobQueue
 from headpond.wire import TokenRun, pack_result
 from headpond_workers.detokenizer import Detokenizer
-from headpond_workers.engines.protocol import Engine, Finish, Sequence, Verdict
+from headpond_workers.engines.protocol import Capability, Engine, Finish, Sequence, Verdict
 from headpond_workers.token_writer import RETRY_S, JobStream, TokenWriter
 
 logger = logging.getLogger(__name__)
+
+MAX_ERROR_CHARS = 1000
 
 
 @dataclass(slots=True)
@@ -44,6 +55,8 @@ class Generation:
     """Runs jobs on one engine. Thread-safe up to the engine's slots.
 
     parking: set when the process leaves; running jobs then stop at their next step and are parked.
+    broken: set when the engine can serve nothing more in this process, on_broken called then, before the job is
+    parked. last_error: the engine's last failure.
     """
 
     engine: Engine
@@ -51,7 +64,10 @@ class Generation:
     writer: TokenWriter
     version: str
     stall_timeout_s: float
+    on_broken: Callable[[], None]
     parking: threading.Event = field(default_factory=threading.Event)
+    broken: threading.Event = field(default_factory=threading.Event)
+    last_error: str = ""
 
     def run(self, request: object, held: HeldLease) -> None:
         """Run one job to its end, or leave it to another worker. Raises nothing that the job caused."""
@@ -67,12 +83,17 @@ class Generation:
             asked = parse_request(request)
             prompt = self.engine.render(asked.chat())
             finish = self._generate(asked, prompt, stream, watch)
-        except (InvalidRequest, PromptTooLong, SequenceFailed) as error:
+        except (InvalidRequest, PromptTooLong, SequenceFailed, CapabilityMissing) as error:
             self._end(stream, watch, len(prompt), FinishReason.ERROR, error=str(error))
             return
-        except Exception:
+        except Exception as error:
             # The engine itself failed, so the job may be innocent: another attempt may do better.
             logger.exception("engine_failed job=%s", held.lease.id)
+            self.last_error = (str(error) or type(error).__name__)[:MAX_ERROR_CHARS]
+            if isinstance(error, EngineBroken):
+                # Before the park: this process must not be the one that gets the job again.
+                self.broken.set()
+                self.on_broken()
             self._park(held, strike=True)
             return
         if held.lost is not None:
@@ -107,7 +128,9 @@ class Generation:
         context = self.engine.info.context_tokens
         if len(prompt) >= context:
             raise PromptTooLong(prompt_tokens=len(prompt), context_tokens=context)
-        text = Detokenizer(self.engine.token_bytes, stop=asked.stop, prior=stream.ids)
+        if asked.adapter is not None:
+            self.engine.info.require(Capability.ADAPTERS)
+        text = Detokenizer(self.engine.token_bytes, stop=asked.stop, stop_ids=asked.stop_token_ids, prior=stream.ids)
         if text.prior_text != stream.text:
             # The last attempt cut its last token at a stop string, and was gone before it wrote the end.
             return Finish(FinishReason.STOP)
@@ -136,6 +159,7 @@ class Generation:
             max_tokens=left,
             sampling=asked.sampling,
             seed=asked.seed_for(held.lease.id),
+            adapter=asked.adapter,
         )
         finish = self.engine.generate(sequence, emit)
         if text.stopped:

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+from headpond.engine_kinds import EngineTable
 from headpond.errors import EngineUnavailable
-from headpond.settings import LlamaCppModel, ScriptedModel
+from headpond.model_tables import ExLlamaV2Model, ExLlamaV3Model, LlamaCppModel, ModelTable, ScriptedModel
 from headpond_workers.engines.protocol import Engine
+from headpond_workers.models.prepare import digest_cache, prepared
 
 
-def load_engine(settings: ScriptedModel | LlamaCppModel, *, workers_on_host: int) -> Engine:
+def load_engine(settings: ModelTable, *, workers_on_host: int) -> Engine:
     """Load a model and return its engine, warm.
 
     workers_on_host: worker processes that share this machine's cores.
     Raises EngineUnavailable, ModelFileError, ConfigError.
     """
-    if isinstance(settings, ScriptedModel):
-        from headpond_workers.engines.scripted import ScriptedEngine
+    match settings:
+        case ScriptedModel():
+            from headpond_workers.engines.scripted import ScriptedEngine
 
-        return ScriptedEngine(settings)
+            return ScriptedEngine(settings)
+        case LlamaCppModel():
+            return _llamacpp(settings, workers_on_host=workers_on_host)
+        case ExLlamaV2Model():
+            from headpond_workers.engines.exllamav2 import ExLlamaV2Engine
+
+            return ExLlamaV2Engine(settings, digest_cache=digest_cache())
+        case ExLlamaV3Model():
+            from headpond_workers.engines.exllamav3 import ExLlamaV3Engine
+
+            return ExLlamaV3Engine(settings, digest_cache=digest_cache())
+        case EngineTable():
+            engine: Engine = settings.load_engine(workers_on_host=workers_on_host)
+            return engine
+        case _:
+            raise EngineUnavailable(f"Nothing here loads the engine '{settings.engine}'.")
+
+
+def _llamacpp(settings: LlamaCppModel, *, workers_on_host: int) -> Engine:
     from headpond_workers.engines.llamacpp import LlamaCppEngine, default_threads
-    from headpond_workers.models.prepare import prepared
 
     path = settings.path if settings.source is None else prepared(settings.source)
     if path is None:

@@ -26,7 +26,7 @@ from ulid import ULID
 
 from headpond.broker import HeadpondBroker, LeasedMessage
 from headpond.connections import redis_of
-from headpond.errors import ConfigError, EngineError, HeadpondError, ModelFileError, RedisUnavailable
+from headpond.errors import ConfigError, EngineBroken, EngineError, HeadpondError, ModelFileError, RedisUnavailable
 from headpond.models import ModelRow
 from headpond.queue import JobQueue, Server
 from headpond.settings import Settings, load_settings
@@ -61,6 +61,7 @@ class WorkerProcess:
         self._storage = has_storage(settings)
         self._server = Server(redis_of(settings))
         self._broker: HeadpondBroker | None = None
+        self._generation: Generation | None = None
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. Returns the exit code."""
@@ -112,7 +113,9 @@ class WorkerProcess:
         )
         writer = TokenWriter(queue)
         writer.start()
-        generation = Generation(engine, queue, writer, self._version, settings.stall_timeout_s)
+        generation = self._generation = Generation(
+            engine, queue, writer, self._version, settings.stall_timeout_s, on_broken=broker.drain
+        )
 
         def generate(request: dict[str, Any]) -> None:
             message = CurrentMessage.get_current_message()
@@ -133,6 +136,8 @@ class WorkerProcess:
             if not (writer.is_alive() and broker.keeps_leases()):
                 # Without them jobs would be claimed and never end. A new process begins with a clean slate.
                 raise RuntimeError("a thread of this worker has died; its traceback is above")
+            if generation.broken.is_set():
+                raise EngineBroken(f"{generation.last_error} A new process takes over.")
         self._drain(broker, generation, queue)
 
     def _drain(self, broker: HeadpondBroker, generation: Generation, queue: JobQueue) -> None:
@@ -172,7 +177,7 @@ class WorkerProcess:
             slots=self._model_settings.slots,
             busy=len(self._broker.held()) if self._broker else 0,
             state=self._state,
-            last_error=self._last_error,
+            last_error=(self._generation.last_error if self._generation else "") or self._last_error,
             started_ms=self._started_ms,
         )
 

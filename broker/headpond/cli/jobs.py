@@ -36,6 +36,10 @@ def submit(
     top_p: Annotated[float, typer.Option()] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Default: follows from the job's id.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
+    stop_token: Annotated[
+        list[int] | None, typer.Option(help="End the answer before this token id; may be repeated.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="A LoRA adapter of the model, by its name.")] = None,
     id: Annotated[str | None, typer.Option("--id", help="MODEL/SLUG; the same id and request is the same job.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the id and leave.")] = False,
     as_json: JsonOption = False,
@@ -54,8 +58,9 @@ def submit(
     text = _from_stdin() if prompt == "-" else prompt
     with Client(redis) as client:
         job = client.submit(
-            model, text, id=id, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop or ()
-        )
+            model, text, id=id, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
+            stop=stop or (), stop_token_ids=stop_token or (), adapter=adapter,
+        )  # fmt: skip
         if detach:
             typer.echo(json.dumps({"id": job.id}) if as_json else job.id)
         elif as_json:

@@ -18,7 +18,8 @@ try:
     from headpond_workers.engines.template_sandbox import Budget, TemplateSandbox, current_budget
 except ImportError as error:
     raise EngineUnavailable(
-        f"Chat templates need the package Jinja2 ({error}). Install it with: pip install 'headpond[llama]'"
+        f"Chat templates need the package Jinja2 ({error}). Install it with the engine's extra, such as: "
+        "pip install 'headpond[llama]'"
     ) from error
 
 MAX_TEMPLATE_CHARS = 1 << 18
@@ -50,7 +51,8 @@ class ChatTemplate:
         sandbox = TemplateSandbox()
         try:
             self._template = sandbox.from_string(sandbox.bounded(source))
-        except (TemplateError, RecursionError) as error:
+        except (TemplateError, RecursionError, SyntaxError) as error:
+            # SyntaxError: Python refuses what Jinja makes of loops nested too deep.
             raise EngineUnavailable(
                 f"The model's chat template cannot be used: {_reason(error)}. "
                 "Convert the model again with a template that Hugging Face's tools accept."
@@ -83,4 +85,4 @@ class ChatTemplate:
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it recurses too deep"
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from headpond.errors import EngineUnavailable, ModelFileError
+from headpond_workers.engines.byte_level import piece_bytes, raw_bytes
 from headpond_workers.engines.gguf_header import GgufHeader
 
 
@@ -84,8 +85,8 @@ def _byte_level(piece: str, kind: object) -> bytes:
     if kind in _SILENT:
         return b""
     if kind == TokenType.USER_DEFINED:
-        return _raw(piece)
-    return b"".join(_BYTE_OF[char] if char in _BYTE_OF else _raw(char) for char in piece)
+        return raw_bytes(piece)
+    return piece_bytes(piece)
 
 
 def _sentence_piece(piece: str, kind: object) -> bytes:
@@ -94,21 +95,5 @@ def _sentence_piece(piece: str, kind: object) -> bytes:
     if kind == TokenType.BYTE and (match := _BYTE_PIECE.fullmatch(piece)):
         return bytes([int(match[1], 16)])
     if kind == TokenType.USER_DEFINED:
-        return _raw(piece)
-    return _raw(piece.replace(_SPACE, " "))
-
-
-def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _alphabet() -> dict[str, bytes]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, every other byte for a character from U+0100 on."""
-    itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (byte for byte in range(256) if byte not in itself)
-    table = {chr(byte): bytes([byte]) for byte in itself}
-    table.update({chr(0x100 + index): bytes([byte]) for index, byte in enumerate(others)})
-    return table
-
-
-_BYTE_OF = _alphabet()
+        return raw_bytes(piece)
+    return raw_bytes(piece.replace(_SPACE, " "))

@@ -22,19 +22,21 @@ from pathlib import Path
 
 from headpond.errors import EngineError, PromptTooLong
 from headpond.jobs import FinishReason, Message
-from headpond.settings import LlamaCppModel
+from headpond.model_tables import LlamaCppModel
 from headpond_workers.engines.chat_template import ChatTemplate
 from headpond_workers.engines.gguf_header import read_header
 from headpond_workers.engines.gguf_vocabulary import read_vocabulary
 from headpond_workers.engines.id_recovery import IdRecovery
 from headpond_workers.engines.llamacpp_completion import Completion
 from headpond_workers.engines.llamacpp_server import LlamaServer, check_parameters, import_xllamacpp
-from headpond_workers.engines.protocol import Emit, EngineInfo, Finish, Sequence, Verdict
+from headpond_workers.engines.protocol import Capability, Emit, EngineInfo, Finish, Sequence, Verdict
+from headpond_workers.engines.template_check import check_template
 from headpond_workers.engines.weights_digest import digest_of
 
 log = logging.getLogger(__name__)
 
 _SLOT_WAIT_S = 0.5
+_CLOSE_TIMEOUT_S = 10.0
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -70,6 +72,8 @@ class LlamaCppEngine:
         self._vocabulary = read_vocabulary(header)
         check_parameters(header, slots=settings.slots, context_tokens=settings.context_tokens, threads=threads)
         template = self._vocabulary.chat_template
+        if template:
+            check_template(template, bos_token=self._vocabulary.bos_token, eos_token=self._vocabulary.eos_token)
         self._template = (
             ChatTemplate(template, bos_token=self._vocabulary.bos_token, eos_token=self._vocabulary.eos_token)
             if template
@@ -83,7 +87,9 @@ class LlamaCppEngine:
             fingerprint=_fingerprint(settings, weights_sha256=digest_of(path), version=version, template=template),
             context_tokens=settings.context_tokens,
             slots=settings.slots,
-            capabilities=frozenset({"seeded", "exact_resume"} if settings.exact else {"seeded"}),
+            capabilities=frozenset(
+                {Capability.SEEDED, Capability.EXACT_RESUME} if settings.exact else {Capability.SEEDED}
+            ),
         )
         self._server: LlamaServer | None = LlamaServer(
             path,
@@ -92,7 +98,8 @@ class LlamaCppEngine:
             threads=threads,
             exact=settings.exact,
         )
-        self._free_slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        # Not SimpleQueue: its get(timeout=...) may wait for ever beside other waiters.
+        self._free_slots: queue.Queue[int] = queue.Queue()
         for slot in range(settings.slots):
             self._free_slots.put(slot)
         log.info(
@@ -127,11 +134,14 @@ class LlamaCppEngine:
         return self._vocabulary.token_bytes[token_id]
 
     def generate(self, sequence: Sequence, emit: Emit) -> Finish:
+        if sequence.adapter is not None:
+            self.info.require(Capability.ADAPTERS)
         present = len(sequence.prompt) + len(sequence.generated)
         if present >= self.info.context_tokens:
             if sequence.generated:
                 return Finish(FinishReason.LENGTH)
             raise PromptTooLong(prompt_tokens=present, context_tokens=self.info.context_tokens)
+        emit = self._until_closed(emit)
         slot = self._take_slot(emit)
         if slot is None:
             return Finish(FinishReason.CANCELLED)
@@ -147,13 +157,17 @@ class LlamaCppEngine:
             self._free_slots.put(slot)
 
     def close(self) -> None:
-        """Free the model, unless a sequence still runs: that one cannot be waited for, see `os._exit` above."""
+        """End what runs, with EngineError at its next token, and free the model."""
         server, self._server = self._server, None
         if server is None:
             return
-        if self._free_slots.qsize() < self.info.slots:
-            log.warning("engine_closed_busy engine=llamacpp")
-            return
+        for _ in range(self.info.slots):
+            try:
+                self._free_slots.get(timeout=_CLOSE_TIMEOUT_S)
+            except queue.Empty:
+                # Destroying a server at work hangs, see `os._exit` above.
+                log.warning("engine_closed_busy engine=llamacpp")
+                return
         server.close()
 
     def _run(self, sequence: Sequence, slot: int, emit: Emit, *, from_start: bool) -> Finish:
@@ -172,6 +186,13 @@ class LlamaCppEngine:
             seed=sequence.seed,
             emit=emit,
         ).run()
+
+    def _until_closed(self, emit: Emit) -> Emit:
+        def emit_while_open(ids: Seq[int]) -> Verdict:
+            self._open_server()
+            return emit(ids)
+
+        return emit_while_open
 
     def _take_slot(self, emit: Emit) -> int | None:
         """A free slot, or None after a verdict STOP. Only a caller beyond `info.slots` waits here."""

@@ -15,10 +15,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
+from pathlib import Path
 from typing import Protocol
 
+from headpond.errors import CapabilityMissing
 from headpond.jobs import FinishReason, Message, Sampling
+
+
+class Capability(StrEnum):
+    """An ability that an engine may lack. What needs it is then refused, never done by half."""
+
+    SEEDED = "seeded"
+    """The same sequence with the same seed draws alike: alone in the engine, it gives the same tokens."""
+    EXACT_RESUME = "exact_resume"
+    """A sequence that goes on after k ids gives the ids that it would have given undisturbed."""
+    ADAPTERS = "adapters"
+    """`Sequence.adapter` names one of `EngineInfo.adapters`."""
+    KV_PREFIXES = "kv_prefixes"
+    """The engine is a PrefixEngine."""
 
 
 class Verdict(Enum):
@@ -39,14 +54,20 @@ class EngineInfo:
     engine: the name in the configuration. fingerprint: hex digest of all that decides its output: weights,
     tokenizer, template, engine build, settings; two engines with one fingerprint may continue each other's
     sequences. context_tokens: the most that one sequence may hold, prompt and answer together. slots: how
-    many sequences run together. capabilities: names of the optional abilities, such as "seeded", "kv".
+    many sequences run together. adapters: names that a sequence may ask for.
     """
 
     engine: str
     fingerprint: str
     context_tokens: int
     slots: int
-    capabilities: frozenset[str] = frozenset()
+    capabilities: frozenset[Capability] = frozenset()
+    adapters: tuple[str, ...] = ()
+
+    def require(self, capability: Capability) -> None:
+        """Raises CapabilityMissing if this engine lacks it."""
+        if capability not in self.capabilities:
+            raise CapabilityMissing(self.engine, capability.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +76,7 @@ class Sequence:
 
     prompt: token ids, shape (n,), n > 0. generated: ids that earlier attempts made, shape (k,); the engine
     continues after them and does not emit them again. max_tokens: how many more ids may be emitted, >= 1.
-    seed: the same in every attempt; an engine that can, replays k draws.
+    seed: the same in every attempt; an engine that can, replays k draws. adapter: None is the bare model.
     """
 
     prompt: tuple[int, ...]
@@ -63,6 +84,7 @@ class Sequence:
     max_tokens: int
     sampling: Sampling
     seed: int
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +120,22 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the device. Further calls are an error."""
+        ...
+
+
+class PrefixEngine(Engine, Protocol):
+    """An engine with Capability.KV_PREFIXES: keys and values of a prompt's first tokens, kept in a file."""
+
+    def save_prefix(self, ids: Seq[int], path: Path, *, adapter: str | None = None) -> int:
+        """Write what the device still holds of these ids, shape (n,); return how many of them the file covers.
+
+        0: nothing is held, and there is no file. `path` is whole or absent, also after a kill.
+        """
+        ...
+
+    def load_prefix(self, path: Path) -> int:
+        """Put a file's keys and values onto the device; return how many tokens they cover.
+
+        Raises PrefixRefused, and changes nothing, for a file that is damaged or of another model.
+        """
         ...

@@ -16,14 +16,16 @@ import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from headpond.errors import EngineError, PromptTooLong, SequenceFailed
 from headpond.jobs import FinishReason, Message
-from headpond.settings import ScriptedModel
-from headpond_workers.engines.protocol import Emit, EngineInfo, Finish, Sequence, Verdict
+from headpond.model_tables import ScriptedModel
+from headpond_workers.engines.protocol import Capability, Emit, EngineInfo, Finish, Sequence, Verdict
 
 _SYLLABLES = ("ka", "lo", "mi", "ren", "sa", "to", "vu", "wi")
 _WORDS = tuple(f" {a}{b}{c}".encode() for a in _SYLLABLES for b in _SYLLABLES for c in _SYLLABLES)
 _FIRST_WORD = 256
 _HALF_A, _HALF_B = _FIRST_WORD + len(_WORDS), _FIRST_WORD + len(_WORDS) + 1
+_VOCABULARY = _HALF_B + 1
 _EMOJI = "\N{WATER WAVE}".encode()
 _SPAN_EVERY = 17
 """One token in so many begins a character that the next one ends."""
@@ -31,14 +33,18 @@ _SPAN_EVERY = 17
 
 @dataclass(eq=False, slots=True)
 class _Running:
+    """One call of generate. length: tokens of the whole answer. most: of this attempt."""
+
     sequence: Sequence
     emit: Emit
     key: bytes
     length: int
+    most: int
     position: int
     prefill_steps: int
     made: int = 0
     finish: Finish | None = None
+    error: Exception | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -51,7 +57,11 @@ class ScriptedEngine:
             _die()
         digest = hashlib.sha256(f"scripted-1:{settings.answer_tokens}:{settings.context_tokens}".encode())
         self._info = EngineInfo(
-            "scripted", digest.hexdigest(), settings.context_tokens, settings.slots, frozenset({"seeded", "exact"})
+            "scripted",
+            digest.hexdigest(),
+            settings.context_tokens,
+            settings.slots,
+            frozenset({Capability.SEEDED, Capability.EXACT_RESUME}),
         )
         self._changed = threading.Condition()
         self._running: list[_Running] = []
@@ -80,6 +90,10 @@ class ScriptedEngine:
 
     def generate(self, sequence: Sequence, emit: Emit) -> Finish:
         settings = self._settings
+        self._check(sequence)
+        room = settings.context_tokens - len(sequence.prompt) - len(sequence.generated)
+        if room <= 0:
+            return Finish(FinishReason.LENGTH)
         prompt = bytes(i for i in sequence.prompt if i < _FIRST_WORD)
         seed = sequence.seed if sequence.sampling.temperature > 0 else 0
         key = hashlib.sha256(prompt + seed.to_bytes(8, "big")).digest()
@@ -95,15 +109,20 @@ class ScriptedEngine:
             emit,
             key,
             settings.answer_tokens or 40 + int.from_bytes(key[:4], "big") % 361,
+            min(sequence.max_tokens, room),
             len(sequence.generated),
             math.ceil(prefill_s * settings.tokens_per_s),
         )
         with self._changed:
+            if self._closed:
+                raise EngineError("The engine is closed.")
             self._running.append(running)
             self._changed.notify()
         running.done.wait()
+        if running.error is not None:
+            raise running.error
         if running.finish is None:
-            raise RuntimeError("the scripted engine was closed under a running sequence")
+            raise EngineError("The engine is closed.")
         if settings.crash_at == "end" and self._crashes(sequence):
             _die()
         return running.finish
@@ -113,6 +132,15 @@ class ScriptedEngine:
             self._closed = True
             self._changed.notify()
         self._loop.join()
+
+    def _check(self, sequence: Sequence) -> None:
+        if sequence.adapter is not None:
+            self._info.require(Capability.ADAPTERS)
+        strange = [i for i in (*sequence.prompt, *sequence.generated) if not 0 <= i < _VOCABULARY]
+        if strange:
+            raise SequenceFailed(f"{strange[0]} is no token of the scripted engine, which has {_VOCABULARY}.")
+        if len(sequence.prompt) >= self._settings.context_tokens:
+            raise PromptTooLong(prompt_tokens=len(sequence.prompt), context_tokens=self._settings.context_tokens)
 
     def _run(self) -> None:
         period_s = 1 / self._settings.tokens_per_s
@@ -134,7 +162,11 @@ class ScriptedEngine:
             else:
                 next_step = time.monotonic()  # A device that is late does not hurry afterwards.
             for running in batch:
-                if self._step(running):
+                try:
+                    over = self._step(running)
+                except Exception as error:  # noqa: BLE001 - the listener's own: it goes to its caller, others go on
+                    running.error, over = error, True
+                if over:
                     with self._changed:
                         self._running.remove(running)
                     running.done.set()
@@ -157,7 +189,7 @@ class ScriptedEngine:
             _die()
         if verdict is Verdict.STOP:
             running.finish = Finish(FinishReason.CANCELLED)
-        elif running.made >= running.sequence.max_tokens:
+        elif running.made >= running.most:
             running.finish = Finish(FinishReason.LENGTH)
         return running.finish is not None
 

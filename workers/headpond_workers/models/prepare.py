@@ -37,12 +37,22 @@ _PART_BYTES = 1 << 20
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def models_folder() -> Path:
-    """Where prepared models are kept: HEADPOND_CACHE, else the user's cache folder."""
+def cache_folder() -> Path:
+    """What can be made again at any time: HEADPOND_CACHE, else headpond's part of the user's cache folder."""
     if own := os.environ.get("HEADPOND_CACHE"):
-        return Path(own).expanduser() / "models"
+        return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "headpond" / "models"
+    return (Path(base) if base else Path.home() / ".cache") / "headpond"
+
+
+def models_folder() -> Path:
+    """Where prepared models are kept."""
+    return cache_folder() / "models"
+
+
+def digest_cache() -> Path:
+    """Where digests of weight files are remembered."""
+    return cache_folder() / "digests"
 
 
 def prepared(source: str) -> Path | None:

@@ -66,6 +66,12 @@ ALWAYS_ALLOWED = (
     "NVIDIA_*",
     "HIP_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",
+    "ROCM_HOME",
+    "CXX",
+    "TORCH_*",
+    "PYTORCH_*",
+    "TRITON_*",
+    "EXLLAMA_*",
     "HEADPOND_*",
 )
 OF_ONE_MODEL = "HEADPOND_MODELS__"
