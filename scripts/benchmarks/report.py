@@ -17,13 +17,19 @@ END = "<!-- generated: end -->"
 BENCHMARKS = {
     "queue": "Queue: how long a job waits for an idle worker",
     "generate": "Generate: what headpond costs beside the engine alone",
+    "engine": "Engine: what the loop around exllamav2 costs",
 }
 
 PICKUP_P50_GOAL = Goal(Direction.AT_MOST, 3.0)
 PICKUP_RATIO_GOAL = Goal(Direction.AT_LEAST, 15.0)
-SCRIPTED_GOAL = Goal(Direction.AT_LEAST, 0.97)
-LLAMA_GOAL = Goal(Direction.AT_LEAST, 0.95)
+THROUGHPUT_GOALS = {
+    "scripted": Goal(Direction.AT_LEAST, 0.97),
+    "llama.cpp": Goal(Direction.AT_LEAST, 0.95),
+    "exllamav2": Goal(Direction.AT_LEAST, 0.97),
+}
+"""By how the name of a measurement begins. Another has no goal."""
 FIRST_TOKEN_GOAL = Goal(Direction.AT_MOST, 5.0)
+STEP_GAP_GOAL = Goal(Direction.AT_MOST, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +56,8 @@ def rows_of(measurement: Measurement) -> list[Row]:
 
 def _pickup(measurement: Measurement) -> list[Row]:
     ours, theirs = _samples(measurement, "pickup_ms")
-    p50s = [(percentile(a, 0.5), percentile(b, 0.5)) for a, b in zip(ours, theirs, strict=True)]
-    mine, other = (statistics.median(side) for side in zip(*p50s, strict=True))
+    p50s = _percentiles(ours, theirs, 0.5)
+    mine, other = _medians(p50s)
     return [
         Row("p50", mine, other, "ms", "times quicker", estimate_median([b / a for a, b in p50s]), PICKUP_RATIO_GOAL),
         Row("p50 of headpond by itself", mine, other, "ms", "ms", estimate_median([a for a, _ in p50s]),
@@ -65,30 +71,56 @@ def _throughput(measurement: Measurement) -> list[Row]:
         (pair.headpond["tokens"] / pair.headpond["seconds"], pair.peer["tokens"] / pair.peer["seconds"])
         for pair in measurement.pairs
     ]
-    mine, other = (statistics.median(side) for side in zip(*rates, strict=True))
-    goal = SCRIPTED_GOAL if measurement.name.startswith("scripted") else LLAMA_GOAL
+    mine, other = _medians(rates)
+    goal = next((goal for name, goal in THROUGHPUT_GOALS.items() if measurement.name.startswith(name)), None)
     return [Row("throughput", mine, other, "tokens/s", "of it", estimate_median([a / b for a, b in rates]), goal)]
 
 
 def _first_token(measurement: Measurement) -> list[Row]:
     ours, theirs = _samples(measurement, "first_token_ms")
-    p50s = [(percentile(a, 0.5), percentile(b, 0.5)) for a, b in zip(ours, theirs, strict=True)]
-    mine, other = (statistics.median(side) for side in zip(*p50s, strict=True))
+    p50s = _percentiles(ours, theirs, 0.5)
+    mine, other = _medians(p50s)
     return [
         Row("p50", mine, other, "ms", "ms added", estimate_median([a - b for a, b in p50s]), FIRST_TOKEN_GOAL),
         Row("p99 of all samples", percentile(_all(ours), 0.99), percentile(_all(theirs), 0.99), "ms"),
     ]
 
 
+def _step_gap(measurement: Measurement) -> list[Row]:
+    ours, theirs = _samples(measurement, "gap_ms")
+    gap_p50s, gap_p99s = _percentiles(ours, theirs, 0.5), _percentiles(ours, theirs, 0.99)
+    turn_p99s = _percentiles(*_samples(measurement, "turn_ms"), 0.99)
+    return [
+        Row("p99 of headpond by itself", *_medians(gap_p99s), "ms", "ms", estimate_median([a for a, _ in gap_p99s]),
+            STEP_GAP_GOAL),
+        Row("p50", *_medians(gap_p50s), "ms", "ms added", estimate_median([a - b for a, b in gap_p50s])),
+        Row("p99 from a step's call to the next one's", *_medians(turn_p99s), "ms", "ms added",
+            estimate_median([a - b for a, b in turn_p99s])),
+    ]  # fmt: skip
+
+
 _ROWS: dict[Kind, Callable[[Measurement], list[Row]]] = {
     Kind.PICKUP: _pickup,
     Kind.THROUGHPUT: _throughput,
     Kind.FIRST_TOKEN: _first_token,
+    Kind.STEP_GAP: _step_gap,
 }
 
 
 def _samples(measurement: Measurement, name: str) -> tuple[list[list[float]], list[list[float]]]:
     return [p.headpond[name] for p in measurement.pairs], [p.peer[name] for p in measurement.pairs]
+
+
+def _percentiles(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], share: float
+) -> list[tuple[float, float]]:
+    """(headpond's, the peer's) of each pair."""
+    return [(percentile(a, share), percentile(b, share)) for a, b in zip(ours, theirs, strict=True)]
+
+
+def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """(headpond's, the peer's) over the pairs."""
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
 
 
 def _all(runs: Sequence[Sequence[float]]) -> list[float]:
@@ -162,6 +194,8 @@ def _number(value: float) -> str:
         return f"{value:.0f}"
     if abs(value) >= 10:
         return f"{value:.1f}"
+    if 0 < abs(value) < 0.1:
+        return f"{value:.4f}"
     return f"{value:.3f}" if 0.1 <= abs(value) < 2 else f"{value:.2f}"
 
 
