@@ -581,3 +581,27 @@ def test_closing_ends_the_threads_and_frees_the_device(digests: Path, story: tup
 
     assert not any(thread.is_alive() for thread in pool._threads)
     assert not loaded.cache.key_states
+
+
+def test_ids_are_not_held_back_until_their_text_is_complete(
+    jobs: ExLlamaV2Jobs, loaded: LoadedModel, story: tuple[int, ...]
+) -> None:
+    """Bytes that are no UTF-8, as they come at a high temperature, hold back all ids after them."""
+    raw = loaded.new_generator()
+    for seed in range(20):
+        results = run_raw(raw, raw_job(story, max_new_tokens=60, gen_settings=hot_settings(), seed=seed))
+        if max(len(result["token_ids"][0]) for result in results if "token_ids" in result) >= 5:
+            break
+    else:
+        pytest.fail("exllamav2 held nothing back: is the trap gone?")
+
+    jobs.admit(sequence(story, max_tokens=60, sampling=HOT, seed=seed))
+    sizes, ids, running = [], [], True
+    while running:
+        for step in jobs.step():
+            sizes.append(len(step.ids))
+            ids += step.ids
+            running = step.finish is None
+
+    assert ids == ids_of(results)
+    assert set(sizes) == {1}

@@ -45,7 +45,7 @@ def of_the_engine(model: ModelUnderTest) -> tuple[float, list[tuple[int, ...]]]:
                 running.result()
             seconds = time.perf_counter() - began
     made = [len(attempt.raw) for attempt in attempts]
-    assert min(made) > 0
+    assert sum(made) >= JOBS * TOKENS // 2, "the answers ended too early to measure anything"
     return sum(made) / seconds, prompts
 
 

@@ -113,7 +113,12 @@ class ExLlamaV2Jobs:
             if cause is error:
                 raise
             raise cause from error
-        return [step for result in results if (step := step_of(result, result["job"])) is not None]
+        steps = [step for result in results if (step := step_of(result, result["job"])) is not None]
+        # One of them for each job, in order: with a draft a job has several results.
+        for job in dict.fromkeys(result["job"] for result in results if result["stage"] == "streaming"):
+            if held := _take_held(job):
+                steps.append(Step(job, held))
+        return steps
 
     def use_adapter(self, name: str | None) -> None:
         """name: None is the bare model; else one of the loaded adapters."""
@@ -215,6 +220,20 @@ class ExLlamaV2Jobs:
         # Not set_loras: it turns None into an empty list, at which the next forward pass raises IndexError.
         self._generator.current_loras = None if name is None else [self._loaded.adapters[name]]
         self._adapter = name
+
+
+def _take_held(job: Any) -> tuple[int, ...]:
+    """The ids that a running job holds back, which are then its caller's.
+
+    exllamav2 holds them until their text is complete. One byte that is no UTF-8 can hold back all that follows, and
+    ids need not wait: their text is made elsewhere.
+    """
+    if job.is_finished or not len(job.held_tokens):
+        return ()
+    ids = tuple(job.held_tokens.torch()[0].tolist())
+    job.held_tokens.clear()
+    job.held_text = ""
+    return ids
 
 
 def _batch_of_one(ids: Seq[int]) -> Any:
