@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import statistics
@@ -20,11 +21,13 @@ import pytest
 
 from conftest import eventually
 from headpond.errors import MalformedDocument
+from headpond.jobs import FinishReason, Sampling
+from headpond_workers.engines.protocol import Sequence
 
 REPO = Path(__file__).resolve().parent.parent
 PAGE = REPO / "docs" / "benchmarks.md"
 SAMPLES = REPO / "docs" / "benchmarks"
-FLAT = ("document", "machine", "pairs", "report")
+FLAT = ("document", "machine", "pairs", "report", "stepwise_batch")
 """Modules of scripts/benchmarks, which import each other by file name."""
 
 
@@ -97,6 +100,12 @@ def test_a_page_without_its_markers_is_refused(report: ModuleType) -> None:
 # ---- from samples to a table
 
 
+_MACHINE = {
+    "commit": "0123456789abcdef", "dirty": False, "system": "Linux", "cpu": "a cpu", "cores": 2, "memory_gib": 4.0,
+    "load_before": 0.1, "python": "3.11.0", "versions": {"dramatiq": "2.2.1"},
+}  # fmt: skip
+
+
 def _pickup(modules: dict[str, ModuleType], ours_ms: list[float], theirs_ms: list[float]) -> Any:
     """A document with one run of queue: in each pair each side has one sample thrice."""
     pairs, document = modules["pairs"], modules["document"]
@@ -105,11 +114,7 @@ def _pickup(modules: dict[str, ModuleType], ours_ms: list[float], theirs_ms: lis
         for n, (a, b) in enumerate(zip(ours_ms, theirs_ms, strict=True))
     ]
     measurement = document.Measurement(document.Kind.PICKUP, "pick-up", "jobs", "ours", "theirs", runs)
-    machine = {
-        "commit": "0123456789abcdef", "dirty": False, "system": "Linux", "cpu": "a cpu", "cores": 2, "memory_gib": 4.0,
-        "load_before": 0.1, "python": "3.11.0", "versions": {"dramatiq": "2.2.1"},
-    }  # fmt: skip
-    return document.Document("queue", False, 1, "2026-01-02T03:04:05Z", 12.0, machine, [measurement])
+    return document.Document("queue", False, 1, "2026-01-02T03:04:05Z", 12.0, _MACHINE, [measurement])
 
 
 def test_a_table_shows_medians_ratio_interval_and_verdict(modules: dict[str, ModuleType]) -> None:
@@ -148,6 +153,14 @@ def test_throughput_and_first_token_compare_within_each_pair(modules: dict[str, 
     assert row.verdict == "missed"
     (scripted,) = report.rows_of(document.Measurement(document.Kind.THROUGHPUT, "scripted engine", "", "", "", runs))
     assert (row.goal.bound, scripted.goal.bound) == (0.95, 0.97)
+    (loop,) = report.rows_of(
+        document.Measurement(document.Kind.THROUGHPUT, "SmolLM2-135M on exllamav2, 1 job", "", "", "", runs)
+    )
+    (companion,) = report.rows_of(
+        document.Measurement(document.Kind.THROUGHPUT, "a tiny checkpoint on exllamav2", "", "", "", runs)
+    )
+    assert loop.goal == pairs.Goal(pairs.Direction.AT_LEAST, 0.97)
+    assert (companion.goal, companion.verdict) == (None, None)
     waits = [
         pairs.Pair(pairs.order_of(n), {"first_token_ms": [s + 4.0]}, {"first_token_ms": [s]})
         for n, s in enumerate([12.0, 24.0] * 5)
@@ -155,6 +168,28 @@ def test_throughput_and_first_token_compare_within_each_pair(modules: dict[str, 
     first, _ = report.rows_of(document.Measurement(document.Kind.FIRST_TOKEN, "first", "", "", "", waits))
     assert first.estimate.median == pytest.approx(4.0)
     assert first.verdict == "met"
+
+
+def test_the_goal_of_the_step_gap_is_on_the_p99_of_a_run(modules: dict[str, ModuleType]) -> None:
+    document, pairs, report = modules["document"], modules["pairs"], modules["report"]
+
+    def samples(usual_ms: float, worst_ms: float) -> dict[str, list[float]]:
+        gaps = [usual_ms] * 97 + [worst_ms] * 3
+        return {"gap_ms": gaps, "turn_ms": [gap + 10.0 for gap in gaps]}
+
+    runs = [pairs.Pair(pairs.order_of(n), samples(0.4, 0.8), samples(0.004, 0.05)) for n in range(9)]
+    # One run of a machine that did something else does not carry the median.
+    runs.append(pairs.Pair(pairs.order_of(9), samples(0.4, 7.0), samples(0.004, 0.05)))
+    measurement = document.Measurement(document.Kind.STEP_GAP, "delay between two steps", "", "", "", runs)
+    p99, p50, turn = report.rows_of(measurement)
+    assert (p99.headpond, p99.peer, p99.estimate.median) == (0.8, 0.05, 0.8)
+    assert p99.goal == pairs.Goal(pairs.Direction.AT_MOST, 1.0)
+    assert p99.verdict == "met"
+    assert p50.estimate.median == pytest.approx(0.396)
+    assert turn.estimate.median == pytest.approx(0.75)
+    assert (p50.goal, turn.goal) == (None, None)
+    text = report.render([("engine", document.Document("engine", False, 1, "", 1.0, _MACHINE, [measurement]))])
+    assert "| p50 | 0.400 ms | 0.0040 ms | 0.396 (0.396 to 0.396) ms added |" in text
 
 
 def test_a_document_survives_its_file(modules: dict[str, ModuleType]) -> None:
@@ -197,6 +232,10 @@ def test_sides_take_turns_at_being_first(pairs: ModuleType) -> None:
         ("headpond", 0, 0), ("peer", 1, 1), ("headpond", 2, 2), ("peer", 3, 3),
     ]  # fmt: skip
     assert seen == [0, 1, 2, 3]
+    calls.clear()
+    pairs.run_pairs(2, side("h"), side("p"), done=lambda number, _pair: seen.append(number), begin=3)
+    assert calls == ["p3", "h3", "h4", "p4"]
+    assert seen == [0, 1, 2, 3, 3, 4]
 
 
 def test_percentiles_agree_with_the_standard_library(pairs: ModuleType) -> None:
@@ -245,6 +284,77 @@ def test_a_goal_is_judged_by_the_whole_interval(
     estimate = pairs.Estimate((low + high) / 2, low, high, count)
     assert pairs.Goal(pairs.Direction.AT_LEAST, 1.0).judge(estimate) == at_least
     assert pairs.Goal(pairs.Direction.AT_MOST, 1.0).judge(estimate) == at_most
+
+
+# ---- the step gap
+
+
+def test_gaps_are_counted_between_steps_of_all_sequences_only(modules: dict[str, ModuleType]) -> None:
+    stepwise = modules["stepwise_batch"]
+    ended: list[Any] = []
+    batch = stepwise.TimedBatch(stepwise.StepwiseBatch(step_s=0.002), sequences=2, most=100, ended=ended.append)
+
+    def admit(prompt: str, max_tokens: int) -> object:
+        return batch.admit(Sequence(stepwise.prompt_ids(prompt), (), max_tokens, Sampling(temperature=0.0), seed=0))
+
+    for _ in range(2):
+        first = admit("one", 5)
+        steps = [batch.step()]
+        second = admit("two", 5)
+        steps += [batch.step() for _ in range(4)]
+        assert ended == []
+        steps.append(batch.step())
+        assert [len(step) for step in steps] == [1, 2, 2, 2, 2, 1]
+        ids = {
+            handle: [i for step in steps for s in step if s.handle is handle for i in s.ids]
+            for handle in (first, second)
+        }
+        assert {len(made) for made in ids.values()} == {5}
+        assert ids[first] != ids[second]
+        assert [(s.handle, s.finish) for step in steps for s in step if s.finish] == [
+            (first, FinishReason.LENGTH), (second, FinishReason.LENGTH),
+        ]  # fmt: skip
+        (times,) = ended
+        # Four steps of both, so three gaps between them.
+        assert (len(times.gap_ms), len(times.turn_ms)) == (3, 3)
+        assert all(0 < gap < turn and turn >= 2.0 for gap, turn in zip(times.gap_ms, times.turn_ms, strict=True))
+        ended.clear()
+
+
+def test_no_more_gaps_are_kept_than_were_asked_for(modules: dict[str, ModuleType]) -> None:
+    stepwise = modules["stepwise_batch"]
+    ended: list[Any] = []
+    batch = stepwise.TimedBatch(stepwise.StepwiseBatch(step_s=0.0), sequences=1, most=4, ended=ended.append)
+    batch.admit(Sequence((1,), (), 20, Sampling(temperature=0.0), seed=0))
+    while not ended:
+        batch.step()
+    assert len(ended[0].gap_ms) == 4
+
+
+# ---- the wrapper
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extras"),
+    [
+        (["queue"], "worker,llama,embedded"),
+        (["generate", "--quick"], "worker,llama,embedded"),
+        (["render"], "worker,llama,embedded"),
+        ([], "worker,llama,embedded"),
+        (["--help"], "worker,llama,embedded"),
+        (["queue", "--out", "engine"], "worker,llama,embedded"),
+        (["engine", "--help"], "worker,llama,embedded"),
+        (["engine"], "worker,llama,embedded,test-exllamav2"),
+        (["engine", "--quick", "--out", "a folder"], "worker,llama,embedded,test-exllamav2"),
+    ],
+)
+def test_torch_is_set_up_for_the_benchmark_of_the_engine_alone(
+    tmp_path: Path, arguments: list[str], extras: str
+) -> None:
+    shutil.copy2(REPO / "scripts" / "bench", tmp_path / "bench")
+    (tmp_path / "_run").write_text("printf '%s\\n' \"$@\"\n")
+    done = subprocess.run([str(tmp_path / "bench"), *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["_bootstrap.py", extras, f"{tmp_path}/benchmarks", *arguments]
 
 
 # ---- real runs
@@ -302,3 +412,33 @@ def test_an_interrupted_run_writes_nothing_and_leaves_no_process(tmp_path: Path)
     assert "nothing was written" in err
     eventually(lambda: group_is_gone(process.pid), what="the end of every process of the run")
     assert list(tmp_path.iterdir()) == []
+
+
+STEP_GAP = """\
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+from step_gap import measure_step_gap
+made = measure_step_gap(pairs=1, quick=True, folder=Path(sys.argv[1]), progress=lambda line: None)
+print(json.dumps(asdict(made)))
+"""
+
+
+@pytest.mark.slow
+def test_the_step_gap_is_measured_in_a_worker_and_in_a_bare_loop(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPO / "scripts" / "benchmarks")}
+    with subprocess.Popen(
+        [sys.executable, "-c", STEP_GAP, str(tmp_path / "private")], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True, env=environment,
+    ) as process:  # fmt: skip
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    made = json.loads(out)
+    (pair,) = made["pairs"]
+    for side in ("headpond", "peer"):
+        gaps, turns = pair[side]["gap_ms"], pair[side]["turn_ms"]
+        assert (len(gaps), len(turns)) == (100, 100)
+        assert min(gaps) > 0
+        assert min(turns) >= 10.0, "a step waits 10 ms"
+    assert statistics.median(pair["peer"]["gap_ms"]) < statistics.median(pair["headpond"]["gap_ms"])
+    eventually(lambda: group_is_gone(process.pid), what="the end of every process of the run")

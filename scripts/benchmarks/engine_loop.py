@@ -11,7 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -24,7 +24,7 @@ from machine import ROOT
 from runs import Run
 from source_model import prepare_source
 from step_gap import measure_step_gap
-from throughput import SUBJECTS, Load, Progress, measure_throughput
+from throughput import SUBJECTS, Comparison, Load, Progress, measure_throughput
 
 from headpond_workers.supervision.private_files import private_folder
 
@@ -38,17 +38,20 @@ PEER = (
     "ExLlamaV2DynamicGenerator in a process of its own: the same model, cache and settings, `iterate()` called in a "
     "bare loop; token ids are collected, nothing else"
 )
+PAIRS_A_LIFE = 2
+"""Pairs for which a process is kept. Two processes of one program may differ in speed by some percent for as long as
+they live, and all pairs of the same two would agree on that difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """tokens: of each job. jobs_tokens: (jobs at once, tokens of each) of the larger model's loads."""
+    """smollm2: (jobs at once, tokens of each) of each load. tiny_tokens: of each of 8 jobs."""
 
-    jobs_tokens: tuple[tuple[int, int], ...] = ((1, 96), (8, 40))
+    smollm2: tuple[tuple[int, int], ...] = ((1, 64), (8, 32))
     tiny_tokens: int = 400
 
 
-QUICK = Workload(jobs_tokens=((1, 8), (8, 4)), tiny_tokens=40)
+QUICK = Workload(smollm2=((1, 8), (8, 4)), tiny_tokens=40)
 
 
 def measure_engine(*, pairs: int, seed: int, quick: bool, folder: Path, progress: Progress) -> list[Measurement]:
@@ -58,22 +61,25 @@ def measure_engine(*, pairs: int, seed: int, quick: bool, folder: Path, progress
     prepare_source(checkpoints.SMOLLM2_SOURCE, benchmark="engine", progress=progress)
     progress("engine: making the checkpoints, unless they are there")
     try:
-        smollm2, tiny = checkpoints.smollm2(), checkpoints.tiny()
+        loads = {
+            checkpoints.smollm2(): [_smollm2(jobs, tokens) for jobs, tokens in workload.smollm2],
+            checkpoints.tiny(): [_tiny(workload.tiny_tokens)],
+        }
     except RuntimeError as error:
         raise BenchmarkError(f"A checkpoint could not be made: {error}") from error
-    measured = []
-    progress("engine: loading SmolLM2-135M on both sides")
-    with _both(smollm2, folder / "smollm2") as sides:
-        for jobs, tokens in workload.jobs_tokens:
-            load = _smollm2(jobs, tokens)
-            measured.append(_throughput(sides, load, pairs=pairs, progress=progress))
-    progress("engine: loading the tiny checkpoint on both sides")
-    with _both(tiny, folder / "tiny") as sides:
-        load = _tiny(workload.tiny_tokens)
-        measured.append(_throughput(sides, load, pairs=pairs, progress=progress))
+    measured: dict[str, Measurement] = {}
+    for checkpoint, its_loads in loads.items():
+        for begin in range(0, pairs, PAIRS_A_LIFE):
+            part = range(begin, min(begin + PAIRS_A_LIFE, pairs))
+            with _both(checkpoint, folder / f"{checkpoint.name}-{begin}") as sides:
+                for load in its_loads:
+                    made = measure_throughput(
+                        sides, load, Comparison("engine", HEADPOND, PEER, pairs), progress=progress, part=part
+                    )
+                    measured.setdefault(load.name, replace(made, pairs=[])).pairs.extend(made.pairs)
     progress("engine: starting a worker and a bare loop over a scripted batch")
-    measured.append(measure_step_gap(pairs=pairs, quick=quick, folder=folder / "step-gap", progress=progress))
-    return measured
+    gap = measure_step_gap(pairs=pairs, quick=quick, folder=folder / "step-gap", progress=progress)
+    return [*measured.values(), gap]
 
 
 def _checkpoints_module() -> ModuleType:
@@ -81,7 +87,7 @@ def _checkpoints_module() -> ModuleType:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise BenchmarkError(
-            f"{', '.join(missing)} not installed. `scripts/bench engine` installs the extra test-exllamav2 by itself; "
+            f"Not installed: {', '.join(missing)}. `scripts/bench engine` installs the extra test-exllamav2 by itself; "
             "in an environment of your own: pip install -e '.[dev,test-exllamav2]'"
         )
     sys.path.insert(0, str(ROOT / "tests"))
@@ -133,7 +139,7 @@ def _both(checkpoint: Path, folder: Path) -> Iterator[_Sides]:
 
 def _smollm2(jobs: int, tokens: int) -> Load:
     prompts = [f"A long and detailed essay about {subject}.\n\n" for subject in SUBJECTS[:jobs]]
-    return _load("exllamav2, SmolLM2-135M", prompts, tokens)
+    return _load("SmolLM2-135M on exllamav2", prompts, tokens)
 
 
 def _tiny(tokens: int) -> Load:
@@ -141,7 +147,7 @@ def _tiny(tokens: int) -> Load:
 
     # At whichever word it begins, the model goes on with it for ever.
     words = str(tiny_corpus.STORY).split()
-    return _load("tiny checkpoint", [" ".join(words[n * 3 : n * 3 + 16]) for n in range(SLOTS)], tokens)
+    return _load("a tiny checkpoint on exllamav2", [" ".join(words[n * 3 : n * 3 + 16]) for n in range(SLOTS)], tokens)
 
 
 def _load(model: str, prompts: Sequence[str], tokens: int) -> Load:
@@ -149,14 +155,8 @@ def _load(model: str, prompts: Sequence[str], tokens: int) -> Load:
     return Load(
         f"{model}, {many}",
         f"FP16 on the CPU harness, one thread, paged, {SLOTS} slots, {many} of {tokens} tokens, temperature 0; the "
-        "prompts are in the cache from an uncounted run",
+        f"prompts are in the cache from an uncounted run; new processes for every {PAIRS_A_LIFE} pairs",
         list(prompts),
         tokens,
         same_tokens=True,
-    )
-
-
-def _throughput(sides: _Sides, load: Load, *, pairs: int, progress: Progress) -> Measurement:
-    return measure_throughput(
-        sides, load, benchmark="engine", headpond=HEADPOND, peer=PEER, pairs=pairs, progress=progress
     )

@@ -14,7 +14,7 @@ from both_sides import BothSides, both_sides
 from document import Measurement
 from first_token import measure_first_token
 from source_model import prepare_source
-from throughput import SUBJECTS, Load, Progress, measure_throughput
+from throughput import SUBJECTS, Comparison, Load, Progress, measure_throughput
 
 SCRIPTED_SLOTS, SCRIPTED_TOKENS_PER_S = 64, 80
 LLAMA_SLOTS, LLAMA_SOURCE = 8, "smollm2-135m:Q8_0"
@@ -86,6 +86,4 @@ def _llama(workload: Workload, jobs: int) -> Load:
 
 
 def _throughput(sides: BothSides, load: Load, *, pairs: int, progress: Progress) -> Measurement:
-    return measure_throughput(
-        sides, load, benchmark="generate", headpond=HEADPOND, peer=PEER, pairs=pairs, progress=progress
-    )
+    return measure_throughput(sides, load, Comparison("generate", HEADPOND, PEER, pairs), progress=progress)

@@ -48,10 +48,14 @@ def run_pairs(
     peer: Callable[[int], T],
     *,
     done: Callable[[int, Pair[T]], None],
+    begin: int = 0,
 ) -> list[Pair[T]]:
-    """Run both sides in turns. Each is given the number of its pair, for its seed; done is told of each pair."""
+    """Run both sides in turns. Each is given the number of its pair, for its seed; done is told of each pair.
+
+    begin: the number of the first pair, where a measurement is made in several parts.
+    """
     pairs = []
-    for number in range(count):
+    for number in range(begin, begin + count):
         first = order_of(number)
         if first is Order.HEADPOND:
             ours = headpond(number)

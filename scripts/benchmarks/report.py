@@ -25,7 +25,7 @@ PICKUP_RATIO_GOAL = Goal(Direction.AT_LEAST, 15.0)
 THROUGHPUT_GOALS = {
     "scripted": Goal(Direction.AT_LEAST, 0.97),
     "llama.cpp": Goal(Direction.AT_LEAST, 0.95),
-    "exllamav2": Goal(Direction.AT_LEAST, 0.97),
+    "SmolLM2-135M on exllamav2": Goal(Direction.AT_LEAST, 0.97),
 }
 """By how the name of a measurement begins. Another has no goal."""
 FIRST_TOKEN_GOAL = Goal(Direction.AT_MOST, 5.0)

@@ -1,4 +1,4 @@
-"""One run of one side of `generate` or `engine`: some prompts at once, from the first submit or call to the end."""
+"""One run of one side: some prompts at once, from the first submit or call to the last token's end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ class Run:
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.seconds
-
-    @property
-    def digest(self) -> str:
-        """Of all prompts together."""
-        return hashlib.sha256(",".join(self.digests).encode()).hexdigest()[:16]
 
     def to_answer(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,13 +1,15 @@
 """How long the job loop keeps a device waiting between two steps, beside a bare loop over the same batch.
 
 On headpond's side everything of a worker is there but the model: a real worker process with its queue, leases,
-detokeniser and writer, and a producer that reads every stream.
+detokeniser and writer.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,19 +20,21 @@ from both_sides import MODEL, RUN_TIMEOUT_S, await_ready, worker_process, write_
 from child import BenchmarkError, Child
 from document import Kind, Measurement, Samples
 from pairs import Pair, percentile, run_pairs
-from runs import Run
+from runs import digest_of_tokens
 from stepwise_engine import ENTRY_POINT
 from throughput import SUBJECTS, Progress
 
+from headpond import Client
 from headpond_workers.supervision.embedded_valkey import running_valkey
-from headpond_workers.supervision.private_files import private_folder
+from headpond_workers.supervision.private_files import last_lines, private_folder
 
 HEADPOND = (
-    "JobLoop in a worker process with all that a worker has but a model: dramatiq's threads, leases, Detokenizer, "
-    "TokenWriter on an embedded Valkey (append-only file, everysec); one producer process reads every stream"
+    "JobLoop in a worker process with all that a worker has but a model: a thread a job, leases, Detokenizer, "
+    "TokenWriter on an embedded Valkey (append-only file, everysec)"
 )
 PEER = "a bare loop over the same batch, in a process of its own; token ids are collected, nothing else"
 _HERE = Path(__file__).resolve().parent
+_LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,88 +51,92 @@ class Workload:
         return self.gaps + self.spare_tokens
 
     @property
+    def prompts(self) -> list[str]:
+        return [f"Tell me about {SUBJECTS[n % len(SUBJECTS)]}, part {n}." for n in range(self.sequences)]
+
+    @property
     def text(self) -> str:
         return (
             f"{self.sequences} sequences at once of {self.tokens} tokens each, over a scripted batch generator: a step "
             f"waits {self.step_s * 1000:g} ms and gives each sequence one token; no stop strings. Counted are the "
-            f"first {self.gaps} times a run from a step's return to the next step's call between steps of all "
-            f"{self.sequences}; a run's p99 is of these"
+            f"first {self.gaps} times a run from the return of a step to the call of the next, while all "
+            f"{self.sequences} run; percentiles are of each run. The streams are read when it is over"
         )
 
 
 QUICK = Workload(gaps=100)
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What one run made. digests: of the ids of each prompt. times: a stepwise_batch.StepTimes."""
+
+    digests: list[str]
+    times: Samples
+
+
+_Side = Callable[[int], _Made]
+"""Runs all prompts for so many tokens each."""
+
+
 def measure_step_gap(*, pairs: int, quick: bool, folder: Path, progress: Progress) -> Measurement:
     """folder: private; for servers' data and logs. Raises HeadpondError."""
     workload = QUICK if quick else Workload()
     name = f"delay between two steps, {workload.sequences} sequences"
-    prompts = [f"Tell me about {SUBJECTS[n % len(SUBJECTS)]}, part {n}." for n in range(workload.sequences)]
+    expected: set[tuple[str, ...]] = set()
+
+    def counted(side: _Side) -> Callable[[int], Samples]:
+        def run(_number: int) -> Samples:
+            made = side(workload.tokens)
+            expected.add(tuple(made.digests))
+            if len(expected) > 1:
+                raise BenchmarkError(f"{name}: two runs made different tokens.")
+            if (count := len(made.times["gap_ms"])) != workload.gaps:
+                raise BenchmarkError(
+                    f"{name}: all sequences ran together for {count} steps only, not {workload.gaps}. Is the machine "
+                    "busy?"
+                )
+            return made.times
+
+        return run
+
+    def done(number: int, pair: Pair[Samples]) -> None:
+        ours, theirs = (percentile(samples["gap_ms"], 0.99) for samples in (pair.headpond, pair.peer))
+        progress(
+            f"engine: {name}: pair {number + 1}/{pairs}: p99 {ours:.3f} ms in the job loop, {theirs:.3f} in a bare loop"
+        )
+
     with _sides(workload, folder) as (headpond, bare):
-
-        def counted(call: Callable[[list[str], int], tuple[Run, Samples]]) -> Callable[[int], Samples]:
-            def run(_number: int) -> Samples:
-                made, times = call(prompts, workload.tokens)
-                if made.tokens != workload.tokens * len(prompts):
-                    raise BenchmarkError(f"{name}: {made.tokens} tokens came, not {workload.tokens} of each sequence.")
-                if len(times["gap_ms"]) != workload.gaps:
-                    raise BenchmarkError(
-                        f"{name}: all sequences ran together for {len(times['gap_ms'])} steps only, not "
-                        f"{workload.gaps}. Is the machine busy?"
-                    )
-                return {"digest": made.digest, **times}
-
-            return run
-
-        def done(number: int, pair: Pair[Samples]) -> None:
-            if pair.headpond["digest"] != pair.peer["digest"]:
-                raise BenchmarkError(f"{name}: the two sides made different tokens.")
-            ours, theirs = (percentile(samples["gap_ms"], 0.99) for samples in (pair.headpond, pair.peer))
-            progress(
-                f"engine: {name}: pair {number + 1}/{pairs}: p99 {ours:.3f} ms in the job loop, {theirs:.3f} in a bare "
-                "loop"
-            )
-
-        for call in (headpond, bare):
-            call(prompts, workload.spare_tokens)
+        for side in (headpond, bare):
+            side(workload.spare_tokens)
         measured = run_pairs(pairs, counted(headpond), counted(bare), done=done)
     return Measurement(Kind.STEP_GAP, name, workload.text, HEADPOND, PEER, measured)
 
 
-_Side = Callable[[list[str], int], tuple[Run, Samples]]
-
-
 @contextmanager
 def _sides(workload: Workload, folder: Path) -> Iterator[tuple[_Side, _Side]]:
-    """Both sides, as functions of (prompts, max_tokens). Raises HeadpondError."""
+    """headpond's side and the bare loop. Raises HeadpondError."""
     private_folder(folder)
-    times = folder / "times.jsonl"
+    config, log, times = folder / "headpond.toml", folder / "worker.log", folder / "times.jsonl"
+    alone = {"step_s": workload.step_s, "sequences": workload.sequences, "most_gaps": workload.gaps}
     with ExitStack() as stack:
         valkey = stack.enter_context(running_valkey(folder / "state"))
-        config, log = folder / "headpond.toml", folder / "worker.log"
         write_config(config, valkey, _table(workload, times))
         worker = stack.enter_context(worker_process(config, log, packages=_package(folder / "packages")))
         await_ready(worker, valkey.url, log)
-        producer = stack.enter_context(
-            Child("producer.py", {"url": valkey.url, "model": MODEL}, log=folder / "producer.log")
-        )
-        alone = {"step_s": workload.step_s, "sequences": workload.sequences, "most_gaps": workload.gaps}
+        client = stack.enter_context(Client(valkey.url))
         bare = stack.enter_context(Child("bare_loop.py", alone, log=folder / "bare.log"))
-        ended = 0
+        ended: list[str] = []
 
-        def in_worker(prompts: list[str], max_tokens: int) -> tuple[Run, Samples]:
-            nonlocal ended
-            answer = producer.ask({"prompts": prompts, "max_tokens": max_tokens}, timeout_s=RUN_TIMEOUT_S)
-            # Written in the last step, so before the last token was read.
-            lines = times.read_text(encoding="utf-8").splitlines()
-            ended += 1
-            if len(lines) != ended:
-                raise BenchmarkError(f"The worker wrote down {len(lines)} runs instead of {ended}.")
-            return Run(**answer), json.loads(lines[-1])
+        def in_worker(max_tokens: int) -> _Made:
+            jobs = [client.submit(MODEL, each, max_tokens=max_tokens, temperature=0.0) for each in workload.prompts]
+            ended.append(_await_line(times, len(ended), worker, log))
+            answers = [job.result(timeout=RUN_TIMEOUT_S) for job in jobs]
+            return _Made([digest_of_tokens(answer.token_ids) for answer in answers], json.loads(ended[-1]))
 
-        def in_bare_loop(prompts: list[str], max_tokens: int) -> tuple[Run, Samples]:
-            answer = bare.ask({"prompts": prompts, "max_tokens": max_tokens}, timeout_s=RUN_TIMEOUT_S)
-            return Run(**answer["run"]), answer["times"]
+        def in_bare_loop(max_tokens: int) -> _Made:
+            request = {"prompts": workload.prompts, "max_tokens": max_tokens}
+            return _Made(**bare.ask(request, timeout_s=RUN_TIMEOUT_S))
 
         yield in_worker, in_bare_loop
 
@@ -151,3 +159,15 @@ def _package(folder: Path) -> Path:
     for name in ("stepwise_engine.py", "stepwise_batch.py"):
         shutil.copyfile(_HERE / name, folder / name)
     return folder
+
+
+def _await_line(path: Path, number: int, worker: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait for a line of a file, counted from 0, while its writer lives. Raises BenchmarkError."""
+    until = time.monotonic() + RUN_TIMEOUT_S
+    while True:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if text.count("\n") > number:
+            return text.splitlines()[number]
+        if worker.poll() is not None or time.monotonic() >= until:
+            raise BenchmarkError(f"The worker did not end its sequences. The end of its log:\n{last_lines(log, 15)}")
+        time.sleep(_LOOK_EVERY_S)

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from headpond.jobs import FinishReason
 from headpond_workers.engines.batch_generator import BatchGenerator, Step
@@ -75,9 +74,6 @@ class StepTimes:
     gap_ms: list[float] = field(default_factory=list)
     turn_ms: list[float] = field(default_factory=list)
 
-    def to_answer(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class TimedBatch:
     """A BatchGenerator around another: notes the time between its steps, while `sequences` of them run together.
@@ -100,7 +96,6 @@ class TimedBatch:
     def step(self) -> list[Step]:
         called = time.perf_counter()
         steps = self._generator.step()
-        returned = time.perf_counter()
         # Every sequence has one part in every step.
         full = len(steps) == self._sequences
         if full and self._was_full and len(self._times.gap_ms) < self._most:
@@ -110,5 +105,6 @@ class TimedBatch:
         if self._over >= self._sequences:
             self._ended(self._times)
             self._times, self._over, full = StepTimes(), 0, False
-        self._called, self._returned, self._was_full = called, returned, full
+        self._called, self._was_full = called, full
+        self._returned = time.perf_counter()
         return steps

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence as Seq
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +46,7 @@ class StepwiseEngine:
         )
 
         def write(times: StepTimes) -> None:
-            line = json.dumps(times.to_answer()) + "\n"
+            line = json.dumps(asdict(times)) + "\n"
             with open(os.open(settings.times, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
                 file.write(line)
 

@@ -45,10 +45,22 @@ class Load:
     same_tokens: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What is compared. headpond, peer: what the two sides are, in words. pairs: of all parts together."""
+
+    benchmark: str
+    headpond: str
+    peer: str
+    pairs: int
+
+
 def measure_throughput(
-    sides: Sides, load: Load, *, benchmark: str, headpond: str, peer: str, pairs: int, progress: Progress
+    sides: Sides, load: Load, comparison: Comparison, *, progress: Progress, part: range | None = None
 ) -> Measurement:
-    """headpond, peer: what the two sides are, in words. Raises HeadpondError."""
+    """part: the numbers of the pairs to make now; None: all of them. Raises HeadpondError."""
+    benchmark, pairs = comparison.benchmark, comparison.pairs
+    numbers = range(pairs) if part is None else part
 
     def counted(call: Callable[..., Run]) -> Callable[[int], Samples]:
         def run(_number: int) -> Samples:
@@ -76,8 +88,8 @@ def measure_throughput(
 
     for call in (sides.headpond, sides.direct):
         call(load.prompts, max_tokens=min(UNCOUNTED_TOKENS, load.max_tokens))
-    measured = run_pairs(pairs, counted(sides.headpond), counted(sides.direct), done=done)
-    return Measurement(Kind.THROUGHPUT, load.name, load.text, headpond, peer, measured)
+    measured = run_pairs(len(numbers), counted(sides.headpond), counted(sides.direct), done=done, begin=numbers.start)
+    return Measurement(Kind.THROUGHPUT, load.name, load.text, comparison.headpond, comparison.peer, measured)
 
 
 def _since(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
