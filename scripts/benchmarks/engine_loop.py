@@ -39,8 +39,7 @@ PEER = (
     "bare loop; token ids are collected, nothing else"
 )
 PAIRS_A_LIFE = 2
-"""Pairs for which a process is kept. Two processes of one program may differ in speed by some percent for as long as
-they live, and all pairs of the same two would agree on that difference."""
+"""Pairs for which a process is kept. If one life of a process is slower than another, no figure hangs on one life."""
 
 
 @dataclass(frozen=True, slots=True)
