@@ -491,7 +491,7 @@ def test_random_damage_is_refused_and_changes_nothing(
             del damaged[at : at + data.draw(st.integers(1, 64))]
         case _:
             damaged[at:at] = data.draw(st.binary(min_size=1, max_size=64))
-    path = tmp_path_factory.getbasetemp() / "damaged"
+    path = tmp_path_factory.getbasetemp() / "damaged-prefix"
     path.write_bytes(damaged)
     before = state(target)
 

@@ -479,7 +479,7 @@ def test_a_regular_expression_that_explodes_fails_the_text_and_not_the_process(b
 def test_a_damaged_tokenizer_is_read_or_refused_and_never_anything_else(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    folder = make_folder(tmp_path_factory.getbasetemp() / "damaged", byte_level())
+    folder = make_folder(tmp_path_factory.getbasetemp() / "damaged-tokenizer", byte_level())
     content = bytearray((folder / "tokenizer.json").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))

@@ -348,15 +348,19 @@ def test_a_package_that_is_not_the_locked_one_is_not_installed(tmp_path: Path) -
 # ---- setting up
 
 
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_ready_tree(root: Path) -> Path:
     """A tree that is set up, whose .venv also sees the tools that this test run uses."""
-    tree = make_tree(tmp_path_factory.mktemp("ready") / "a tree")
+    tree = make_tree(root)
     answer = set_up(tree)
     assert answer.returncode == 0, answer.stdout
     (site_packages,) = tree.glob(".venv/lib/python*/site-packages")
     (site_packages / "tools.pth").write_text(str(Path(pytest.__file__).parent.parent))
     return tree
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_ready_tree(tmp_path_factory.mktemp("ready") / "a tree")
 
 
 @pytest.fixture
@@ -519,7 +523,9 @@ def test_fast_leaves_out_slow_tests_also_beside_a_selection_of_ones_own(tree: Pa
 
 
 @pytest.mark.slow
-def test_what_is_large_is_announced_before_it_is_installed_and_can_be_declined(tree: Path) -> None:
+def test_what_is_large_is_announced_before_it_is_installed_and_can_be_declined(tmp_path: Path) -> None:
+    # A tree of its own: a plain run in the one that tests share has installed it already.
+    tree = make_ready_tree(tmp_path / "a tree")
     (tree / "tests" / "test_tiny.py").write_text(
         'import os\n\n\ndef test_quick():\n    print("WITHOUT", os.environ["HEADPOND_TEST_WITHOUT"])\n'
     )

@@ -64,8 +64,8 @@ def test_a_template_that_refuses_a_system_message_passes_and_the_log_says_so(
         ("{% for i in range(9000) %}{% for j in range(9000) %}{% endfor %}{% endfor %}", "takes more than .* steps"),
         ("{{ 'a' * 10**9 }}", "builds something of 1000000000"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "recurses too deep"),
-        ("{% for i in [1] %}" * 30 + "{% endfor %}" * 30, "SyntaxError: too many statically nested blocks"),
-        ("{% if 1 %}" * 150 + "{% endif %}" * 150, "IndentationError: too many levels of indentation"),
+        ("{% for i in [1] %}" * 30 + "{% endfor %}" * 30, "cannot be used: too many statically nested blocks"),
+        ("{% if 1 %}" * 150 + "{% endif %}" * 150, "cannot be used: too many levels of indentation"),
     ],
     ids=[
         "syntax",
