@@ -577,5 +577,5 @@ def test_a_call_is_packed_without_dramatiqs_encoder(site: Site, tmp_path: Path) 
     message = actor.send(b"\x00\xff")
     data = broker.job_queue(site.queue).data(f"{message.message_id}#0")
     call = Call("note", (b"\x00\xff",), {}, {}, message.message_timestamp)
-    assert data == pack_data(call, digest="", tenant="", band="normal", lane="any")
+    assert data == pack_data(call, digest="")
     assert dramatiq.get_encoder() is encoder

@@ -28,6 +28,7 @@ from headpond.wire import (
     pack_result,
     pack_tokens,
     unpack,
+    unpack_attempts,
     unpack_data,
     unpack_document,
     unpack_event,
@@ -60,10 +61,10 @@ def token_runs(draw: st.DrawFn) -> TokenRun:
 
 
 results = st.builds(
-    Result,
+    lambda pieces, **fields: Result(text="".join(pieces), pieces=pieces, **fields),
+    pieces=st.lists(text, max_size=8).map(tuple),
     id=text,
     state=st.sampled_from(JobState),
-    text=text,
     token_ids=st.lists(token_ids, max_size=8).map(tuple),
     finish_reason=st.sampled_from(FinishReason),
     usage=st.builds(Usage, st.integers(0, 1 << 30), st.integers(0, 1 << 30)),
@@ -104,6 +105,11 @@ run_rows = st.builds(
     reason=text,
     parked=text,
     fingerprint=text,
+    host=text,
+    faults=st.integers(0, 25),
+    struck=text,
+    pinned=text,
+    served_by=text,
 )
 worker_rows = st.builds(
     WorkerRow,
@@ -119,6 +125,9 @@ worker_rows = st.builds(
     last_error=text,
     started_ms=st.integers(0, 1 << 50),
     seen_ms=st.integers(0, 1 << 50),
+    tokens=st.integers(0, 1 << 50),
+    jobs=st.integers(0, 1 << 30),
+    tokens_per_s=st.just(12.5),
 )
 
 
@@ -185,11 +194,18 @@ def test_a_document_comes_back_without_its_frame(fields: dict[str, Any]) -> None
 
 
 RESULT = Result(
-    "chat/a", JobState.FINISHED, "text", (1, 2), FinishReason.STOP, Usage(3, 2), Timings(0.5, 0.1, 1.0, 9.0)
+    "chat/a",
+    JobState.FINISHED,
+    "text",
+    (1, 2),
+    FinishReason.STOP,
+    Usage(3, 2),
+    Timings(0.5, 0.1, 1.0, 9.0),
+    pieces=("te", "xt"),
 )
 ROW = RunRow(
     JobState.RUNNING, "fence", 1, 0, "boot", 1_800_000_000_000, 7, 2, 3.0, "any", "normal", 0, 1, 2, 0,
-    durable=False, reason="", parked="", fingerprint="f",
+    durable=False, reason="", parked="", fingerprint="f", host="h:1", faults=0, struck="", pinned="", served_by="v1",
 )  # fmt: skip
 CALL = Call("generate", (1, "two"), {"request": {"prompt": "p", "stop": ["x"]}}, {"retries": 1}, 1_800_000_000_000)
 WORKER = WorkerRow("01BOOT", "chat", "v1", "host", 7, "chat-0", 4, 0, WorkerState.READY, "", 1_800_000_000_000)
@@ -199,9 +215,10 @@ KINDS: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
     "rewound": (pack([1, "rewound", 5, "because"]), unpack_event),
     "ended": (pack([1, "ended", 5, "finished"]), unpack_event),
     "result": (pack_result(RESULT), lambda data: unpack_result(data, durable=False)),
-    "data": (pack_data(CALL, digest="d", tenant="t", band="normal", lane="any"), unpack_data),
+    "data": (pack_data(CALL, digest="d", tenant="t", band="normal", pinned="v1", cost=9), unpack_data),
     "run": (pack_run(ROW), unpack_run),
     "model": (pack_model(ModelRow("scripted", 5, storage=True, context_tokens=64)), unpack_model),
+    "attempts": (pack([1, [1, "boot", "h:1", "v1", "f", 5, 9, "expired", 0, 3, "silent"]]), unpack_attempts),
     "worker": (pack_worker(WORKER), lambda data: unpack_workers("chat", {b"01BOOT": data})),
     "document": (pack_document("a/b", 1, {"x": [1, {"y": None}]}), lambda d: unpack_document(d, schema="a/b", v=1)),
 }

@@ -9,7 +9,7 @@ with Client() as hp:
 from headpond.aio import AsyncClient, AsyncJob
 from headpond.client import Client, Job
 from headpond.errors import HeadpondError
-from headpond.jobs import Chunk, FinishReason, JobState, Result, Timings, Usage
+from headpond.jobs import Chunk, FinishReason, JobState, Priority, Result, Timings, Usage
 
 __all__ = [
     "AsyncClient",
@@ -20,6 +20,7 @@ __all__ = [
     "HeadpondError",
     "Job",
     "JobState",
+    "Priority",
     "Result",
     "Timings",
     "Usage",

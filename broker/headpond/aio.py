@@ -6,17 +6,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from headpond import operations as ops
 from headpond.aio_queue import AsyncJobQueue, AsyncServer
 from headpond.connections import BLOCK_S, Patience, find_redis
 from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
-from headpond.events import StreamFold, check_after
-from headpond.jobs import Chunk, JobId, JobState, Result
+from headpond.events import AT_ONCE_S, check_after
+from headpond.folding import StreamFold
+from headpond.jobs import Chunk, JobId, JobState, Priority, Result
 from headpond.models import ModelRow
+from headpond.operations import Submitted
 from headpond.results import answer, build_result
-from headpond.submission import accepted, prepare
+from headpond.submission import WINDOW_CHUNKS, chunked, is_refused, prepare, prepare_many, raise_refusals
 
 
 class AsyncClient:
@@ -46,19 +48,43 @@ class AsyncClient:
         adapter: str | None = None,
         delay: float = 0.0,
         deadline: float | None = None,
+        priority: Priority | str = Priority.NORMAL,
+        tenant: str = "",
     ) -> AsyncJob:
         """Enqueue one job; see `Client.submit`."""
-        if model not in self._models:
-            await self.models()
+        known = await self._known(model)
         submission = prepare(
-            model, prompt, messages, known=self._models, job_id=id, delay=delay, deadline=deadline,
-            max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
+            model, prompt, messages, known=known, id=id, delay=delay, deadline=deadline, priority=priority,
+            tenant=tenant, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
             stop_token_ids=stop_token_ids, adapter=adapter,
         )  # fmt: skip
-        queue = await self._queue(model)
-        (taken,) = await queue.run(ops.submit([submission.entry], max_queued=submission.max_queued))
-        accepted(submission, taken)
+        queue = await self._queue(submission.id.model)
+        answers = await queue.run(ops.submit([submission.entry], max_queued=submission.max_queued))
+        if is_refused(answers):
+            raise_refusals([submission], answers, retry_after_s=await queue.retry_after_s(), many=False)
         return AsyncJob(self, submission.id, submitted=True)
+
+    async def submit_many(self, model: str, requests: Sequence[Mapping[str, Any]], **common: Any) -> list[AsyncJob]:
+        """Enqueue many jobs in few round trips; see `Client.submit_many`."""
+        submissions = prepare_many(model, requests, common, known=await self._known(model))
+        if not submissions:
+            return []
+        queue = await self._queue(submissions[0].id.model)
+        bound = submissions[0].max_queued
+        answers: list[Submitted] = []
+        chunks = list(chunked([s.entry for s in submissions]))
+        for at in range(0, len(chunks), WINDOW_CHUNKS):
+            window = [queue.run(ops.submit(chunk, max_queued=bound)) for chunk in chunks[at : at + WINDOW_CHUNKS]]
+            for chunk_answers in await asyncio.gather(*window):
+                answers += chunk_answers
+        if is_refused(answers):
+            raise_refusals(submissions, answers, retry_after_s=await queue.retry_after_s(), many=True)
+        return [AsyncJob(self, submission.id, submitted=True) for submission in submissions]
+
+    async def _known(self, model: str) -> dict[str, ModelRow]:
+        if model.partition("@")[0] not in self._models:
+            await self.models()
+        return self._models
 
     def job(self, id: str) -> AsyncJob:
         """The handle of a job that was submitted before, here or elsewhere."""
@@ -112,19 +138,24 @@ class AsyncJob:
         fold, last, patience = StreamFold(check_after(after)), "0-0", Patience()
         queue = await self._queue()
         known, self._submitted = self._submitted, False
-        if not known and await queue.run_row(self.id) is None:
+        row = None if known else await queue.run_row(self.id)
+        if row is None and not known:
             raise JobGone(self.id)
+        block_s = AT_ONCE_S if row is not None and row.state.ended else BLOCK_S
         while fold.ended is None:
+            rest = None
             try:
-                entries = await queue.wait_for_events(self.id, after=last, block_s=BLOCK_S)
+                entries = await queue.wait_for_events(self.id, after=last, block_s=block_s)
                 if not entries:
                     await queue.run(ops.tick())
-                    if await queue.run_row(self.id) is None:
-                        raise JobGone(self.id)
+                    result = await self._ended(queue)
+                    rest = None if result is None else fold.end_with(result)
             except RedisUnavailable as error:
                 await asyncio.sleep(patience.delay_s(error))
                 continue
             patience.answered()
+            if rest is not None:
+                yield rest
             for entry_id, fields in entries:
                 last = entry_id
                 chunk = fold.feed(fields)

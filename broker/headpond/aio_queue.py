@@ -22,7 +22,7 @@ from headpond.connections import (
 from headpond.errors import HeadpondError, QueueError
 from headpond.keys import MODELS, queue_keys
 from headpond.models import ModelRow, unpack_model
-from headpond.replies import StreamEntry, parse_entries, parse_read
+from headpond.replies import StreamEntry, parse_entries, parse_read, retry_after_s
 from headpond.scripts import NOT_MET, STATIC_KEYS, load_script
 from headpond.wire import RunRow, unpack_run
 
@@ -114,6 +114,10 @@ class AsyncJobQueue:
     async def run_row(self, job_id: str) -> RunRow | None:
         raw = await self.server.read("HGET", queue_keys(self.name).named("run"), job_id)
         return None if raw is None else unpack_run(raw)
+
+    async def retry_after_s(self) -> float:
+        raw = await self.server.read("HMGET", queue_keys(self.name).named("meta"), "end_gap_ms")
+        return retry_after_s(raw[0])
 
     async def result(self, job_id: str) -> bytes | None:
         return cast("bytes | None", await self.server.read("HGET", queue_keys(self.name).named("result"), job_id))

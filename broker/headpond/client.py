@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from headpond.connections import BLOCK_S, Patience, find_redis
 from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
-from headpond.events import read_stream
-from headpond.jobs import Chunk, JobId, JobState, Result
+from headpond.events import ended_result, read_stream
+from headpond.jobs import Chunk, JobId, JobState, Priority, Result
 from headpond.models import ModelRow
+from headpond.operations import Submitted
+from headpond.operations import submit as submit_operation
 from headpond.queue import JobQueue, Server
-from headpond.results import answer, build_result
-from headpond.submission import accepted, prepare
+from headpond.results import answer
+from headpond.submission import WINDOW_CHUNKS, chunked, is_refused, prepare, prepare_many, raise_refusals
 
 
 class Client:
@@ -49,26 +51,59 @@ class Client:
         adapter: str | None = None,
         delay: float = 0.0,
         deadline: float | None = None,
+        priority: Priority | str = Priority.NORMAL,
+        tenant: str = "",
     ) -> Job:
         """Enqueue one job; it is safe once this returns.
 
+        model: its name; name@version waits for a worker that serves this very version.
         prompt: shown to the model as one user message; or messages: [{"role", "content"}, ...].
         id: `<model>/<slug>`, the idempotency key: the same request under the same id is the same job.
         seed: None lets it follow from the id. stop, stop_token_ids: end the answer, and are no part of it.
         adapter: a LoRA adapter by its name in the model's table. delay, deadline: seconds from now.
+        priority: "interactive", "normal" or "batch". tenant: for whom; tenants of one priority take turns by what
+        their jobs cost, in tokens.
         Raises InvalidRequest, UnknownModel, IdConflict, QueueFull, RedisUnavailable.
         """
-        if model not in self._models:
-            self.models()
+        known = self._known(model)
         submission = prepare(
-            model, prompt, messages, known=self._models, job_id=id, delay=delay, deadline=deadline,
-            max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
+            model, prompt, messages, known=known, id=id, delay=delay, deadline=deadline, priority=priority,
+            tenant=tenant, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
             stop_token_ids=stop_token_ids, adapter=adapter,
         )  # fmt: skip
-        queue = self._queue(model)
+        queue = self._queue(submission.id.model)
         (taken,) = queue.submit([submission.entry], max_queued=submission.max_queued)
-        accepted(submission, taken)
+        if is_refused([taken]):
+            raise_refusals([submission], [taken], retry_after_s=queue.retry_after_s(), many=False)
         return Job(queue, submission.id, submitted=True)
+
+    def submit_many(self, model: str, requests: Sequence[Mapping[str, Any]], **common: Any) -> list[Job]:
+        """Enqueue many jobs in few round trips. Each is safe once this returns; the order is that of `requests`.
+
+        requests: arguments of `submit` for each job, such as {"prompt": "...", "id": "chat/order-17"}. common:
+        arguments of all that do not say otherwise. All are checked before the first is sent.
+        Raises ManyRefused if the queue did not take all of them, and what `submit` raises but for IdConflict and
+        QueueFull. If it raises RedisUnavailable, any part may have been enqueued: repeat it with ids.
+        """
+        submissions = prepare_many(model, requests, common, known=self._known(model))
+        if not submissions:
+            return []
+        queue = self._queue(submissions[0].id.model)
+        bound = submissions[0].max_queued
+        answers: list[Submitted] = []
+        chunks = [submit_operation(chunk, max_queued=bound) for chunk in chunked([s.entry for s in submissions])]
+        for at in range(0, len(chunks), WINDOW_CHUNKS):
+            for chunk_answers in queue.run_all(chunks[at : at + WINDOW_CHUNKS]):
+                answers += chunk_answers
+        if is_refused(answers):
+            raise_refusals(submissions, answers, retry_after_s=queue.retry_after_s(), many=True)
+        return [Job(queue, submission.id, submitted=True) for submission in submissions]
+
+    def _known(self, model: str) -> dict[str, ModelRow]:
+        """The configured models, asked for anew if `model` is not among those known."""
+        if model.partition("@")[0] not in self._models:
+            self.models()
+        return self._models
 
     def job(self, id: str) -> Job:
         """The handle of a job that was submitted before, here or elsewhere. Raises InvalidRequest, UnknownModel,
@@ -139,7 +174,7 @@ class Job:
         while True:
             left_s = BLOCK_S if until is None else until - time.monotonic()
             try:
-                result = self._ended()
+                result = ended_result(self._queue, self.id)
                 if result is not None:
                     return answer(result)
                 if left_s <= 0:
@@ -151,16 +186,6 @@ class Job:
                 time.sleep(min(patience.delay_s(error), left_s))
                 continue
             patience.answered()
-
-    def _ended(self) -> Result | None:
-        """The result, if the job has ended. Raises JobGone."""
-        row = self._queue.run_row(self.id)
-        if row is None:
-            raise JobGone(self.id)
-        if not row.state.ended:
-            return None
-        document = self._queue.result(self.id)
-        return build_result(self.id, row, document, [] if document is not None else self._queue.events(self.id))
 
     def _await_end(self, last: str, block_s: float) -> str:
         """Read on until the job's last event, or for block_s."""

@@ -10,6 +10,7 @@
     |  |- UnknownModel
     |  `- IdConflict
     |- QueueFull                back-pressure (retry=True)
+    |- ManyRefused              some jobs of a submit_many were not enqueued; it says which were
     |- JobGone                  the job is unknown, or its retention has passed
     |  `- NotStored              storage does not hold the job's end
     |- ResultTimeout            the job goes on; only the waiting ended (retry=True)
@@ -136,12 +137,29 @@ class QueueFull(HeadpondError):
 
     def __init__(self, model: str, *, limit: int, retry_after_s: float) -> None:
         super().__init__(
-            f"The queue of '{model}' is full ({limit} jobs wait). Try again in {retry_after_s:.0f} s, "
+            f"The queue of '{model}' is full ({limit} jobs wait). Try again in {retry_after_s:.1f} s, "
             "or add workers with: headpond scale"
         )
         self.model = model
         self.limit = limit
         self.retry_after_s = retry_after_s
+
+
+class ManyRefused(HeadpondError):
+    """Some jobs of one submit_many were not enqueued.
+
+    accepted: ids of those that were, or were there already. refused: place in the request and error of the others.
+    The same call may be repeated as it is if the requests have ids: what was accepted is known.
+    """
+
+    def __init__(self, accepted: Iterable[str], refused: Iterable[tuple[int, HeadpondError]]) -> None:
+        self.accepted = tuple(accepted)
+        self.refused = tuple(refused)
+        place, first = self.refused[0]
+        super().__init__(
+            f"{len(self.refused)} of {len(self.accepted) + len(self.refused)} jobs were not enqueued. The first of "
+            f"them, requests[{place}]: {first}"
+        )
 
 
 class JobGone(HeadpondError):

@@ -1,68 +1,18 @@
-"""Reading the token stream of a job: what stands in `events:<id>`, folded into chunks. Rules: Q9, P2."""
+"""Reading the token stream of a job, as it is made or afterwards. Rules: Q9, P2."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 from headpond.connections import BLOCK_S, Patience
 from headpond.errors import InvalidRequest, JobGone, RedisUnavailable
-from headpond.jobs import Chunk
+from headpond.folding import StreamFold
+from headpond.jobs import Chunk, Result
 from headpond.queue import JobQueue
-from headpond.replies import StreamEntry
-from headpond.wire import Ended, Rewound, TokenRun, unpack_event, unpack_tokens
+from headpond.results import build_result
 
-
-@dataclass(slots=True)
-class StreamFold:
-    """Turns entries, in their order, into the chunks that one reader has not been given.
-
-    given: tokens of the job that the reader has. A chunk never repeats one, but after a rewound that made some
-    of them void: then the next chunk begins there and says `restarted`.
-    """
-
-    given: int = 0
-    ended: Ended | None = None
-    _restarted: bool = field(default=False)
-
-    def feed(self, fields: dict[bytes, bytes]) -> Chunk | None:
-        """Raises MalformedDocument."""
-        if b"t" in fields:
-            return self._tokens(unpack_tokens(fields[b"t"]))
-        if b"e" in fields:
-            event = unpack_event(fields[b"e"])
-            if isinstance(event, Ended):
-                self.ended = event
-            elif isinstance(event, Rewound) and event.offset < self.given:
-                self.given, self._restarted = event.offset, True
-        return None
-
-    def _tokens(self, run: TokenRun) -> Chunk | None:
-        if run.end <= self.given:
-            return None
-        new = run.after(self.given)
-        chunk = Chunk(new.offset, "".join(new.pieces), new.ids, self._restarted)
-        self.given, self._restarted = new.end, False
-        return chunk
-
-
-def fold_tokens(entries: Iterable[StreamEntry]) -> TokenRun:
-    """All valid tokens of a stream, from the first one on."""
-    ids: list[int] = []
-    pieces: list[str] = []
-    for _, fields in entries:
-        if b"t" in fields:
-            run = unpack_tokens(fields[b"t"])
-            if run.end > len(ids):
-                new = run.after(len(ids))
-                ids += new.ids
-                pieces += new.pieces
-        elif b"e" in fields:
-            event = unpack_event(fields[b"e"])
-            if isinstance(event, Rewound):
-                del ids[event.offset :], pieces[event.offset :]
-    return TokenRun(0, tuple(ids), tuple(pieces))
+AT_ONCE_S = 0.001
 
 
 def check_after(after: int) -> int:
@@ -78,22 +28,39 @@ def read_stream(queue: JobQueue, job_id: str, *, after: int = 0, known: bool = F
 
     Raises JobGone, RedisUnavailable."""
     fold, last, patience = StreamFold(check_after(after)), "0-0", Patience()
-    if not known and queue.run_row(job_id) is None:
+    row = None if known else queue.run_row(job_id)
+    if row is None and not known:
         raise JobGone(job_id)
+    # The stream of a job that ended long ago is gone, so waiting for it would be in vain.
+    block_s = AT_ONCE_S if row is not None and row.state.ended else BLOCK_S
     while fold.ended is None:
+        rest = None
         try:
-            entries = queue.wait_for_events(job_id, after=last, block_s=BLOCK_S)
+            entries = queue.wait_for_events(job_id, after=last, block_s=block_s)
             if not entries:
                 # A waiting reader keeps time moving where no worker is alive (Q8).
                 queue.tick()
-                if queue.run_row(job_id) is None:
-                    raise JobGone(job_id)
+                result = ended_result(queue, job_id)
+                rest = None if result is None else fold.end_with(result)
         except RedisUnavailable as error:
             time.sleep(patience.delay_s(error))
             continue
         patience.answered()
+        if rest is not None:
+            yield rest
         for entry_id, fields in entries:
             last = entry_id
             chunk = fold.feed(fields)
             if chunk is not None:
                 yield chunk
+
+
+def ended_result(queue: JobQueue, job_id: str) -> Result | None:
+    """The result of a job; None if it has not ended. Raises JobGone, RedisUnavailable."""
+    row = queue.run_row(job_id)
+    if row is None:
+        raise JobGone(job_id)
+    if not row.state.ended:
+        return None
+    document = queue.result(job_id)
+    return build_result(job_id, row, document, [] if document is not None else queue.events(job_id))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from headpond.errors import HeadpondError
@@ -25,12 +25,14 @@ class HeldLease:
     """One lease in this process. Whoever runs its job looks at `lost` and sets `settled`.
 
     lost: why this lease may write no more; None while it may. settled: the job was finished or parked by this
-    lease. moving: whether the work goes on; a lease that does not move is not renewed.
+    lease. preempted: the job is to be parked for a more urgent one. moving: whether the work goes on; a lease that
+    does not move is not renewed.
     """
 
     lease: Lease
     lost: LeaseStatus | None = None
     settled: bool = False
+    preempted: bool = False
     moving: Callable[[], bool] = _always
 
     @property
@@ -40,8 +42,9 @@ class HeldLease:
 
 @dataclass(slots=True)
 class HeldLeases:
-    """All leases of one consumer, by (id, fence). Thread-safe."""
+    """All leases of one consumer, by (id, fence). Thread-safe. slots: how many it holds at most."""
 
+    slots: int
     last_seq: int = 0
     """The last claim whose reply is in the table."""
     claiming: threading.Lock = field(default_factory=threading.Lock)
@@ -52,15 +55,25 @@ class HeldLeases:
     def __len__(self) -> int:
         return len(self._held)
 
-    def received(self, seq: int, leases: tuple[Lease, ...]) -> list[HeldLease]:
-        """Take in the reply of a claim."""
+    @property
+    def free(self) -> int:
+        return max(0, self.slots - len(self._held))
+
+    def received(self, seq: int, leases: tuple[Lease, ...], *, over: Sequence[HeldLease] = ()) -> list[HeldLease]:
+        """Take in the reply of a claim. over: leases that it settled."""
         new = [HeldLease(lease) for lease in leases]
         with self._changed:
+            for held in over:
+                self._held.pop(held.key, None)
             for held in new:
                 self._held[held.key] = held
             # Last: a renewal that names this seq must name its leases too.
             self.last_seq = seq
+            self._changed.notify_all()
         return new
+
+    def __contains__(self, held: HeldLease) -> bool:
+        return self._held.get(held.key) is held
 
     def drop(self, held: HeldLease) -> None:
         with self._changed:
@@ -75,10 +88,10 @@ class HeldLeases:
         with self._changed:
             return self.last_seq, list(self._held.values())
 
-    def wait_below(self, count: int, timeout_s: float) -> bool:
-        """Wait until fewer than `count` leases are held."""
+    def wait_below(self, count: int, timeout_s: float, *, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until fewer than `count` leases are held, or `unless` is true when something changes."""
         with self._changed:
-            return self._changed.wait_for(lambda: len(self._held) < count, timeout_s)
+            return self._changed.wait_for(lambda: len(self._held) < count or unless(), timeout_s)
 
     def interrupt(self) -> None:
         with self._changed:
@@ -89,10 +102,19 @@ class Renewals(threading.Thread):
     """Renews the leases of one consumer three times a lease, and passes on what became of them."""
 
     def __init__(
-        self, queue: JobQueue, held: HeldLeases, *, boot: str, lease_s: float, row: Callable[[], bytes]
+        self,
+        queue: JobQueue,
+        held: HeldLeases,
+        *,
+        boot: str,
+        lease_s: float,
+        row: Callable[[], bytes],
+        full_version: Callable[[], str],
     ) -> None:
+        """full_version: the version that is served, while all slots are taken; else ''."""
         super().__init__(name=f"renewals-{queue.name}", daemon=True)
         self._queue, self._held, self._boot, self._row = queue, held, boot, row
+        self._full_version = full_version
         self._interval_s = lease_s / RENEWALS_PER_LEASE
         self._stop = threading.Event()
 
@@ -109,8 +131,11 @@ class Renewals(threading.Thread):
         last_seq, all_held = self._held.snapshot()
         named = [held for held in all_held if held.lost is None and held.moving()]
         pairs = [held.key for held in named]
-        answers = self._queue.renew(self._boot, last_seq=last_seq, row=self._row(), pairs=pairs)
+        answers = self._queue.renew(
+            self._boot, last_seq=last_seq, row=self._row(), pairs=pairs, full_version=self._full_version()
+        )
         for held, status in zip(named, answers, strict=True):
+            held.preempted = held.preempted or status is LeaseStatus.PREEMPT
             if status.over and not held.settled:
                 held.lost = status
                 logger.info("lease_lost job=%s status=%s", held.lease.id, status.value)

@@ -18,6 +18,9 @@ MODEL_NAME = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 JOB_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 RESERVED_NAMES = frozenset({"persistence", "models"})
 ADAPTER_NAME = r"^[a-z][a-z0-9._-]{0,62}$"
+TENANT_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,62}$"
+TENANT_NAME = re.compile(TENANT_PATTERN)
+VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 MAX_BODY_BYTES = 1 << 20
 """Upper bound of one request's text, in UTF-8 bytes."""
 MAX_TOKENS_LIMIT = 1 << 20
@@ -38,6 +41,15 @@ class JobState(StrEnum):
     @property
     def ended(self) -> bool:
         return self not in (JobState.DELAYED, JobState.QUEUED, JobState.RUNNING)
+
+
+class Priority(StrEnum):
+    """The band in which a job waits: all of a band come before the next one, but for a share of `batch`."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BATCH = "batch"
+    """May be parked for interactive jobs, and goes on later where it stopped."""
 
 
 class FinishReason(StrEnum):
@@ -126,6 +138,11 @@ class JobRequest(_Frozen):
         if self.messages is not None:
             return self.messages
         return (Message(role="user", content=self.prompt or ""),)
+
+    def cost_tokens(self) -> int:
+        """What this request may take of a model, estimated without its tokenizer: four bytes of text a token."""
+        size = sum(len(message.content.encode()) for message in self.chat())
+        return -(-size // 4) + self.max_tokens
 
     def seed_for(self, job_id: str) -> int:
         """The seed of every attempt of this job: the one given, else one that follows from the id."""
@@ -233,7 +250,8 @@ class Result:
     """How a job ended, with its text and tokens.
 
     version: which model version answered. attempts: how often the job was leased. durable: this result
-    is committed to storage. error: why it failed; None for an answer.
+    is committed to storage. error: why it failed; None for an answer. pieces: the text that each token completes,
+    shape (n,), of n tokens; together they are `text`.
     """
 
     id: str
@@ -248,3 +266,4 @@ class Result:
     attempts: int = 0
     durable: bool = False
     error: str | None = None
+    pieces: tuple[str, ...] = field(default=(), repr=False)

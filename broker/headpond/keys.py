@@ -17,6 +17,14 @@ headpond:{q}:journal               stream durable changes, for the persister
 headpond:{q}:workers               hash   boot id -> worker row; <boot>:seq -> its last claim
 headpond:{q}:held:<boot>           hash   id -> "<seq>:<fence>": the leases that a worker was given
 headpond:{q}:spec                  hash   version -> fingerprint of what serves this name
+headpond:{q}:struck:<boot>         hash   id -> strikes before the one that this boot's silence gave
+headpond:{q}:waits                 zset   what ends a wait, by time: "s:<id>", "lane:<lane>", "gone:<lane>"
+headpond:{q}:lanes                 set    lanes beside `any` that jobs wait in, or did
+headpond:{q}:fair:<band>           zset   tenant by the virtual time up to which its jobs are paid for
+headpond:{q}:weights               hash   tenant -> weight
+headpond:{q}:streams               zset   ended id by the time at which its stream is dropped, ms
+headpond:{q}:attempts              hash   id -> log of leases that ended without an end of the job
+headpond:{q}:preempts              zset   batch job that was told to park, by time, ms
 """
 
 from __future__ import annotations
@@ -27,7 +35,7 @@ from functools import lru_cache
 PREFIX = "headpond"
 MODELS = f"{PREFIX}:models"
 LANE_ANY = "any"
-BAND_NORMAL = "normal"
+LANE_SUSPECT = "suspect"
 PERSISTENCE_QUEUE = "persistence"
 
 
@@ -52,6 +60,13 @@ class QueueKeys:
 
     def ready(self, lane: str, band: str) -> str:
         return f"{self.prefix}ready:{lane}:{band}"
+
+
+def lanes_of(version: str) -> list[str]:
+    """The lanes that a worker reads. version: of its model; empty for work that has none."""
+    if not version:
+        return [LANE_ANY, LANE_SUSPECT]
+    return [LANE_ANY, version, LANE_SUSPECT, f"{LANE_SUSPECT}@{version}"]
 
 
 @lru_cache(maxsize=1024)

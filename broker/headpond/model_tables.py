@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from headpond.jobs import ADAPTER_NAME
+from headpond.jobs import ADAPTER_NAME, TENANT_PATTERN
 
 PAGE_TOKENS = 256
 """exllamav2 and exllamav3 keep keys and values in pages of so many tokens."""
@@ -42,6 +42,16 @@ class ModelTable(Table):
     """Jobs that may wait; 0 is no bound."""
     retention_s: Annotated[float, Field(ge=1, le=10 * 365 * 86400)] = 86400.0
     """How long Redis keeps an ended job."""
+    stream_retention_s: Annotated[float, Field(ge=1, le=10 * 365 * 86400)] = 600.0
+    """How long Redis keeps the stream of a job that ended with a result; then the result stands for it."""
+    suspect_wait_s: Annotated[float, Field(ge=0, le=86400)] = 30.0
+    """How long a job that is suspected of crashing its workers waits before it goes first in its band."""
+    version_wait_s: Annotated[float, Field(ge=0, le=86400)] = 300.0
+    """How long a job that is bound to a version waits for a worker that serves it, once none does."""
+    tenant_weights: dict[
+        Annotated[str, Field(pattern=TENANT_PATTERN)], Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+    ] = Field(default_factory=dict)
+    """Shares of tenants that differ from 1: `{acme = 3.0}` has three times the tokens of others."""
 
     def anchored(self, folder: Path) -> Self:
         """The same table with its relative paths made absolute; they are relative to `folder`."""

@@ -5,12 +5,12 @@ headpond.queue and headpond.aio_queue send them; nothing else calls the scripts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from headpond.jobs import JobState
+from headpond.jobs import JobState, Priority
 from headpond.wire import TokenRun, pack_tokens
 
 T = TypeVar("T")
@@ -34,9 +34,13 @@ class Submitted(StrEnum):
 
 
 class LeaseStatus(StrEnum):
-    """What renew, append, finish and park answer about one lease; the last three end the right to write."""
+    """What renew, append, finish and park answer about one lease; the last three end the right to write.
+
+    PREEMPT: as OK or APPENDED, and the job is to be parked for a more urgent one (Q12).
+    """
 
     OK = "ok"
+    PREEMPT = "preempt"
     APPENDED = "appended"
     DONE = "done"
     PARKED = "parked"
@@ -50,16 +54,52 @@ class LeaseStatus(StrEnum):
         return self in (LeaseStatus.FENCED, LeaseStatus.CANCELLED, LeaseStatus.EXPIRED)
 
 
+class Settle(StrEnum):
+    """What becomes of a lease that is over. The first two end its job, the others put it back."""
+
+    FINISHED = "finished"
+    FAILED = "failed"
+    PARKED = "parked"
+    PREEMPTED = "preempted"
+    FAULTY = "faulty"
+    """The engine could not go on: a strike, unless there was progress (Q11)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How one lease ends, where its end needs no result. offset: tokens of the job, for an end."""
+
+    id: str
+    fence: str
+    what: Settle
+    offset: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """What a worker's table says of its queue. Seconds. weights: of tenants; who is not named has 1."""
+
+    lease_s: float
+    retention_s: float
+    stream_retention_s: float = 600.0
+    suspect_wait_s: float = 30.0
+    version_wait_s: float = 300.0
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One job to submit. delay_s: 0 for now. deadline_s: from now; None for none."""
+    """One job to submit. cost: in tokens, what its tenant pays for it (Q6). pinned: the one version that may run it.
+    delay_s: 0 for now. deadline_s: from now; None for none."""
 
     id: str
     data: bytes
     digest: str
     tenant: str = ""
-    band: str = "normal"
-    lane: str = "any"
+    band: Priority = Priority.NORMAL
+    pinned: str = ""
+    cost: int = 1
     delay_s: float = 0.0
     deadline_s: float | None = None
 
@@ -83,11 +123,13 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """state: of the queue. next_due_s: when a claim may find more without a wake; None if unknown."""
+    """state: of the queue. next_due_s: when a claim may find more without a wake; None if unknown. settled: an answer
+    for each settlement: DONE, PARKED, GAP, or why the lease could not settle anything."""
 
     state: str
     next_due_s: float | None
     leases: tuple[Lease, ...]
+    settled: tuple[LeaseStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,37 +161,57 @@ def submit(entries: Sequence[Entry], *, max_queued: int = 0) -> Operation[list[S
     args: list[Argument] = [max_queued]
     for e in entries:
         deadline = 0 if e.deadline_s is None else max(1, _ms(e.deadline_s))
-        args += (e.id, e.data, e.digest, e.tenant, e.band, e.lane, _ms(e.delay_s), deadline)
+        args += (e.id, e.data, e.digest, e.tenant, e.band.value, e.pinned, e.cost, _ms(e.delay_s), deadline)
     return Operation("submit", args, lambda r: [Submitted(_text(x)) for x in r])
 
 
 def claim(
-    boot: str, *, seq: int, nonce: str, slots: int, fingerprint: str = "", lease_s: float = 0.0
+    boot: str,
+    *,
+    seq: int,
+    nonce: str,
+    slots: int,
+    version: str = "",
+    fingerprint: str = "",
+    host: str = "",
+    lease_s: float = 0.0,
+    settle: Sequence[Settlement] = (),
 ) -> Operation[Claimed]:
-    """lease_s: how long leases of this queue last from now on; 0 leaves it."""
-    return Operation("claim", (boot, seq, nonce, slots, fingerprint, _ms(lease_s)), _parse_claim)
+    """Settle leases, then lease up to `slots` jobs, in one step.
+
+    slots: 0 only settles, and `seq` is not used up. version, fingerprint: of the model that serves; '' where tokens
+    do not depend on it. host: shown of attempts. lease_s: how long leases of this queue last from now on; 0 leaves it.
+    """
+    args: list[Argument] = [boot, seq, nonce, slots, version, fingerprint, host, _ms(lease_s), len(settle)]
+    for s in settle:
+        args += (s.id, s.fence, s.what.value, s.offset, s.reason)
+    return Operation("claim", args, _parse_claim)
 
 
 def _parse_claim(reply: list[Any]) -> Claimed:
-    state, due, now = _text(reply[0]), int(reply[1]), int(reply[2])
+    state, due, now, settled = _text(reply[0]), int(reply[1]), int(reply[2]), int(reply[3])
+    statuses = tuple(LeaseStatus(_text(x)) for x in reply[4 : 4 + settled])
     leases = []
-    for i in range(3, len(reply), 7):
+    for i in range(4 + settled, len(reply), 7):
         job_id, fence, attempt, gen, offset, submitted, data = reply[i : i + 7]
         queued_s = max(0.0, (now - int(submitted)) / 1000)
         leases.append(Lease(_text(job_id), _text(fence), int(attempt), int(gen), int(offset), queued_s, bytes(data)))
-    return Claimed(state, None if due < 0 else due / 1000, tuple(leases))
+    return Claimed(state, None if due < 0 else due / 1000, tuple(leases), statuses)
 
 
-def renew(boot: str, *, last_seq: int, row: bytes, pairs: Sequence[tuple[str, str]]) -> Operation[list[LeaseStatus]]:
-    args: list[Argument] = [boot, last_seq, row]
+def renew(
+    boot: str, *, last_seq: int, row: bytes, pairs: Sequence[tuple[str, str]], full_version: str = ""
+) -> Operation[list[LeaseStatus]]:
+    """full_version: the version that is served, if all slots are taken; then PREEMPT may be answered."""
+    args: list[Argument] = [boot, last_seq, row, full_version]
     for pair in pairs:
         args += pair
     return Operation("renew", args, lambda r: [LeaseStatus(_text(x)) for x in r])
 
 
-def append(batch: Sequence[Append]) -> Operation[list[Outcome]]:
-    """At most one entry for each (id, fence)."""
-    args: list[Argument] = []
+def append(batch: Sequence[Append], *, full_version: str = "") -> Operation[list[Outcome]]:
+    """At most one entry for each (id, fence). full_version: as for `renew`."""
+    args: list[Argument] = [full_version]
     for a in batch:
         args += (a.id, a.fence, a.tokens.offset, len(a.tokens.ids), pack_tokens(a.tokens))
     return Operation(
@@ -169,8 +231,11 @@ def finish(
     )
 
 
-def park(pairs: Sequence[tuple[str, str]], *, strike: bool) -> Operation[list[LeaseStatus]]:
-    args: list[Argument] = ["1" if strike else "0"]
+def park(
+    pairs: Sequence[tuple[str, str]], *, strike: bool = False, reason: str = "put back by its worker"
+) -> Operation[list[LeaseStatus]]:
+    """strike: the engine could not go on; reason says why."""
+    args: list[Argument] = ["failed" if strike else "parked", reason]
     for pair in pairs:
         args += pair
     return Operation("park", args, lambda r: [LeaseStatus(_text(x)) for x in r])
@@ -187,30 +252,15 @@ def tick() -> Operation[float | None]:
 
 
 def register(
-    boot: str,
-    *,
-    host: str,
-    instance: str,
-    row: bytes,
-    lease_s: float,
-    retention_s: float,
-    version: str,
-    fingerprint: str,
+    boot: str, *, host: str, instance: str, row: bytes, version: str, fingerprint: str, policy: QueuePolicy
 ) -> Operation[str]:
-    args = (boot, host, instance, row, _ms(lease_s), _ms(retention_s), version, fingerprint)
+    p = policy
+    times = (p.lease_s, p.retention_s, p.stream_retention_s, p.suspect_wait_s, p.version_wait_s)
+    args: list[Argument] = [boot, host, instance, row, version, fingerprint, *map(_ms, times)]
+    for tenant, weight in p.weights.items():
+        args += (tenant, repr(float(weight)))
     return Operation("register", args, _text)
 
 
 def unregister(boot: str) -> Operation[str]:
     return Operation("unregister", (boot,), _text)
-
-
-def trim(*, inc: int, through: str, ended: Sequence[str]) -> Operation[bool]:
-    """False if the server went back in time since `inc` was read; nothing was trimmed then."""
-    return Operation("trim", (inc, through, *ended), lambda r: _text(r) == "ok")
-
-
-def open_queue(step: str, *, lineage: str = "", reason: str = "", least_inc: int = 0) -> Operation[tuple[str, str]]:
-    """step: 'claim', 'open' or 'close'. least_inc: the incarnation that storage has seen; this server's is raised
-    above it if it is lower. Returns the queue's lineage and state."""
-    return Operation("open", (step, lineage, reason, least_inc), lambda r: (_text(r[0]), _text(r[1])))

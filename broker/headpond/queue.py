@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -12,6 +10,7 @@ import redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from headpond import operations as ops
+from headpond import upkeep
 from headpond.connections import (
     BLOCK_S,
     UNREACHABLE,
@@ -24,27 +23,15 @@ from headpond.connections import (
 )
 from headpond.errors import HeadpondError, MalformedDocument, QueueError
 from headpond.jobs import JobState
-from headpond.keys import BAND_NORMAL, LANE_ANY, MODELS, queue_keys
+from headpond.keys import MODELS, lanes_of, queue_keys
 from headpond.models import ModelRow, pack_model, unpack_model
-from headpond.replies import StreamEntry, parse_entries, parse_read
+from headpond.replies import StreamEntry, parse_entries, parse_read, parse_scores, retry_after_s
 from headpond.scripts import NOT_MET, STATIC_KEYS, load_script
-from headpond.wire import RunRow, unpack_run
+from headpond.waiter import Waiter
+from headpond.wire import Attempt, RunRow, unpack_attempts, unpack_run
 from headpond.workers import WorkerRow, pack_worker, unpack_workers
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
-INTERRUPT_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Depths:
-    """How many jobs of one queue stand where."""
-
-    ready: int
-    delayed: int
-    running: int
-    dead: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,27 +168,46 @@ class JobQueue:
         return self.run(ops.submit(entries, max_queued=max_queued))
 
     def claim(
-        self, boot: str, *, seq: int, nonce: str, slots: int, fingerprint: str = "", lease_s: float = 0.0
+        self,
+        boot: str,
+        *,
+        seq: int,
+        nonce: str,
+        slots: int,
+        version: str = "",
+        fingerprint: str = "",
+        host: str = "",
+        lease_s: float = 0.0,
+        settle: Sequence[ops.Settlement] = (),
     ) -> ops.Claimed:
-        return self.run(ops.claim(boot, seq=seq, nonce=nonce, slots=slots, fingerprint=fingerprint, lease_s=lease_s))
+        return self.run(
+            ops.claim(
+                boot, seq=seq, nonce=nonce, slots=slots, version=version, fingerprint=fingerprint, host=host,
+                lease_s=lease_s, settle=settle,
+            )
+        )  # fmt: skip
 
-    def renew(self, boot: str, *, last_seq: int, row: bytes, pairs: Sequence[tuple[str, str]]) -> list[ops.LeaseStatus]:
-        return self.run(ops.renew(boot, last_seq=last_seq, row=row, pairs=pairs))
+    def renew(
+        self, boot: str, *, last_seq: int, row: bytes, pairs: Sequence[tuple[str, str]], full_version: str = ""
+    ) -> list[ops.LeaseStatus]:
+        return self.run(ops.renew(boot, last_seq=last_seq, row=row, pairs=pairs, full_version=full_version))
 
-    def append(self, batch: Sequence[ops.Append]) -> list[ops.Outcome]:
-        return self.run(ops.append(batch))
+    def append(self, batch: Sequence[ops.Append], *, full_version: str = "") -> list[ops.Outcome]:
+        return self.run(ops.append(batch, full_version=full_version))
 
-    def park(self, pairs: Sequence[tuple[str, str]], *, strike: bool) -> list[ops.LeaseStatus]:
-        return self.run(ops.park(pairs, strike=strike)) if pairs else []
+    def park(
+        self, pairs: Sequence[tuple[str, str]], *, strike: bool = False, reason: str = "put back by its worker"
+    ) -> list[ops.LeaseStatus]:
+        return self.run(ops.park(pairs, strike=strike, reason=reason)) if pairs else []
 
     def finish(
         self, job_id: str, fence: str, *, offset: int, state: JobState, result: bytes, reason: str = ""
     ) -> ops.Outcome:
         return self.run(ops.finish(job_id, fence, offset=offset, state=state, result=result, reason=reason))
 
-    def finish_all(self, finishes: Sequence[ops.Operation[ops.Outcome]]) -> list[ops.Outcome]:
-        """Several `operations.finish` in one round trip."""
-        return self.server.run_all(self.name, finishes)
+    def run_all(self, operations: Sequence[ops.Operation[T]]) -> list[T]:
+        """Several operations in one round trip; see `Server.run_all`."""
+        return self.server.run_all(self.name, operations)
 
     def cancel(self, job_id: str) -> JobState | None:
         return self.run(ops.cancel(job_id))
@@ -209,20 +215,21 @@ class JobQueue:
     def tick(self) -> float | None:
         return self.run(ops.tick())
 
-    def waiter(self) -> Waiter:
-        """What one consumer blocks on."""
-        return Waiter(self.server, queue_keys(self.name).wake(LANE_ANY))
+    def waiter(self, version: str = "") -> Waiter:
+        """What one consumer blocks on. version: of the model that it serves."""
+        lanes = lanes_of(version)
+        return Waiter(self.server.address, self.server.redis, [queue_keys(self.name).wake(lane) for lane in lanes])
 
     def ids(self) -> list[str]:
         """Ids of all jobs that the server holds, ended ones included."""
         return [raw.decode() for raw in self.server.read("HKEYS", queue_keys(self.name).named("run"))]
 
-    def register(self, row: WorkerRow, *, lease_s: float, retention_s: float, fingerprint: str = "") -> None:
+    def register(self, row: WorkerRow, policy: ops.QueuePolicy, *, fingerprint: str = "") -> None:
         """Say what a worker process is, and drop the row of the one that it replaces."""
         self.run(
             ops.register(
-                row.boot, host=row.host, instance=row.instance, row=pack_worker(row), lease_s=lease_s,
-                retention_s=retention_s, version=row.version, fingerprint=fingerprint,
+                row.boot, host=row.host, instance=row.instance, row=pack_worker(row), version=row.version,
+                fingerprint=fingerprint, policy=policy,
             )
         )  # fmt: skip
 
@@ -256,15 +263,23 @@ class JobQueue:
         found = self.server.read_blocking("XREAD", "BLOCK", block_ms, "COUNT", 512, "STREAMS", key, after)
         return parse_read(found)
 
-    def depths(self) -> Depths:
-        keys = queue_keys(self.name)
-        pipe = self.server.redis.pipeline(transaction=False)
-        for key in (keys.ready(LANE_ANY, BAND_NORMAL), *map(keys.named, ("delayed", "leases", "dead"))):
-            pipe.zcard(key)
-        try:
-            return Depths(*pipe.execute())
-        except UNREACHABLE as error:
-            raise self.server.address.unavailable(error) from error
+    def attempts(self, job_id: str) -> tuple[Attempt, ...]:
+        """The leases of a job that ended without its end, oldest first; the latest 32 of them."""
+        raw = self.server.read("HGET", queue_keys(self.name).named("attempts"), job_id)
+        return () if raw is None else unpack_attempts(raw)
+
+    def dead(self, *, limit: int = 1000) -> list[tuple[str, int]]:
+        """Ids of quarantined jobs with the time of their end in ms, the latest first."""
+        found = self.server.read("ZREVRANGE", queue_keys(self.name).named("dead"), 0, limit - 1, "WITHSCORES")
+        return parse_scores(found)
+
+    def depths(self) -> upkeep.Depths:
+        return self.run(upkeep.depths())
+
+    def retry_after_s(self) -> float:
+        """When a place in a full queue may be free: the usual time between two ends of late."""
+        raw = self.server.read("HMGET", queue_keys(self.name).named("meta"), "end_gap_ms")
+        return retry_after_s(raw[0])
 
     def workers(self) -> list[WorkerRow]:
         """Rows of the processes that serve, or served, this queue."""
@@ -286,54 +301,3 @@ class JobQueue:
 
     def journal_length(self) -> int:
         return int(self.server.read("XLEN", queue_keys(self.name).named("journal")))
-
-
-class Waiter:
-    """One consumer's blocking connection. `wait` is called by one thread, `interrupt` by any."""
-
-    def __init__(self, server: Server, key: str) -> None:
-        self._server, self._key = server, key
-        self._redis = connect_blocking(server.address, connections=1)
-        self._client_id: int | None = None
-        self._waiting = False
-
-    def wait(self, block_s: float, *, unless: Callable[[], bool] = lambda: False) -> bool:
-        """Block until the lane may be claimed from, at most block_s. Takes the wake token: claim next.
-
-        unless: what makes a wait needless. Whoever makes it true and then interrupts ends this wait for sure.
-        Raises RedisUnavailable.
-        """
-        self._waiting = True
-        try:
-            return False if unless() else self._block(block_s)
-        finally:
-            self._waiting = False
-
-    def _block(self, block_s: float) -> bool:
-        try:
-            if self._client_id is None:
-                self._client_id = int(self._redis.client_id())
-            return _send(self._redis, "BLPOP", self._key, max(0.001, min(block_s, BLOCK_S))) is not None
-        except UNREACHABLE as error:
-            self._client_id = None
-            raise self._server.address.unavailable(error) from error
-        except ResponseError as error:
-            # UNBLOCKED: the server changed its role or moved the slot under a blocked call (Q15).
-            logger.info("wait_ended key=%s reason=%s", self._key, error)
-            return True
-
-    def interrupt(self) -> None:
-        """End a wait that runs now, if the server can be reached."""
-        until = time.monotonic() + INTERRUPT_S
-        # A wait that is only about to block cannot be ended yet: ask until it is, or is over.
-        while self._waiting and time.monotonic() < until:
-            try:
-                if self._client_id is not None and self._server.redis.client_unblock(self._client_id):
-                    return
-            except RedisError as error:
-                logger.info("unblock_failed reason=%s", error)
-                return
-            time.sleep(0.002)
-
-    def close(self) -> None:
-        self._redis.close()

@@ -32,3 +32,18 @@ def parse_read(found: Any) -> list[StreamEntry]:
         )
         return parse_entries(flat)
     return parse_entries(found[0][1])
+
+
+def parse_scores(found: Any) -> list[tuple[str, int]]:
+    """Members and scores of a ZRANGE WITHSCORES, under either protocol."""
+    flat = [item for pair in found for item in pair] if found and isinstance(found[0], (list, tuple)) else found
+    return [(member.decode(), int(float(score))) for member, score in zip(flat[::2], flat[1::2], strict=True)]
+
+
+NO_RATE_S = 5.0
+"""What a refused producer is told where no job has ended yet."""
+
+
+def retry_after_s(end_gap_ms: bytes | None) -> float:
+    """From `end_gap_ms` of meta: seconds, at least 0.1 and at most 300."""
+    return NO_RATE_S if end_gap_ms is None else min(300.0, max(0.1, float(end_gap_ms) / 1000))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headpond.errors import JobCancelled, JobEnded, JobExpired, JobFailed, JobQuarantined
-from headpond.events import fold_tokens
+from headpond.folding import fold_tokens
 from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
 from headpond.replies import StreamEntry
 from headpond.wire import RunRow, unpack_result
@@ -40,6 +40,7 @@ def build_result(job_id: str, row: RunRow, document: bytes | None, entries: list
         attempts=row.attempt,
         durable=row.durable,
         error=row.reason or None,
+        pieces=tokens.pieces,
     )
 
 

@@ -1,4 +1,4 @@
-"""Loads the Lua scripts. common.lua is put before each; all but `hello` demand a queue that has been met."""
+"""Loads the Lua scripts. Parts that they share are put before each; all but `hello` demand a queue that was met."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from importlib.resources import files
 
 STATIC_KEYS = (
     "meta", "data", "run", "result", "delayed", "deadlines", "leases", "ended", "dead", "journal", "workers",
-    "spec",
+    "spec", "waits", "lanes", "streams", "attempts", "preempts", "weights",
 )  # fmt: skip
-"""KEYS of every script, in the order that common.lua unpacks them."""
+"""KEYS of every script, in the order that parts/head.lua unpacks them."""
+
+_ALL_PARTS = ("head", "rows", "journal", "streams", "lanes", "ends", "sweep", "preemption")
+"""lua/parts, in the order of what builds on what."""
+_FEW_PARTS = {
+    "append": ("head", "rows", "streams", "lanes", "preemption"),
+    "submit": ("head", "rows", "journal", "lanes"),
+}
+"""Of the scripts on the hot path: a server runs the whole head of a script at each call."""
 
 NOT_MET = "NOHELLO"
 """Begins the error reply of a script that ran before `hello`."""
@@ -28,6 +36,8 @@ class Script:
 def load_script(name: str) -> Script:
     """Script `lua/<name>.lua`, ready to send."""
     folder = files("headpond.lua")
-    guard = "" if name == "hello" else (folder / "guard.lua").read_text()
-    source = (folder / "common.lua").read_text() + guard + (folder / f"{name}.lua").read_text()
+    parts = [f"{part}.lua" for part in _FEW_PARTS.get(name, _ALL_PARTS)]
+    if name != "hello":
+        parts.insert(1, "guard.lua")
+    source = "".join((folder / "parts" / part).read_text() for part in parts) + (folder / f"{name}.lua").read_text()
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from headpond.errors import IdConflict, InvalidRequest, QueueFull, UnknownModel
-from headpond.jobs import JobId, JobRequest, parse_request
+from headpond.errors import HeadpondError, IdConflict, InvalidRequest, ManyRefused, QueueFull, UnknownModel
+from headpond.jobs import TENANT_NAME, VERSION_NAME, JobId, JobRequest, Priority, parse_request
 from headpond.models import ModelRow
 from headpond.operations import Entry, Submitted
 from headpond.wire import Call, pack_data
@@ -17,6 +18,10 @@ GENERATE = "generate"
 """The actor that runs a job; its one argument is `request`."""
 
 MAX_DEADLINE_S = 10 * 365 * 86400.0
+CHUNK_JOBS = 100
+CHUNK_BYTES = 1 << 20
+WINDOW_CHUNKS = 16
+"""Chunks that are on their way to the server at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,31 +40,104 @@ def prepare(
     messages: Sequence[Mapping[str, str]] | None,
     *,
     known: Mapping[str, ModelRow],
-    job_id: str | None,
-    delay: float,
-    deadline: float | None,
+    id: str | None = None,
+    delay: float = 0.0,
+    deadline: float | None = None,
+    priority: str = Priority.NORMAL,
+    tenant: str = "",
     **options: Any,
 ) -> Submission:
-    """Check everything that can be checked without the model. Raises InvalidRequest, UnknownModel."""
-    row = known.get(model)
+    """Check everything that can be checked without the model. model: its name, or name@version for that version alone.
+
+    Raises InvalidRequest, UnknownModel.
+    """
+    name, pinned = parse_model(model)
+    row = known.get(name)
     if row is None:
-        raise UnknownModel(model[:100], known)
-    new_id = JobId.new(model) if job_id is None else JobId.parse(job_id)
-    if new_id.model != model:
+        raise UnknownModel(name[:100], known)
+    new_id = JobId.new(name) if id is None else JobId.parse(id)
+    if new_id.model != name:
         raise InvalidRequest(
-            f"The id '{job_id}' is of the model '{new_id.model}', not of '{model}': write {model}/{new_id.slug}",
+            f"The id '{id}' is of the model '{new_id.model}', not of '{name}': write {name}/{new_id.slug}",
             field="id",
         )
     if not 0 <= delay <= MAX_DEADLINE_S:
         raise InvalidRequest(f"delay={delay}: seconds from now, 0 or more", field="delay")
     if deadline is not None and not 0 < deadline <= MAX_DEADLINE_S:
         raise InvalidRequest(f"deadline={deadline}: seconds from now, more than 0", field="deadline")
+    band = parse_priority(priority)
+    if tenant and not TENANT_NAME.fullmatch(tenant):
+        raise InvalidRequest(
+            f"'{tenant[:100]}' cannot name a tenant. A name has 1 to 63 letters, digits, '.', '_', '@', ':' and '-', "
+            "and begins with a letter or a digit.",
+            field="tenant",
+        )
+    request = _request(prompt, messages, options)
+    call = Call(GENERATE, (), {"request": request.model_dump(mode="json")}, {}, int(time.time() * 1000))
+    digest, cost = _digest(request, pinned), request.cost_tokens()
+    entry = Entry(
+        id=str(new_id),
+        data=pack_data(call, digest=digest, tenant=tenant, band=band.value, pinned=pinned, cost=cost),
+        digest=digest,
+        tenant=tenant,
+        band=band,
+        pinned=pinned,
+        cost=cost,
+        delay_s=delay,
+        deadline_s=deadline,
+    )
+    return Submission(new_id, request, entry, row.max_queued)
+
+
+def prepare_many(
+    model: str, requests: Sequence[Mapping[str, Any]], common: Mapping[str, Any], *, known: Mapping[str, ModelRow]
+) -> list[Submission]:
+    """`prepare` for each of `requests`, which are arguments of submit; `common` stands for what they do not say.
+
+    Raises InvalidRequest, whose text names the first bad one by its place, and UnknownModel.
+    """
+    submissions = []
+    for n, request in enumerate(requests):
+        arguments = {**common, **request}
+        try:
+            prompt, messages = arguments.pop("prompt", None), arguments.pop("messages", None)
+            submissions.append(prepare(model, prompt, messages, known=known, **arguments))
+        except UnknownModel:
+            raise
+        except InvalidRequest as error:
+            raise InvalidRequest(f"requests[{n}]: {error}", field=error.field) from error
+        except TypeError as error:
+            raise InvalidRequest(f"requests[{n}]: {error}", field="requests") from error
+    return submissions
+
+
+def parse_model(model: str) -> tuple[str, str]:
+    """Name and version of `name` or `name@version`; version '' without one. Raises InvalidRequest."""
+    name, at, version = model.partition("@")
+    if at and not VERSION_NAME.fullmatch(version):
+        raise InvalidRequest(
+            f"'{version[:100]}' cannot name a version. Versions that are served are listed by: headpond status",
+            field="model",
+        )
+    return name, version
+
+
+def parse_priority(priority: str) -> Priority:
+    """Raises InvalidRequest."""
+    try:
+        return Priority(priority)
+    except ValueError:
+        names = ", ".join(band.value for band in Priority)
+        raise InvalidRequest(f"priority='{str(priority)[:100]}': one of {names}", field="priority") from None
+
+
+def _request(prompt: str | None, messages: object, options: dict[str, Any]) -> JobRequest:
     sampling = {key: options.pop(key) for key in ("temperature", "top_p", "seed") if key in options}
     for key in ("temperature", "top_p"):
         if type(sampling.get(key)) is int:  # 0 and 1 are floats to a person
             sampling[key] = float(sampling[key])
     stop = options.pop("stop", ())
-    request = parse_request(
+    return parse_request(
         {
             "prompt": prompt,
             "messages": _listed(messages),
@@ -69,16 +147,12 @@ def prepare(
             **options,
         }
     )
-    call = Call(GENERATE, (), {"request": request.model_dump(mode="json")}, {}, int(time.time() * 1000))
+
+
+def _digest(request: JobRequest, pinned: str) -> str:
+    """Of all that decides the answer: the same id with another version is another request."""
     digest = request.digest()
-    entry = Entry(
-        id=str(new_id),
-        data=pack_data(call, digest=digest, tenant="", band="normal", lane="any"),
-        digest=digest,
-        delay_s=delay,
-        deadline_s=deadline,
-    )
-    return Submission(new_id, request, entry, row.max_queued)
+    return hashlib.sha256(f"{digest}@{pinned}".encode()).hexdigest()[:32] if pinned else digest
 
 
 def _listed(values: object) -> object:
@@ -88,10 +162,39 @@ def _listed(values: object) -> object:
     return [dict(value) if isinstance(value, Mapping) else value for value in values]
 
 
-def accepted(submission: Submission, answer: Submitted) -> None:
-    """Raises IdConflict or QueueFull if the queue did not take the job."""
-    if answer is Submitted.CONFLICT:
-        raise IdConflict(str(submission.id))
-    if answer is Submitted.FULL:
-        # Not measured yet: the time in which one job of a usual length ends.
-        raise QueueFull(submission.id.model, limit=submission.max_queued, retry_after_s=5.0)
+def is_refused(answers: Sequence[Submitted]) -> bool:
+    return Submitted.CONFLICT in answers or Submitted.FULL in answers
+
+
+def raise_refusals(
+    submissions: Sequence[Submission], answers: Sequence[Submitted], *, retry_after_s: float, many: bool
+) -> NoReturn:
+    """Raise what `is_refused` found: ManyRefused, or for a single submit the error itself.
+
+    retry_after_s: of the queue, where it is full.
+    """
+    accepted: list[str] = []
+    refused: list[tuple[int, HeadpondError]] = []
+    for n, (submission, answer) in enumerate(zip(submissions, answers, strict=True)):
+        if answer is Submitted.CONFLICT:
+            refused.append((n, IdConflict(str(submission.id))))
+        elif answer is Submitted.FULL:
+            model, limit = submission.id.model, submission.max_queued
+            refused.append((n, QueueFull(model, limit=limit, retry_after_s=retry_after_s)))
+        else:
+            accepted.append(str(submission.id))
+    raise ManyRefused(accepted, refused) if many else refused[0][1]
+
+
+def chunked(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Entries in groups that one script takes in a moment: others are served between two of them."""
+    group: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if group and (len(group) >= CHUNK_JOBS or size + len(entry.data) > CHUNK_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(entry)
+        size += len(entry.data)
+    if group:
+        yield group

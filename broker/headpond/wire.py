@@ -74,29 +74,54 @@ class Call:
     timestamp_ms: int
 
 
-def pack_data(call: Call, *, digest: str, tenant: str, band: str, lane: str) -> bytes:
-    """A `data` entry: a header that scripts read, then the body that they do not."""
-    header = [ROW_VERSION, digest, tenant, band, lane]
+def pack_data(
+    call: Call, *, digest: str, tenant: str = "", band: str = "normal", pinned: str = "", cost: int = 1
+) -> bytes:
+    """A `data` entry: a header that scripts read, then the body that they do not.
+
+    pinned: the one version that may run it. cost: in tokens, as its tenant pays it.
+    """
+    header = [ROW_VERSION, digest, tenant, band, pinned, cost]
     return pack(header) + pack([ROW_VERSION, call.actor, call.args, call.kwargs, call.options, call.timestamp_ms])
 
 
 def unpack_data(data: bytes) -> Call:
     """The call in a `data` entry. Raises MalformedDocument."""
+    return unpack_entry(data)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What scripts read of a `data` entry."""
+
+    digest: str
+    tenant: str
+    band: str
+    pinned: str
+    cost: int
+
+
+def unpack_entry(data: bytes) -> tuple[Header, Call]:
+    """Both parts of a `data` entry. Raises MalformedDocument."""
     unpacker = msgpack.Unpacker(raw=False, strict_map_key=True, max_buffer_size=max(len(data), 1))
     unpacker.feed(data)
     try:
         unpacker.skip()
-        body = data[unpacker.tell() :]
+        length = unpacker.tell()
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise MalformedDocument("data entry", str(error)) from error
-    row = _row(body, kind="call", length=6)
+    header = _row(data[:length], kind="data header", length=6)
+    row = _row(data[length:], kind="call", length=6)
     _, actor, args, kwargs, options, timestamp_ms = row[:6]
     if not (
         isinstance(actor, str) and isinstance(args, list) and isinstance(kwargs, dict) and isinstance(options, dict)
         and isinstance(timestamp_ms, int)
     ):  # fmt: skip
         raise MalformedDocument("call", "a field has the wrong type")
-    return Call(actor, tuple(args), kwargs, options, timestamp_ms)
+    _, digest, tenant, band, pinned, cost = header[:6]
+    if not all(isinstance(text, str) for text in (digest, tenant, band, pinned)) or not isinstance(cost, int):
+        raise MalformedDocument("data header", "a field has the wrong type")
+    return Header(digest, tenant, band, pinned, cost), Call(actor, tuple(args), kwargs, options, timestamp_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +147,51 @@ class RunRow:
     reason: str
     parked: str
     fingerprint: str
+    host: str
+    faults: int
+    struck: str
+    pinned: str
+    served_by: str
 
 
 def unpack_run(data: bytes) -> RunRow:
-    row = _row(data, kind="run row", length=20)
+    row = _row(data, kind="run row", length=25)
     try:
-        fields: list[Any] = [JobState(row[1]), *row[2:16], bool(row[16]), *row[17:20]]
+        fields: list[Any] = [JobState(row[1]), *row[2:16], bool(row[16]), *row[17:25]]
         return RunRow(*fields)
     except ValueError as error:
         raise MalformedDocument("run row", str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One lease of a job that ended without an end of the job.
+
+    boot: of the worker's process. host: where that was. version, fingerprint: of its model. how: 'expired' or
+    'failed' (faults), 'parked', 'preempted', 'unnamed' or 'left'. from_offset, to_offset: tokens of the job when it
+    began and ended.
+    """
+
+    attempt: int
+    boot: str
+    host: str
+    version: str
+    fingerprint: str
+    claimed_ms: int
+    ended_ms: int
+    how: str
+    from_offset: int
+    to_offset: int
+    reason: str
+
+
+def unpack_attempts(data: bytes) -> tuple[Attempt, ...]:
+    """The log of a job's attempts, oldest first. Raises MalformedDocument."""
+    row = _row(data, kind="attempts", length=1)
+    try:
+        return tuple(Attempt(*record[:11]) for record in row[1:])
+    except TypeError as error:
+        raise MalformedDocument("attempts", str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +277,7 @@ def pack_result(result: Result) -> bytes:
         {
             "id": result.id,
             "state": result.state.value,
-            "text": result.text,
+            "pieces": result.pieces,
             "token_ids": result.token_ids,
             "finish_reason": result.finish_reason.value,
             "usage": [result.usage.prompt_tokens, result.usage.completion_tokens],
@@ -235,7 +296,7 @@ def unpack_result(data: bytes, *, durable: bool) -> Result:
         return Result(
             id=fields["id"],
             state=JobState(fields["state"]),
-            text=fields["text"],
+            text="".join(fields["pieces"]),
             token_ids=tuple(fields["token_ids"]),
             finish_reason=FinishReason(fields["finish_reason"]),
             usage=Usage(*fields["usage"]),
@@ -245,6 +306,7 @@ def unpack_result(data: bytes, *, durable: bool) -> Result:
             attempts=fields["attempts"],
             durable=durable,
             error=fields["error"],
+            pieces=tuple(fields["pieces"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedDocument(RESULT_SCHEMA, repr(error)) from error

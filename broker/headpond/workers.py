@@ -21,7 +21,7 @@ class WorkerState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
     """boot: names one life of one process. instance: its name under supervisor, `chat-0`. seen_ms: server time
-    of its last word."""
+    of its last word. tokens, jobs: made and ended since it began. tokens_per_s: of late, all slots together."""
 
     boot: str
     model: str
@@ -35,13 +35,16 @@ class WorkerRow:
     last_error: str
     started_ms: int
     seen_ms: int = 0
+    tokens: int = 0
+    jobs: int = 0
+    tokens_per_s: float = 0.0
 
 
 def pack_worker(row: WorkerRow) -> bytes:
     """A row as scripts read it: host and instance are elements 3 and 5."""
     return pack(
         [1, row.version, row.host, row.pid, row.instance, row.slots, row.busy, row.state.value, row.last_error,
-         row.started_ms]
+         row.started_ms, row.tokens, row.jobs, round(row.tokens_per_s, 1)]
     )  # fmt: skip
 
 
@@ -57,9 +60,9 @@ def unpack_workers(model: str, fields: Mapping[bytes, bytes]) -> list[WorkerRow]
             raise MalformedDocument("worker row", f"of {boot}")
         if raw[0] > ROW_VERSION:
             raise UnsupportedSchema("worker row", found=raw[0], supported=ROW_VERSION)
-        if len(raw) < 10:
-            raise MalformedDocument("worker row", f"{len(raw)} elements instead of 10, of {boot}")
-        _, version, host, pid, instance, slots, busy, state, last_error, started_ms = raw[:10]
+        if len(raw) < 13:
+            raise MalformedDocument("worker row", f"{len(raw)} elements instead of 13, of {boot}")
+        _, version, host, pid, instance, slots, busy, state, last_error, started_ms, tokens, jobs, rate = raw[:13]
         try:
             seen_ms = int(fields.get(f"{boot}:seen".encode(), b"0"))
             known_state = WorkerState(state)
@@ -67,6 +70,6 @@ def unpack_workers(model: str, fields: Mapping[bytes, bytes]) -> list[WorkerRow]
             raise MalformedDocument("worker row", f"{error}, of {boot}") from error
         rows.append(
             WorkerRow(boot, model, version, host, pid, instance, slots, busy, known_state, last_error, started_ms,
-                      seen_ms)
+                      seen_ms, tokens, jobs, rate)
         )  # fmt: skip
     return sorted(rows, key=lambda row: (row.host, row.instance))

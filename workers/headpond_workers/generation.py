@@ -18,7 +18,7 @@ from headpond.errors import (
     RedisUnavailable,
     SequenceFailed,
 )
-from headpond.events import fold_tokens
+from headpond.folding import fold_tokens
 from headpond.held import HeldLease
 from headpond.jobs import FinishReason, JobRequest, JobState, Result, Timings, Usage, parse_request
 from headpond.queue import JobQueue
@@ -26,6 +26,7 @@ from headpond.wire import TokenRun, pack_result
 from headpond_workers.detokenizer import Detokenizer
 from headpond_workers.engines.protocol import Capability, Engine, Finish, Sequence, Verdict
 from headpond_workers.token_writer import RETRY_S, JobStream, TokenWriter
+from headpond_workers.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class _Watch:
 class Generation:
     """Runs jobs on one engine. Thread-safe up to the engine's slots.
 
+    preempt: parks a job and claims a more urgent one for its slot.
     parking: set when the process leaves; running jobs then stop at their next step and are parked.
     broken: set when the engine can serve nothing more in this process, on_broken called then, before the job is
     parked. last_error: the engine's last failure.
@@ -65,6 +67,8 @@ class Generation:
     version: str
     stall_timeout_s: float
     on_broken: Callable[[], None]
+    preempt: Callable[[HeldLease], None]
+    totals: Totals
     parking: threading.Event = field(default_factory=threading.Event)
     broken: threading.Event = field(default_factory=threading.Event)
     last_error: str = ""
@@ -94,13 +98,15 @@ class Generation:
                 # Before the park: this process must not be the one that gets the job again.
                 self.broken.set()
                 self.on_broken()
-            self._park(held, strike=True)
+            self._park(held, reason=self.last_error)
             return
         if held.lost is not None:
             logger.info("job_left job=%s status=%s", held.lease.id, held.lost.value)
         elif finish.reason is FinishReason.CANCELLED:
-            stream.flush()
-            self._park(held, strike=False)
+            if stream.flush() and held.preempted and not self.parking.is_set():
+                self._give_way(held)
+            else:
+                self._park(held)
         else:
             self._end(stream, watch, len(prompt), finish.reason)
 
@@ -144,12 +150,13 @@ class Generation:
             if ids:
                 watch.last_token = watch.moved
                 watch.tokens += len(ids)
+                self.totals.add_tokens(len(ids), watch.moved)
                 if watch.first_token is None:
                     watch.first_token = watch.moved
                 released = text.feed(ids)
                 if released.ids:
                     stream.push(released.ids, released.pieces)
-            if text.stopped or held.lost is not None or self.parking.is_set():
+            if text.stopped or held.lost is not None or held.preempted or self.parking.is_set():
                 return Verdict.STOP
             return Verdict.GO
 
@@ -192,15 +199,30 @@ class Generation:
             version=self.version,
             attempts=lease.attempt,
             error=error,
+            pieces=stream.pieces,
         )
         if stream.finish(result.state, pack_result(result), (error or "")[:500]):
+            self.totals.add_job()
             logger.info("job_ended job=%s state=%s tokens=%d", lease.id, result.state.value, len(stream))
         else:
             logger.info("job_left job=%s status=%s", lease.id, stream.held.lost)
 
-    def _park(self, held: HeldLease, *, strike: bool) -> None:
+    def _give_way(self, held: HeldLease) -> None:
         try:
-            (status,) = self.queue.park([held.key], strike=strike)
+            self.preempt(held)
+        except HeadpondError as error:
+            # The acknowledgement that follows parks it.
+            logger.warning("preempt_failed job=%s error=%s", held.lease.id, error)
+            return
+        logger.info("job_preempted job=%s", held.lease.id)
+
+    def _park(self, held: HeldLease, *, reason: str = "") -> None:
+        """reason: what the engine failed of; empty where nobody is to blame."""
+        try:
+            if reason:
+                (status,) = self.queue.park([held.key], strike=True, reason=reason[:500])
+            else:
+                (status,) = self.queue.park([held.key])
         except HeadpondError as error:
             # The acknowledgement that follows parks again; failing that, the lease ends by itself.
             logger.warning("park_failed job=%s error=%s", held.lease.id, error)

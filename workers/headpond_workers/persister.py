@@ -24,6 +24,7 @@ import dramatiq
 from headpond.connections import redis_of
 from headpond.errors import ConfigError, HeadpondError, ServiceUnavailable
 from headpond.keys import PERSISTENCE_QUEUE
+from headpond.operations import QueuePolicy
 from headpond.queue import Server
 from headpond.settings import Settings, load_settings
 from headpond.workers import WorkerRow, WorkerState
@@ -90,7 +91,7 @@ class Persister:
                     pid=os.getpid(), instance="persister", slots=2, busy=0, state=WorkerState.READY, last_error="",
                     started_ms=int(time.time() * 1000),
                 )  # fmt: skip
-                queue.register(row, lease_s=LEASE_S, retention_s=RETENTION_S)
+                queue.register(row, QueuePolicy(lease_s=LEASE_S, retention_s=RETENTION_S))
             except ServiceUnavailable as error:
                 logger.warning("server_awaited error=%s", error)
                 self._leave.wait(INTERVAL_S)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from headpond.errors import HeadpondError
 from headpond.held import HeldLease
@@ -37,6 +38,10 @@ class JobStream:
     @property
     def ids(self) -> tuple[int, ...]:
         return tuple(self._ids)
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        return tuple(self._pieces)
 
     @property
     def text(self) -> str:
@@ -74,8 +79,10 @@ class JobStream:
 class TokenWriter(threading.Thread):
     """One thread that writes for all streams of a worker: appends in one call, then ends in one round trip."""
 
-    def __init__(self, queue: JobQueue) -> None:
+    def __init__(self, queue: JobQueue, *, full_version: Callable[[], str] = lambda: "") -> None:
+        """full_version: the version that is served, while all slots are taken; else ''."""
         super().__init__(name="token-writer", daemon=True)
+        self._full_version = full_version
         self.queue = queue
         self._changed = threading.Condition()
         self._dirty: dict[JobStream, None] = {}
@@ -133,10 +140,11 @@ class TokenWriter(threading.Thread):
                 time.sleep(RETRY_S)
 
     def _append(self, batch: list[tuple[JobStream, Append]]) -> None:
-        outcomes = self.queue.append([append for _, append in batch])
+        outcomes = self.queue.append([append for _, append in batch], full_version=self._full_version())
         with self._changed:
             for (stream, append), outcome in zip(batch, outcomes, strict=True):
-                if outcome.status is LeaseStatus.APPENDED:
+                if outcome.status in (LeaseStatus.APPENDED, LeaseStatus.PREEMPT):
+                    stream.held.preempted = stream.held.preempted or outcome.status is LeaseStatus.PREEMPT
                     stream._sent = max(append.tokens.end, min(outcome.offset, len(stream)))
                 elif outcome.status is LeaseStatus.GAP:
                     logger.warning("gap job=%s offset=%d", append.id, outcome.offset)
@@ -149,7 +157,7 @@ class TokenWriter(threading.Thread):
 
     def _finish(self, ends: list[tuple[JobStream, Operation[Outcome]]]) -> None:
         alive = [(stream, operation) for stream, operation in ends if stream.held.lost is None]
-        outcomes = self.queue.finish_all([operation for _, operation in alive]) if alive else []
+        outcomes = self.queue.run_all([operation for _, operation in alive]) if alive else []
         with self._changed:
             for (stream, _), outcome in zip(alive, outcomes, strict=True):
                 if outcome.status is LeaseStatus.GAP:

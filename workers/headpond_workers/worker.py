@@ -24,10 +24,13 @@ import dramatiq
 from dramatiq.middleware import CurrentMessage
 from ulid import ULID
 
-from headpond.broker import HeadpondBroker, LeasedMessage
+from headpond.broker import HeadpondBroker
 from headpond.connections import redis_of
+from headpond.consumer import LeasedMessage
 from headpond.errors import ConfigError, EngineBroken, EngineError, HeadpondError, ModelFileError, RedisUnavailable
+from headpond.model_tables import ModelTable
 from headpond.models import ModelRow
+from headpond.operations import QueuePolicy
 from headpond.queue import JobQueue, Server
 from headpond.settings import Settings, load_settings
 from headpond.submission import GENERATE
@@ -37,6 +40,7 @@ from headpond_workers.generation import Generation
 from headpond_workers.loading import load_engine
 from headpond_workers.persistence.storage_settings import has_storage
 from headpond_workers.token_writer import TokenWriter
+from headpond_workers.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ class WorkerProcess:
         self._server = Server(redis_of(settings))
         self._broker: HeadpondBroker | None = None
         self._generation: Generation | None = None
+        self._totals = Totals()
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. Returns the exit code."""
@@ -107,15 +112,17 @@ class WorkerProcess:
             slots=info.slots,
             lease_s=settings.lease_s,
             boot=self._boot,
+            version=self._version,
             fingerprint=info.fingerprint,
             storage=self._storage,
             row=lambda: pack_worker(self._row()),
         )
-        writer = TokenWriter(queue)
+        writer = TokenWriter(queue, full_version=lambda: broker.full_version(self._model))
         writer.start()
         generation = self._generation = Generation(
-            engine, queue, writer, self._version, settings.stall_timeout_s, on_broken=broker.drain
-        )
+            engine, queue, writer, self._version, settings.stall_timeout_s, on_broken=broker.drain,
+            preempt=broker.preempt, totals=self._totals,
+        )  # fmt: skip
 
         def generate(request: dict[str, Any]) -> None:
             message = CurrentMessage.get_current_message()
@@ -160,9 +167,7 @@ class WorkerProcess:
         self._state = state
         settings = self._model_settings
         try:
-            queue.register(
-                self._row(), lease_s=settings.lease_s, retention_s=settings.retention_s, fingerprint=fingerprint
-            )
+            queue.register(self._row(), policy_of(settings), fingerprint=fingerprint)
         except HeadpondError as error:
             logger.warning("announce_failed state=%s error=%s", state.value, error)
 
@@ -179,7 +184,22 @@ class WorkerProcess:
             state=self._state,
             last_error=(self._generation.last_error if self._generation else "") or self._last_error,
             started_ms=self._started_ms,
+            tokens=self._totals.tokens,
+            jobs=self._totals.jobs,
+            tokens_per_s=self._totals.tokens_per_s(),
         )
+
+
+def policy_of(settings: ModelTable) -> QueuePolicy:
+    """What a model's table says of its queue."""
+    return QueuePolicy(
+        lease_s=settings.lease_s,
+        retention_s=settings.retention_s,
+        stream_retention_s=min(settings.stream_retention_s, settings.retention_s),
+        suspect_wait_s=settings.suspect_wait_s,
+        version_wait_s=settings.version_wait_s,
+        weights=settings.tenant_weights,
+    )
 
 
 def workers_of(settings: Settings) -> int:

@@ -29,7 +29,7 @@ class MissingFeature(HeadpondError):
 
 
 def submit(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a configured model.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a configured model, or NAME@VERSION.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin.")],
     max_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
@@ -41,6 +41,10 @@ def submit(
     ] = None,
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter of the model, by its name.")] = None,
     id: Annotated[str | None, typer.Option("--id", help="MODEL/SLUG; the same id and request is the same job.")] = None,
+    priority: Annotated[str, typer.Option(help="interactive, normal or batch.")] = "normal",
+    tenant: Annotated[str, typer.Option(help="For whom; tenants take turns by what their jobs cost.")] = "",
+    delay: Annotated[float, typer.Option(help="Seconds before it may begin.")] = 0.0,
+    deadline: Annotated[float | None, typer.Option(help="Seconds after which it ends, done or not.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the id and leave.")] = False,
     as_json: JsonOption = False,
     redis: UrlOption = None,
@@ -54,12 +58,15 @@ def submit(
       cat notes.txt | headpond submit chat - --json
 
       id=$(headpond submit chat "A long story" --detach); headpond watch $id
+
+      headpond submit chat "Summarise ..." --priority batch --tenant reports --deadline 3600
     """
     text = _from_stdin() if prompt == "-" else prompt
     with Client(redis) as client:
         job = client.submit(
             model, text, id=id, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
-            stop=stop or (), stop_token_ids=stop_token or (), adapter=adapter,
+            stop=stop or (), stop_token_ids=stop_token or (), adapter=adapter, priority=priority, tenant=tenant,
+            delay=delay, deadline=deadline,
         )  # fmt: skip
         if detach:
             typer.echo(json.dumps({"id": job.id}) if as_json else job.id)

@@ -1,14 +1,16 @@
 -- append: the tokens of one engine step, for all jobs of a worker (Q9).
--- ARGV: now, then for each job: id, fence, start offset, number of tokens, token entry
--- Reply: for each job a status and the job's offset: 'appended', also for what is there already; 'gap' (send
--- again from that offset); 'fenced', 'cancelled' or 'expired' end the writer.
+-- ARGV: now, version ('' unless all slots of the worker are taken), then for each job: id, fence, start offset,
+--       number of tokens, token entry
+-- Reply: for each job a status and the job's offset: 'appended', also for what is there already; 'preempt': appended,
+-- and park this job for a more urgent one (Q12); 'gap' (send again from that offset); 'fenced', 'cancelled' or
+-- 'expired' end the writer.
 -- Keeps: offsets are contiguous; an entry that is partly there appends only its tail.
 local replies, saves = {}, {}
 local ids = {}
-for i = 2, #ARGV, 5 do ids[#ids + 1] = ARGV[i] end
+for i = 3, #ARGV, 5 do ids[#ids + 1] = ARGV[i] end
 local rows = call('HMGET', run, unpack(ids))
 for n, id in ipairs(ids) do
-  local i = 2 + (n - 1) * 5
+  local i = 3 + (n - 1) * 5
   local r = decode(rows[n])
   local start, count, payload = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), ARGV[i + 4]
   local no = refusal(r, ARGV[i + 1])
@@ -33,6 +35,9 @@ for n, id in ipairs(ids) do
       write_entry(id, r, 't', payload)
       saves[#saves + 1], saves[#saves + 2] = id, cmsgpack.pack(r)
       status, offset = 'appended', r[OFFSET]
+    end
+    if status == 'appended' and r[BAND] == 'batch' and to_preempt(id, r, ARGV[2], clock(ARGV[1])) then
+      status = 'preempt'
     end
   end
   replies[#replies + 1], replies[#replies + 2] = status, offset

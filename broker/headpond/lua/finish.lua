@@ -3,13 +3,7 @@
 -- Reply: {'done', offset} also when repeated by the same fence; {'gap', offset}: tokens are missing, append them
 -- first; {'fenced' | 'cancelled' | 'expired', offset}
 -- Keeps: result, last event, acknowledgement and journal entry are written at once.
-local now, id, fence = clock(ARGV[1]), ARGV[2], ARGV[3]
+local id = ARGV[2]
 local r = load_run(id)
-if r and r[FENCE] == fence and (r[STATE] == 'finished' or r[STATE] == 'failed') then return { 'done', r[OFFSET] } end
-local no = refusal(r, fence)
-if no then return { no, r and r[OFFSET] or 0 } end
-if tonumber(ARGV[4]) ~= r[OFFSET] then return { 'gap', r[OFFSET] } end
-if ARGV[6] ~= '' then call('HSET', result, id, ARGV[6]) end
-end_job(id, r, ARGV[5], ARGV[7], now)
-call('HINCRBY', meta, 'tokens', r[OFFSET])
-return { 'done', r[OFFSET] }
+local status = finish_lease(id, r, ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], clock(ARGV[1]))
+return { status, r and r[OFFSET] or 0 }

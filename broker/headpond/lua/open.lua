@@ -16,7 +16,7 @@ elseif ARGV[2] == 'open' then
     if inc < tonumber(ARGV[5]) then call('HSET', meta, 'inc', int(tonumber(ARGV[5]) + 1000)) end
     call('HSET', meta, 'state', state)
     call('HDEL', meta, 'closed_reason')
-    wake('any')
+    wake_all()
   end
 else
   state = 'closed'

@@ -1,5 +1,6 @@
 -- register: a worker process says what it is, before it claims and whenever its state changes.
--- ARGV: now, boot, host, instance, worker row, lease_ms, retention_ms, version, fingerprint ('' until loaded)
+-- ARGV: now, boot, host, instance, worker row, version, fingerprint ('' until loaded), lease_ms, retention_ms,
+--       stream_retention_ms, suspect_wait_ms, version_wait_ms, then pairs: tenant, weight
 -- Reply: 'ok'
 -- Keeps: one row for each (host, instance): the row of the process that it replaces goes.
 local now, boot = clock(ARGV[1]), ARGV[2]
@@ -14,6 +15,9 @@ for i = 1, #all, 2 do
   end
 end
 call('HSET', workers, boot, ARGV[5], boot .. ':seen', int(now))
-call('HSET', meta, 'lease_ms', ARGV[6], 'retention_ms', ARGV[7])
-if ARGV[9] ~= '' then call('HSET', spec, ARGV[8], ARGV[9]) end
+call('HSET', meta, 'lease_ms', ARGV[8], 'retention_ms', ARGV[9], 'stream_retention_ms', ARGV[10],
+  'suspect_wait_ms', ARGV[11], 'version_wait_ms', ARGV[12])
+call('DEL', weights)
+for i = 13, #ARGV, 2 do call('HSET', weights, ARGV[i], ARGV[i + 1]) end
+if ARGV[7] ~= '' then call('HSET', spec, ARGV[6], ARGV[7]) end
 return 'ok'

@@ -1,15 +1,18 @@
 -- submit: enqueue jobs, each at most once (Q4).
--- ARGV: now, max_queued (0: no bound), then for each job: id, data entry, digest, tenant, band, lane,
---       delay_ms (0: now), deadline_ms from now (0: none)
+-- ARGV: now, max_queued (0: no bound), then for each job: id, data entry, digest, tenant, band,
+--       pinned version ('' for none), cost in tokens, delay_ms (0: now), deadline_ms from now (0: none)
 -- Reply: for each job 'new', 'known' (same request), 'conflict' (another request or tenant) or 'full'.
 -- Keeps: the id is looked up before the bound, so that a repeat of an accepted submit is never refused.
 local now, max_queued = clock(ARGV[1]), tonumber(ARGV[2])
 local replies, fresh, waiting = {}, {}, 0
 if max_queued > 0 then
   waiting = call('ZCARD', delayed)
-  for _, band in ipairs(BANDS) do waiting = waiting + call('ZCARD', ready_key('any', band)) end
+  for _, band in ipairs(BANDS) do
+    waiting = waiting + call('ZCARD', ready_key('any', band))
+    for _, lane in ipairs(call('SMEMBERS', lanes)) do waiting = waiting + call('ZCARD', ready_key(lane, band)) end
+  end
 end
-for i = 3, #ARGV, 8 do
+for i = 3, #ARGV, 9 do
   local id, digest, tenant = ARGV[i], ARGV[i + 2], ARGV[i + 3]
   local raw = call('HGET', data, id)
   local header
@@ -29,21 +32,22 @@ for i = 3, #ARGV, 8 do
     waiting = waiting + 1
   end
 end
-local n = 0
-for i = 3, #ARGV, 8 do
+local n, new = 0, 0
+for i = 3, #ARGV, 9 do
   n = n + 1
   if replies[n] == 'new' then
-    local id, delay, deadline = ARGV[i], tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7])
-    local tag = call('HINCRBY', meta, 'tag', 1)
-    local r = { 1, 'queued', '', 0, 0, '', inc, 0, 0, tag, ARGV[i + 5], ARGV[i + 4], 0, now, 0, 0, 0, '', '', '' }
+    local id, band, delay, deadline = ARGV[i], ARGV[i + 4], tonumber(ARGV[i + 7]), tonumber(ARGV[i + 8])
+    local r = { 1, 'queued', '', 0, 0, '', inc, 0, 0, 0, 'any', band, 0, now, 0, 0, 0, '', '', '', '', 0, '',
+      ARGV[i + 5], '' }
     call('HSET', data, id, ARGV[i + 1])
     if delay > 0 then
-      r[STATE] = 'delayed'
+      r[STATE], r[LANE] = 'delayed', lane_of(r)
       call('ZADD', delayed, now + delay, id)
       -- Its own lane must hear of it before the next block ends.
       if call('ZRANGE', delayed, 0, 0)[1] == id then wake(r[LANE]) end
     else
-      make_ready(id, r)
+      r[TAG] = fair_tag(band, ARGV[i + 3], tonumber(ARGV[i + 6]))
+      make_ready(id, r, now)
     end
     if deadline > 0 then
       call('ZADD', deadlines, now + deadline, id)
@@ -51,6 +55,9 @@ for i = 3, #ARGV, 8 do
     end
     save_run(id, r)
     write_journal('submit', id, now)
+    new = new + 1
   end
 end
+pay()
+if new > 0 then call('HINCRBY', meta, 'submitted', new) end
 return replies

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 
-from headpond import operations as ops
+from headpond import upkeep
 from headpond.errors import BlobChanged
 from headpond.queue import JobQueue
 from headpond_workers.persistence.segments import HeadAt, StateStore
@@ -27,7 +27,7 @@ def open_queue(queue: JobQueue, store: StateStore, *, writer: str) -> bool:
     at = store.read_head() or _begin(queue, store, writer=writer)
     if queue.meta().get("lineage") != at.head.lineage:
         queue.run(
-            ops.open_queue(
+            upkeep.open_queue(
                 "close",
                 reason=f"storage holds another history of '{queue.name}' (lineage {at.head.lineage}) than this Redis. "
                 "Point [storage] at the bucket of this Redis, or use a new bucket to begin anew.",
@@ -35,7 +35,7 @@ def open_queue(queue: JobQueue, store: StateStore, *, writer: str) -> bool:
         )
         logger.error("queue_closed model=%s reason=lineage", queue.name)
         return False
-    _, state = queue.run(ops.open_queue("open", lineage=at.head.lineage, least_inc=at.head.inc))
+    _, state = queue.run(upkeep.open_queue("open", lineage=at.head.lineage, least_inc=at.head.inc))
     logger.info("queue_opened model=%s lineage=%s", queue.name, at.head.lineage)
     return state == "open"
 
@@ -43,7 +43,7 @@ def open_queue(queue: JobQueue, store: StateStore, *, writer: str) -> bool:
 def _begin(queue: JobQueue, store: StateStore, *, writer: str) -> HeadAt:
     """A first head for the lineage of this queue. Its lineage goes to Redis first: a crash between leaves a queue
     that is still closed, and the next call finds the same lineage."""
-    lineage, _ = queue.run(ops.open_queue("claim", lineage=secrets.token_hex(16)))
+    lineage, _ = queue.run(upkeep.open_queue("claim", lineage=secrets.token_hex(16)))
     try:
         return store.create_head(lineage=lineage, writer=writer, inc=int(queue.meta().get("inc", "0")))
     except BlobChanged:

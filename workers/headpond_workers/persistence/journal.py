@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from headpond import operations as ops
+from headpond import upkeep
 from headpond.errors import HistoryMismatch
 from headpond.queue import JobQueue, JournalEntry
 from headpond.results import build_result
@@ -44,7 +44,7 @@ def drain(queue: JobQueue, store: StateStore, *, writer: str) -> int:
     first, last = JournalId.parse(entries[0].journal_id), JournalId.parse(entries[-1].journal_id)
     store.commit(at, records, first=first, last=last, inc=inc, writer=writer)
     ended = [entry.job_id for entry in entries if entry.kind == "end"]
-    if not queue.run(ops.trim(inc=inc, through=str(last), ended=ended)):
+    if not queue.run(upkeep.trim(inc=inc, through=str(last), ended=ended)):
         logger.warning("trim_stale model=%s inc=%d", queue.name, inc)
         return 0
     logger.info("committed model=%s entries=%d through=%s", queue.name, len(entries), last)

@@ -1,0 +1,142 @@
+-- How leases and jobs end: the one way into an ended state, and the one way back into the queue.
+local MAX_STRIKES = 3        -- then a job is quarantined (Q11)
+local MAX_FAULTS = 25        -- leases of one job that ended by a crash or an engine's failure, with progress or without
+local PROGRESS_TOKENS = 8    -- a lease that made as many is no strike, and clears those before
+local KEPT_ATTEMPTS = 32     -- records of ended leases that are kept of one job
+
+local function release(id, r)
+  call('ZREM', leases, id)
+  if r[WORKER] ~= '' then call('HDEL', prefix .. 'held:' .. r[WORKER], id) end
+  if r[BAND] == 'batch' then call('ZREM', preempts, id) end
+  if suspect == id then
+    suspect = false
+    call('HDEL', meta, 'suspect')
+    for _, lane in ipairs(call('SMEMBERS', lanes)) do
+      if is_suspect(lane) and has_jobs(lane) then wake(lane) end
+    end
+  end
+end
+
+-- The strike that a boot's silence gave is remembered until the job is claimed again: see forgive().
+local function forget_strike(id, r)
+  if r[STRUCK] ~= '' then
+    call('HDEL', prefix .. 'struck:' .. r[STRUCK], id)
+    r[STRUCK] = ''
+  end
+end
+
+-- With storage the persister sets the time of expiry, after its commit (Q10).
+local function end_job(id, r, state, reason, now)
+  if r[STATE] == 'running' then release(id, r)
+  elseif r[STATE] == 'queued' then unqueue(id, r)
+  elseif r[STATE] == 'delayed' then call('ZREM', delayed, id) end
+  call('ZREM', deadlines, id)
+  forget_strike(id, r)
+  -- A reader may be ahead of a server that went back: below its last entry it would never see the end (Q9).
+  if r[GEN] < inc then write_rewound(id, r, r[OFFSET], 'the server restarted') end
+  r[STATE], r[REASON], r[ENDED] = state, reason, now
+  write_entry(id, r, 'e', cmsgpack.pack({ 1, 'ended', r[OFFSET], state }))
+  save_run(id, r)
+  if state == 'dead' then call('ZADD', dead, now, id) end
+  if not storage then call('ZADD', ended, now + retention_ms, id) end
+  write_journal('end', id, now)
+  call('HINCRBY', meta, 'count:' .. state, 1)
+end
+
+-- How one lease ended without an end of its job: what a replay bundle shows of it.
+local function log_attempt(id, r, now, how, reason)
+  if background then return end
+  local raw = call('HGET', attempts, id)
+  local log = raw and cmsgpack.unpack(raw) or { 1 }
+  if #log > KEPT_ATTEMPTS then table.remove(log, 2) end
+  log[#log + 1] = { r[ATTEMPT], r[WORKER], r[HOST], r[SERVED_BY], r[FINGERPRINT], r[CLAIMED], now, how,
+    r[CLAIMED_OFFSET], r[OFFSET], reason }
+  call('HSET', attempts, id, cmsgpack.pack(log))
+end
+
+-- A lease ends and its job does not. Its fence is never accepted again.
+-- how: 'expired' and 'failed' (the engine) are faults; 'parked', 'preempted', 'unnamed' and 'left' are nobody's.
+local function take_back(id, r, now, how, reason)
+  release(id, r)
+  log_attempt(id, r, now, how, reason)
+  r[FENCE] = ''
+  local fault = how == 'expired' or how == 'failed'
+  if fault then r[FAULTS] = r[FAULTS] + 1 end
+  if r[OFFSET] - r[CLAIMED_OFFSET] >= PROGRESS_TOKENS then r[STRIKES] = 0
+  elseif fault then
+    if how == 'expired' then
+      r[STRUCK] = r[WORKER]
+      call('HSET', prefix .. 'struck:' .. r[WORKER], id, r[STRIKES])
+    end
+    r[STRIKES] = r[STRIKES] + 1
+    call('HINCRBY', meta, 'strikes', 1)
+  end
+  local why
+  if r[STRIKES] >= MAX_STRIKES then why = r[STRIKES] .. ' leases in a row ended without progress'
+  elseif r[FAULTS] >= MAX_FAULTS then why = r[FAULTS] .. ' leases ended by a fault' end
+  if why and not background then
+    r[STATE] = 'parked'
+    end_job(id, r, 'dead', why .. '; the last: ' .. reason, now)
+  else
+    make_ready(id, r, now)
+    save_run(id, r)
+  end
+end
+
+-- Q11: a boot that speaks again was not killed by its jobs. Those that nobody has claimed since lose their strike.
+local function forgive(boot, now)
+  local key = prefix .. 'struck:' .. boot
+  local all = call('HGETALL', key)
+  if #all == 0 then return end
+  for i = 1, #all, 2 do
+    local r = load_run(all[i])
+    if r and r[STATE] == 'queued' and r[STRUCK] == boot then
+      unqueue(all[i], r)
+      r[STRIKES], r[FAULTS], r[STRUCK] = tonumber(all[i + 1]), r[FAULTS] - 1, ''
+      make_ready(all[i], r, now)
+      save_run(all[i], r)
+    end
+  end
+  call('DEL', key)
+end
+
+-- Settlements name (id, fence): a repeat by the same fence gets the same answer.
+local function finish_lease(id, r, fence, offset, state, document, reason, now)
+  if r and r[FENCE] == fence and (r[STATE] == 'finished' or r[STATE] == 'failed') then return 'done' end
+  local no = refusal(r, fence)
+  if no then return no end
+  if offset ~= r[OFFSET] then return 'gap' end
+  if document ~= '' then
+    call('HSET', result, id, document)
+    if not background then call('ZADD', streams, now + stream_retention_ms, id) end
+  end
+  end_job(id, r, state, reason, now)
+  -- Two figures that tell a refused producer when a place will be free: the usual time between two ends.
+  local last, gap = unpack(call('HMGET', meta, 'end_ms', 'end_gap_ms'))
+  local since = math.max(0, now - tonumber(last or now))
+  call('HSET', meta, 'end_ms', int(now), 'end_gap_ms', string.format('%.3f', gap and 0.9 * gap + 0.1 * since or since))
+  if r[OFFSET] > 0 then call('HINCRBY', meta, 'tokens', r[OFFSET]) end
+  return 'done'
+end
+
+local function park_lease(id, r, fence, how, reason, now)
+  local no = refusal(r, fence)
+  if not no then
+    r[PARKED] = fence
+    take_back(id, r, now, how, reason)
+    return 'parked'
+  end
+  if r and fence ~= '' and r[PARKED] == fence then return 'parked' end
+  return no
+end
+
+local function drop_job(id)
+  call('HDEL', data, id)
+  call('HDEL', run, id)
+  call('HDEL', result, id)
+  call('HDEL', attempts, id)
+  call('UNLINK', prefix .. 'events:' .. id)
+  call('ZREM', ended, id)
+  call('ZREM', dead, id)
+  call('ZREM', streams, id)
+end

@@ -1,0 +1,28 @@
+-- Head of every script. Each script is atomic, reads and checks before its first write, and may be repeated after
+-- a lost reply. Times are ms of the server's clock; tests alone pass another one.
+-- KEYS: the static keys of one queue, in this order. events:<id>, held:<boot>, struck:<boot>, wake:<lane>,
+-- ready:<lane>:<band> and fair:<band> derive from KEYS[1] and so stand in the same slot.
+local meta, data, run, result, delayed, deadlines, leases, ended, dead, journal, workers, spec, waits, lanes, streams,
+  attempts, preempts, weights = unpack(KEYS)
+local call, prefix = redis.call, string.sub(KEYS[1], 1, -5)
+
+local BANDS = { 'interactive', 'normal', 'batch' }
+-- The queue of the persistence actor: nobody reads its streams, and its messages are never quarantined.
+local background = string.find(prefix, '{persistence}', 1, true) ~= nil
+
+local state_of = call('HMGET', meta, 'inc', 'state', 'storage', 'lease_ms', 'last_tick', 'retention_ms', 'graced',
+  'suspect', 'suspect_wait_ms', 'version_wait_ms', 'stream_retention_ms')
+local inc, open, storage = tonumber(state_of[1]), state_of[2] == 'open', state_of[3] == '1'
+local lease_ms, last_tick = tonumber(state_of[4] or 10000), tonumber(state_of[5])
+local retention_ms, graced = tonumber(state_of[6] or 86400000), state_of[7] == '1'
+local suspect = state_of[8]  -- id of the one suspect that runs (Q11); false without
+local suspect_wait_ms, version_wait_ms = tonumber(state_of[9] or 30000), tonumber(state_of[10] or 300000)
+local stream_retention_ms = tonumber(state_of[11] or 600000)
+
+local function clock(arg)
+  if arg ~= '' then return tonumber(arg) end
+  local t = call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function int(n) return string.format('%.0f', n) end

@@ -1,0 +1,19 @@
+-- Q12: a batch job gives its slot to an interactive one, after a quantum of tokens, where its worker is full.
+local QUANTUM_TOKENS = 60    -- of one lease; else prefills eat up what preemption gains
+local PREEMPT_WAIT_MS = 5000 -- how long a worker that was told may take
+
+-- Whether to tell a full worker to park this job. As many are told as interactive jobs wait that it could run.
+local function to_preempt(id, r, version, now)
+  if version == '' or r[BAND] ~= 'batch' or r[OFFSET] - r[CLAIMED_OFFSET] < QUANTUM_TOKENS then return false end
+  local waiting = call('ZCARD', ready_key('any', 'interactive')) + call('ZCARD', ready_key(version, 'interactive'))
+  local told = call('ZSCORE', preempts, id)
+  if waiting == 0 then
+    if told then call('ZREM', preempts, id) end
+    return false
+  end
+  if told then return true end
+  call('ZREMRANGEBYSCORE', preempts, '-inf', now - PREEMPT_WAIT_MS)
+  if call('ZCARD', preempts) >= waiting then return false end
+  call('ZADD', preempts, now, id)
+  return true
+end
