@@ -29,6 +29,7 @@ class HeadpondProducer:
     """Submits jobs for a model that nobody serves."""
 
     def __init__(self, server: Server) -> None:
+        """server: closed with this, if this is closed."""
         self.server = server
         server.configure_model(MODEL, _ROW)
         self.queue = server.queue(MODEL)
@@ -37,6 +38,9 @@ class HeadpondProducer:
         """One batch; every job is safe once this returns. Raises HeadpondError."""
         if self.queue.submit([entry_of(prompt) for prompt in prompts]) != [Submitted.NEW] * len(prompts):
             raise BenchmarkError("The queue did not take every job; nothing was measured.")
+
+    def close(self) -> None:
+        self.server.close()
 
 
 def entry_of(prompt: str) -> Entry:
@@ -63,6 +67,9 @@ class StockProducer:
         with self._pipe.collect():
             for prompt in prompts:
                 self.broker.enqueue(self._actor.message(prompt, max_tokens=MAX_TOKENS))
+
+    def close(self) -> None:
+        self.broker.client.close()
 
 
 class _PipelinedBroker:

@@ -43,8 +43,11 @@ def measure_enqueue_many(plan: Plan) -> Measurement:
     """Raises HeadpondError."""
     jobs = QUICK_BATCHED if plan.quick else BATCHED
     prompts = [f"{PROMPT} {n}" for n in range(jobs)]
-    with running_valkey(plan.folder) as valkey, closing(connect_server(valkey.url)) as server:
-        headpond, stock = HeadpondProducer(server), StockProducer(valkey.url)
+    with (
+        running_valkey(plan.folder) as valkey,
+        closing(HeadpondProducer(connect_server(valkey.url))) as headpond,
+        closing(StockProducer(valkey.url)) as stock,
+    ):
         for producer in (headpond, stock):
             submit_all(producer, prompts[:UNCOUNTED])
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import redis
-from batches import HOW, HeadpondProducer, StockProducer, connect_server, in_batches
+from batches import HOW, HeadpondProducer, StockProducer, connect_server, submit_all
 from document import Measurement, Samples
 from pairs import Pair, run_pairs
 from plan import Plan
@@ -29,12 +29,13 @@ def measure_memory(plan: Plan) -> Measurement:
     def run_on(make: Callable[[str], HeadpondProducer | StockProducer]) -> Callable[[int], Samples]:
         def run(_number: int) -> Samples:
             # A new server for each run: what was there before shapes what an allocator gives.
-            with running_valkey(next(folders)) as valkey, closing(redis.Redis.from_url(valkey.url)) as client:
+            with ExitStack() as stack:
+                url = stack.enter_context(running_valkey(next(folders))).url
+                client = stack.enter_context(closing(redis.Redis.from_url(url)))
                 leave_append_only_file(client)
-                producer = make(valkey.url)
+                producer = stack.enter_context(closing(make(url)))
                 before = used_memory(client)
-                for batch in in_batches(prompts):
-                    producer.submit(batch)
+                submit_all(producer, prompts)
                 return {"jobs": jobs, "bytes": used_memory(client) - before}
 
         return run
