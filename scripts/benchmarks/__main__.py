@@ -26,7 +26,7 @@ from headpond.errors import HeadpondError
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 SAMPLES = ROOT / "docs" / "benchmarks"
-QUICK_SAMPLES = ROOT / "build" / "benchmarks"
+PART_SAMPLES = ROOT / "build" / "benchmarks"
 QUICK_PAIRS = 2
 
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     about = {
-        "queue": "pick-up of a job by an idle worker, beside dramatiq's RedisBroker; about 4 minutes",
+        "queue": "the queue, beside dramatiq's RedisBroker and raw commands; about 15 minutes",
         "generate": "throughput and first token, beside the engine called directly; about 10 minutes",
         "engine": "the loop around exllamav2, beside its own generator, on a CPU; about 13 minutes. Sets up torch",
     }
@@ -69,8 +69,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--seed", type=int, default=1, help="of the workload; default 1")
         command.add_argument(
             "--out", type=Path, metavar="DIR",
-            help=f"where {name}.json is written; default docs/benchmarks, or build/benchmarks with --quick",
+            help=f"where {name}.json is written; default docs/benchmarks, or build/benchmarks for a part",
         )  # fmt: skip
+        if name == "queue":
+            command.add_argument(
+                "--only", action="append", default=[], choices=report.QUEUE_NAMES, metavar="NAME",
+                help=f"one measurement alone, may be repeated: {', '.join(report.QUEUE_NAMES)}. Written as --quick is",
+            )  # fmt: skip
         command.add_argument("--quick", action="store_true", help="much less of everything, to see that it works")
         command.add_argument("--json", action="store_true", help="print samples and summary as JSON")
     rendering = "write the generated part of docs/benchmarks.md anew from docs/benchmarks/*.json"
@@ -87,7 +92,8 @@ def _pairs(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     document = _measured(options)
-    folder = (options.out or (QUICK_SAMPLES if options.quick else SAMPLES)).resolve()
+    whole = not (document.quick or document.only)
+    folder = (options.out or (SAMPLES if whole else PART_SAMPLES)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{document.benchmark}.json"
     path.write_text(to_json(document), encoding="utf-8")
@@ -106,15 +112,18 @@ def _measured(options: argparse.Namespace) -> Document:
         arguments = {
             "pairs": pairs, "seed": options.seed, "quick": options.quick, "folder": Path(folder), "progress": _say,
         }  # fmt: skip
+        only = options.only if options.command == "queue" else []
         # Each needs packages that the others can do without.
         match options.command:
             case "queue":
-                from queue_pickup import measure_queue as run
+                from queue_suite import measure_queue as run
+
+                arguments["only"] = only
             case "generate":
                 from generate_overhead import measure_generate as run
             case _:
                 from engine_loop import measure_engine as run
-        return measure(options.command, quick=options.quick, seed=options.seed, run=lambda: run(**arguments))
+        return measure(options.command, quick=options.quick, seed=options.seed, only=only, run=lambda: run(**arguments))
 
 
 def render_page() -> None:

@@ -4,11 +4,12 @@ Nothing that can be worked out from the samples is stored: `report` does that, s
 
     schema, v          "headpond/benchmark", 1
     benchmark          "queue", "generate" or "engine"
-    quick, seed        how it was run
+    quick, seed, only  how it was run; only: names of the measurements that were asked for, none for all
     started, seconds   UTC, and how long it took in all
     machine            see machine.Machine
     measurements       each: kind, name, workload, headpond, peer (what the sides are), pairs
-    pairs              each: first (the side that ran first), headpond, peer: the samples by name and unit
+    pairs              each: first (the side that ran first), headpond, peer: the samples by name and unit; empty
+                       for a peer where there is none
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,16 @@ class Kind(StrEnum):
     """What a measurement compares; decides how it is reported."""
 
     PICKUP = "pickup"
+    SLOT_GAP = "slot_gap"
+    ENQUEUE = "enqueue"
+    ENQUEUE_MANY = "enqueue_many"
+    NO_OP = "no_op"
+    APPEND = "append"
+    READER = "reader"
+    RECOVERY = "recovery"
+    IDLE = "idle"
+    MEMORY = "memory"
+    CLAIM = "claim"
     THROUGHPUT = "throughput"
     FIRST_TOKEN = "first_token"  # noqa: S105 - a word of an answer, not a secret
     STEP_GAP = "step_gap"
@@ -63,14 +74,18 @@ class Document:
     seconds: float
     machine: dict[str, Any]
     measurements: list[Measurement]
+    only: list[str] = field(default_factory=list)
 
 
-def measure(benchmark: str, *, quick: bool, seed: int, run: Callable[[], Sequence[Measurement]]) -> Document:
+def measure(
+    benchmark: str, *, quick: bool, seed: int, run: Callable[[], Sequence[Measurement]], only: Sequence[str] = ()
+) -> Document:
     """Describe the machine, run the benchmark, and put both together."""
     machine = asdict(describe_machine())
     started, began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
     measurements = list(run())
-    return Document(benchmark, quick, seed, started, round(time.monotonic() - began, 1), machine, measurements)
+    seconds = round(time.monotonic() - began, 1)
+    return Document(benchmark, quick, seed, started, seconds, machine, measurements, list(only))
 
 
 def to_json(document: Document) -> str:

@@ -1,27 +1,29 @@
 """Tables from the raw samples: what docs/benchmarks.md shows, and what a command prints. No I/O.
 
-The goals stand here. A ratio or difference is made within each pair; its median and interval are over the pairs.
+The goals stand here and in `queue_rows`. A ratio or difference is made within each pair; its median and interval are
+over the pairs.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from document import Document, Kind, Measurement
-from pairs import MIN_PAIRS, Direction, Estimate, Goal, Verdict, estimate_median, percentile
+from pairs import MIN_PAIRS, Direction, Goal, estimate_median, percentile
+from queue_rows import QUEUE_ROWS
+from rows import Row, flat, medians, percentiles, samples_of
 
 BEGIN = "<!-- generated: begin. Do not edit; run scripts/bench render -->"
 END = "<!-- generated: end -->"
 BENCHMARKS = {
-    "queue": "Queue: how long a job waits for an idle worker",
+    "queue": "Queue: beside dramatiq's own broker, and beside raw commands",
     "generate": "Generate: what headpond costs beside the engine alone",
     "engine": "Engine: what the loop around exllamav2 costs",
 }
 
-PICKUP_P50_GOAL = Goal(Direction.AT_MOST, 3.0)
-PICKUP_RATIO_GOAL = Goal(Direction.AT_LEAST, 15.0)
+QUEUE_NAMES = tuple(kind.value for kind in QUEUE_ROWS)
+"""What `scripts/bench queue` measures, in its order."""
+
 THROUGHPUT_GOALS = {
     "scripted": Goal(Direction.AT_LEAST, 0.97),
     "llama.cpp": Goal(Direction.AT_LEAST, 0.95),
@@ -32,38 +34,9 @@ FIRST_TOKEN_GOAL = Goal(Direction.AT_MOST, 5.0)
 STEP_GAP_GOAL = Goal(Direction.AT_MOST, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of a table. estimate: what is compared with the goal; None where there is nothing to compare."""
-
-    what: str
-    headpond: float
-    peer: float
-    unit: str
-    compared: str = ""
-    estimate: Estimate | None = None
-    goal: Goal | None = None
-
-    @property
-    def verdict(self) -> Verdict | None:
-        return self.goal.judge(self.estimate) if self.goal and self.estimate else None
-
-
 def rows_of(measurement: Measurement) -> list[Row]:
     """Raises KeyError or ValueError if the samples are not those of its kind."""
     return _ROWS[measurement.kind](measurement)
-
-
-def _pickup(measurement: Measurement) -> list[Row]:
-    ours, theirs = _samples(measurement, "pickup_ms")
-    p50s = _percentiles(ours, theirs, 0.5)
-    mine, other = _medians(p50s)
-    return [
-        Row("p50", mine, other, "ms", "times quicker", estimate_median([b / a for a, b in p50s]), PICKUP_RATIO_GOAL),
-        Row("p50 of headpond by itself", mine, other, "ms", "ms", estimate_median([a for a, _ in p50s]),
-            PICKUP_P50_GOAL),
-        Row("p99 of all samples", percentile(_all(ours), 0.99), percentile(_all(theirs), 0.99), "ms"),
-    ]  # fmt: skip
 
 
 def _throughput(measurement: Measurement) -> list[Row]:
@@ -71,60 +44,40 @@ def _throughput(measurement: Measurement) -> list[Row]:
         (pair.headpond["tokens"] / pair.headpond["seconds"], pair.peer["tokens"] / pair.peer["seconds"])
         for pair in measurement.pairs
     ]
-    mine, other = _medians(rates)
+    mine, other = medians(rates)
     goal = next((goal for name, goal in THROUGHPUT_GOALS.items() if measurement.name.startswith(name)), None)
     return [Row("throughput", mine, other, "tokens/s", "of it", estimate_median([a / b for a, b in rates]), goal)]
 
 
 def _first_token(measurement: Measurement) -> list[Row]:
-    ours, theirs = _samples(measurement, "first_token_ms")
-    p50s = _percentiles(ours, theirs, 0.5)
-    mine, other = _medians(p50s)
+    ours, theirs = samples_of(measurement, "first_token_ms")
+    p50s = percentiles(ours, theirs, 0.5)
+    mine, other = medians(p50s)
     return [
         Row("p50", mine, other, "ms", "ms added", estimate_median([a - b for a, b in p50s]), FIRST_TOKEN_GOAL),
-        Row("p99 of all samples", percentile(_all(ours), 0.99), percentile(_all(theirs), 0.99), "ms"),
+        Row("p99 of all samples", percentile(flat(ours), 0.99), percentile(flat(theirs), 0.99), "ms"),
     ]
 
 
 def _step_gap(measurement: Measurement) -> list[Row]:
-    ours, theirs = _samples(measurement, "gap_ms")
-    gap_p50s, gap_p99s = _percentiles(ours, theirs, 0.5), _percentiles(ours, theirs, 0.99)
-    turn_p99s = _percentiles(*_samples(measurement, "turn_ms"), 0.99)
+    ours, theirs = samples_of(measurement, "gap_ms")
+    gap_p50s, gap_p99s = percentiles(ours, theirs, 0.5), percentiles(ours, theirs, 0.99)
+    turn_p99s = percentiles(*samples_of(measurement, "turn_ms"), 0.99)
     return [
-        Row("p99 of headpond by itself", *_medians(gap_p99s), "ms", "ms", estimate_median([a for a, _ in gap_p99s]),
+        Row("p99 of headpond by itself", *medians(gap_p99s), "ms", "ms", estimate_median([a for a, _ in gap_p99s]),
             STEP_GAP_GOAL),
-        Row("p50", *_medians(gap_p50s), "ms", "ms added", estimate_median([a - b for a, b in gap_p50s])),
-        Row("p99 from a step's call to the next one's", *_medians(turn_p99s), "ms", "ms added",
+        Row("p50", *medians(gap_p50s), "ms", "ms added", estimate_median([a - b for a, b in gap_p50s])),
+        Row("p99 from a step's call to the next one's", *medians(turn_p99s), "ms", "ms added",
             estimate_median([a - b for a, b in turn_p99s])),
     ]  # fmt: skip
 
 
 _ROWS: dict[Kind, Callable[[Measurement], list[Row]]] = {
-    Kind.PICKUP: _pickup,
+    **QUEUE_ROWS,
     Kind.THROUGHPUT: _throughput,
     Kind.FIRST_TOKEN: _first_token,
     Kind.STEP_GAP: _step_gap,
 }
-
-
-def _samples(measurement: Measurement, name: str) -> tuple[list[list[float]], list[list[float]]]:
-    return [p.headpond[name] for p in measurement.pairs], [p.peer[name] for p in measurement.pairs]
-
-
-def _percentiles(
-    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], share: float
-) -> list[tuple[float, float]]:
-    """(headpond's, the peer's) of each pair."""
-    return [(percentile(a, share), percentile(b, share)) for a, b in zip(ours, theirs, strict=True)]
-
-
-def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """(headpond's, the peer's) over the pairs."""
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
-
-
-def _all(runs: Sequence[Sequence[float]]) -> list[float]:
-    return [sample for run in runs for sample in run]
 
 
 def render(documents: Sequence[tuple[str, Document | None]]) -> str:
@@ -141,11 +94,24 @@ def replace_generated(page: str, generated: str) -> str:
     return f"{head}{BEGIN}\n\n{generated}\n{END}{tail}"
 
 
+def missing(document: Document) -> list[str]:
+    """Names of the measurements of a benchmark that a document lacks."""
+    made = {measurement.kind.value for measurement in document.measurements}
+    return [name for name in QUEUE_NAMES if name not in made] if document.benchmark == "queue" else []
+
+
 def _section(name: str, document: Document | None) -> str:
     title = f"## {BENCHMARKS.get(name, name)}\n\n"
     if document is None:
         return f"{title}Not run yet. To run it: `scripts/bench {name}`\n"
-    return title + _provenance(document) + "".join(map(_table, document.measurements))
+    return title + _provenance(document) + _not_run(document) + "".join(map(_table, document.measurements))
+
+
+def _not_run(document: Document) -> str:
+    lacks = missing(document)
+    if not lacks:
+        return ""
+    return f"Not run yet: {', '.join(lacks)}. To run everything: `scripts/bench {document.benchmark}`\n\n"
 
 
 def _provenance(document: Document) -> str:
@@ -176,7 +142,8 @@ def _table(measurement: Measurement) -> str:
 
 
 def _line(row: Row) -> str:
-    cells = [row.what, f"{_number(row.headpond)} {row.unit}", f"{_number(row.peer)} {row.unit}"]
+    peer = "" if row.peer is None else f"{_number(row.peer)} {row.unit}"
+    cells = [row.what, f"{_number(row.headpond)} {row.unit}", peer]
     if row.estimate is None:
         cells += ["", "", ""]
     else:
