@@ -17,6 +17,7 @@ from headpond.models import ModelRow, pack_model, unpack_model
 from headpond.wire import (
     MAX_DOCUMENT_BYTES,
     RESULT_SCHEMA,
+    RUN_HEAD,
     Call,
     Ended,
     Rewound,
@@ -134,7 +135,8 @@ worker_rows = st.builds(
 def pack_run(row: RunRow) -> bytes:
     """As scripts write it."""
     fields = [getattr(row, name) for name in RunRow.__slots__]
-    return pack([1, row.state.value, *fields[1:15], int(row.durable), *fields[16:]])
+    whole = [1, row.state.value, *fields[1:15], int(row.durable), *fields[16:]]
+    return pack(whole[:RUN_HEAD]) + pack(whole[RUN_HEAD:])
 
 
 @given(token_runs())

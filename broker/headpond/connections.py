@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -145,9 +146,11 @@ def server_id(info: Mapping[str, object]) -> str:
     return f"{info.get('run_id', '')}:{info.get('master_replid', '')}"
 
 
-def static_keys(queue: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def static_keys(queue: str) -> tuple[bytes, ...]:
+    """KEYS of every script. Bytes, and kept, for they are sent with every call."""
     keys = queue_keys(queue)
-    return [keys.named(name) for name in STATIC_KEYS]
+    return tuple(keys.named(name).encode() for name in STATIC_KEYS)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from headpond.jobs import JobState, Priority
-from headpond.wire import TokenRun, pack_tokens
+from headpond.wire import TokenRun, pack_for_script, pack_tokens, unpack, unpack_raw
 
 T = TypeVar("T")
 Argument = str | bytes | int
@@ -158,11 +158,15 @@ def hello(server_id: str, *, storage: bool) -> Operation[tuple[int, str]]:
 
 
 def submit(entries: Sequence[Entry], *, max_queued: int = 0) -> Operation[list[Submitted]]:
-    args: list[Argument] = [max_queued]
+    flat: list[object] = []
     for e in entries:
         deadline = 0 if e.deadline_s is None else max(1, _ms(e.deadline_s))
-        args += (e.id, e.data, e.digest, e.tenant, e.band.value, e.pinned, e.cost, _ms(e.delay_s), deadline)
-    return Operation("submit", args, lambda r: [Submitted(_text(x)) for x in r])
+        flat += (e.id, e.data, e.digest, e.tenant, e.band.value, e.pinned, e.cost, _ms(e.delay_s), deadline)
+    return Operation("submit", (max_queued, pack_for_script(flat)), _parse_submit)
+
+
+def _parse_submit(reply: bytes) -> list[Submitted]:
+    return [Submitted(answer) for answer in unpack(reply, kind="submit reply")]
 
 
 def claim(
@@ -182,21 +186,21 @@ def claim(
     slots: 0 only settles, and `seq` is not used up. version, fingerprint: of the model that serves; '' where tokens
     do not depend on it. host: shown of attempts. lease_s: how long leases of this queue last from now on; 0 leaves it.
     """
-    args: list[Argument] = [boot, seq, nonce, slots, version, fingerprint, host, _ms(lease_s), len(settle)]
+    flat: list[object] = [boot, seq, nonce, slots, version, fingerprint, host, _ms(lease_s)]
     for s in settle:
-        args += (s.id, s.fence, s.what.value, s.offset, s.reason)
-    return Operation("claim", args, _parse_claim)
+        flat += (s.id, s.fence, s.what.value, s.offset, s.reason)
+    return Operation("claim", (pack_for_script(flat),), _parse_claim)
 
 
-def _parse_claim(reply: list[Any]) -> Claimed:
-    state, due, now, settled = _text(reply[0]), int(reply[1]), int(reply[2]), int(reply[3])
-    statuses = tuple(LeaseStatus(_text(x)) for x in reply[4 : 4 + settled])
+def _parse_claim(reply: bytes) -> Claimed:
+    state, due, now, settled, *flat = unpack_raw(reply, kind="claim reply")
     leases = []
-    for i in range(4 + settled, len(reply), 7):
-        job_id, fence, attempt, gen, offset, submitted, data = reply[i : i + 7]
-        queued_s = max(0.0, (now - int(submitted)) / 1000)
-        leases.append(Lease(_text(job_id), _text(fence), int(attempt), int(gen), int(offset), queued_s, bytes(data)))
-    return Claimed(state, None if due < 0 else due / 1000, tuple(leases), statuses)
+    for i in range(0, len(flat), 7):
+        job_id, fence, attempt, gen, offset, submitted, data = flat[i : i + 7]
+        queued_s = max(0.0, (now - submitted) / 1000)
+        leases.append(Lease(job_id.decode(), fence.decode(), attempt, gen, offset, queued_s, data))
+    statuses = tuple(LeaseStatus(status.decode()) for status in settled)
+    return Claimed(state.decode(), None if due < 0 else due / 1000, tuple(leases), statuses)
 
 
 def renew(
@@ -211,14 +215,15 @@ def renew(
 
 def append(batch: Sequence[Append], *, full_version: str = "") -> Operation[list[Outcome]]:
     """At most one entry for each (id, fence). full_version: as for `renew`."""
-    args: list[Argument] = [full_version]
+    flat: list[object] = []
     for a in batch:
-        args += (a.id, a.fence, a.tokens.offset, len(a.tokens.ids), pack_tokens(a.tokens))
-    return Operation(
-        "append",
-        args,
-        lambda r: [Outcome(LeaseStatus(_text(r[i])), int(r[i + 1])) for i in range(0, len(r), 2)],
-    )
+        flat += (a.id, a.fence, a.tokens.offset, len(a.tokens.ids), pack_tokens(a.tokens))
+    return Operation("append", (full_version, pack_for_script(flat)), _parse_append)
+
+
+def _parse_append(reply: bytes) -> list[Outcome]:
+    flat = unpack(reply, kind="append reply")
+    return [Outcome(LeaseStatus(flat[i]), flat[i + 1]) for i in range(0, len(flat), 2)]
 
 
 def finish(

@@ -24,6 +24,19 @@ def pack(value: object) -> bytes:
     return cast("bytes", msgpack.packb(value, use_bin_type=True))
 
 
+def pack_for_script(value: object) -> bytes:
+    """As `pack`, with bytes as msgpack's old raw type: cmsgpack, which scripts have, knows no other."""
+    return cast("bytes", msgpack.packb(value, use_bin_type=False))
+
+
+def unpack_raw(data: bytes, *, kind: str) -> Any:
+    """What a script packed: all its text is bytes, for cmsgpack knows no difference. Raises MalformedDocument."""
+    try:
+        return msgpack.unpackb(data, raw=True)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise MalformedDocument(kind, f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
 def unpack(data: bytes, *, kind: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
     """Unpack one value. Raises MalformedDocument; allocates no more than len(data) allows."""
     if len(data) > max_bytes:
@@ -52,15 +65,35 @@ def unpack_document(data: bytes, *, schema: str, v: int, max_bytes: int = MAX_DO
     return {key: value for key, value in document.items() if key not in ("schema", "v")}
 
 
+def _list(data: bytes, *, kind: str, length: int) -> list[Any]:
+    found = unpack(data, kind=kind)
+    if not isinstance(found, list):
+        raise MalformedDocument(kind, f"{type(found).__name__} instead of an array")
+    if len(found) < length:
+        raise MalformedDocument(kind, f"{len(found)} elements instead of {length}")
+    return found
+
+
 def _row(data: bytes, *, kind: str, length: int) -> list[Any]:
-    row = unpack(data, kind=kind)
-    if not isinstance(row, list) or not row or not isinstance(row[0], int):
+    row = _list(data, kind=kind, length=1)
+    if not isinstance(row[0], int):
         raise MalformedDocument(kind, "not an array with a version")
     if row[0] > ROW_VERSION:
         raise UnsupportedSchema(kind, found=row[0], supported=ROW_VERSION)
     if len(row) < length:
         raise MalformedDocument(kind, f"{len(row)} elements instead of {length}")
     return row
+
+
+def _first(data: bytes, *, kind: str) -> tuple[bytes, bytes]:
+    """The first value of several that stand one after the other, still packed, and the rest."""
+    unpacker = msgpack.Unpacker(raw=False, strict_map_key=True, max_buffer_size=max(len(data), 1))
+    unpacker.feed(data)
+    try:
+        unpacker.skip()
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise MalformedDocument(kind, str(error)) from error
+    return data[: unpacker.tell()], data[unpacker.tell() :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +136,9 @@ class Header:
 
 def unpack_entry(data: bytes) -> tuple[Header, Call]:
     """Both parts of a `data` entry. Raises MalformedDocument."""
-    unpacker = msgpack.Unpacker(raw=False, strict_map_key=True, max_buffer_size=max(len(data), 1))
-    unpacker.feed(data)
-    try:
-        unpacker.skip()
-        length = unpacker.tell()
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise MalformedDocument("data entry", str(error)) from error
-    header = _row(data[:length], kind="data header", length=6)
-    row = _row(data[length:], kind="call", length=6)
+    first, rest = _first(data, kind="data entry")
+    header = _row(first, kind="data header", length=6)
+    row = _row(rest, kind="call", length=6)
     _, actor, args, kwargs, options, timestamp_ms = row[:6]
     if not (
         isinstance(actor, str) and isinstance(args, list) and isinstance(kwargs, dict) and isinstance(options, dict)
@@ -130,16 +157,16 @@ class RunRow:
 
     state: JobState
     fence: str
-    attempt: int
-    strikes: int
-    worker: str
     gen: int
     offset: int
     entries: int
+    claimed_offset: int
+    band: str
+    attempt: int
+    strikes: int
+    worker: str
     tag: float
     lane: str
-    band: str
-    claimed_offset: int
     submitted_ms: int
     claimed_ms: int
     ended_ms: int
@@ -154,8 +181,13 @@ class RunRow:
     served_by: str
 
 
+RUN_HEAD = 8
+"""Elements of a run row's first array, its version included. The others are in a second array behind it."""
+
+
 def unpack_run(data: bytes) -> RunRow:
-    row = _row(data, kind="run row", length=25)
+    head, rest = _first(data, kind="run row")
+    row = [*_row(head, kind="run row", length=RUN_HEAD)[:RUN_HEAD], *_list(rest, kind="run row", length=17)[:17]]
     try:
         fields: list[Any] = [JobState(row[1]), *row[2:16], bool(row[16]), *row[17:25]]
         return RunRow(*fields)

@@ -1,24 +1,25 @@
 -- append: the tokens of one engine step, for all jobs of a worker (Q9).
--- ARGV: now, version ('' unless all slots of the worker are taken), then for each job: id, fence, start offset,
---       number of tokens, token entry
--- Reply: for each job a status and the job's offset: 'appended', also for what is there already; 'preempt': appended,
+-- ARGV: now, version ('' unless all slots of the worker are taken), a msgpack array of, for each job: id, fence, start
+--       offset, number of tokens, token entry. One argument and one reply, for a client spends more on many than the
+--       server on all of this.
+-- Reply: a msgpack array of, for each job, a status and the job's offset: 'appended', also for what is there already; 'preempt': appended,
 -- and park this job for a more urgent one (Q12); 'gap' (send again from that offset); 'fenced', 'cancelled' or
 -- 'expired' end the writer.
 -- Keeps: offsets are contiguous; an entry that is partly there appends only its tail.
 local replies, saves = {}, {}
-local ids = {}
-for i = 3, #ARGV, 5 do ids[#ids + 1] = ARGV[i] end
+local batch, ids = cmsgpack.unpack(ARGV[3]), {}
+for i = 1, #batch, 5 do ids[#ids + 1] = batch[i] end
 local rows = call('HMGET', run, unpack(ids))
 for n, id in ipairs(ids) do
-  local i = 3 + (n - 1) * 5
-  local r = decode(rows[n])
-  local start, count, payload = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), ARGV[i + 4]
-  local no = refusal(r, ARGV[i + 1])
+  local i = n * 5 - 4
+  local r, rest = decode_head(rows[n])
+  local start, count, payload = batch[i + 2], batch[i + 3], batch[i + 4]
+  local no = refusal(r, batch[i + 1])
   local status, offset = no, r and r[OFFSET] or 0
   if not no then
     if r[GEN] < inc then
       write_rewound(id, r, r[OFFSET], 'the server restarted')
-      saves[#saves + 1], saves[#saves + 2] = id, cmsgpack.pack(r)
+      saves[#saves + 1], saves[#saves + 2] = id, encode_head(r) .. rest
     end
     if start > offset then status = 'gap'
     elseif start + count <= offset then status = 'appended'
@@ -33,7 +34,7 @@ for n, id in ipairs(ids) do
       end
       r[OFFSET], r[ENTRIES] = start + count, 0
       write_entry(id, r, 't', payload)
-      saves[#saves + 1], saves[#saves + 2] = id, cmsgpack.pack(r)
+      saves[#saves + 1], saves[#saves + 2] = id, encode_head(r) .. rest
       status, offset = 'appended', r[OFFSET]
     end
     if status == 'appended' and r[BAND] == 'batch' and to_preempt(id, r, ARGV[2], clock(ARGV[1])) then
@@ -43,4 +44,4 @@ for n, id in ipairs(ids) do
   replies[#replies + 1], replies[#replies + 2] = status, offset
 end
 if #saves > 0 then call('HSET', run, unpack(saves)) end
-return replies
+return cmsgpack.pack(replies)

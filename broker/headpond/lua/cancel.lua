@@ -7,4 +7,5 @@ if not r then return '' end
 if r[STATE] == 'delayed' or r[STATE] == 'queued' or r[STATE] == 'running' then
   end_job(id, r, 'cancelled', 'cancelled by request', now)
 end
+flush(now)
 return r[STATE]

@@ -1,31 +1,40 @@
 -- claim: settle leases that are over, then lease the best waiting jobs to one worker (Q3, Q5, Q6, Q7, Q11, Q12).
--- ARGV: now, boot, seq, nonce, slots (0: only settle), version and fingerprint ('' where tokens do not depend on
---       them), host, lease_ms (0 leaves it), number of settlements, then for each of these: id, fence,
---       what ('finished' | 'failed' end the job; 'parked' | 'preempted' | 'faulty' put it back), offset, reason
--- Reply: {state, next_due ms or -1, now, number of settlements, their statuses,
---         then for each job: id, fence, attempt, gen, offset, submitted_ms, data entry}
+-- ARGV: now, a msgpack array: boot, seq, nonce, slots (0: only settle), version and fingerprint ('' where tokens do not
+--       depend on them), host, lease_ms (0 leaves it), then for each settlement: id, fence, what ('finished' |
+--       'failed' end the job; 'parked' | 'preempted' | 'faulty' put it back), offset, reason
+-- Reply: a msgpack array: state, next_due ms or -1, now, the statuses of all settlements as one array, then for each
+--        job: id, fence, attempt, gen, offset, submitted_ms, data entry
 -- Keeps: the same (boot, seq) gets the same leases again, so a lost reply leaves no ghost lease. Each lease has
 -- a fence of its own. The wake token of a lane that was read is there exactly when something is left to claim in it.
 local BATCH_EVERY = 8        -- one claimed job in so many is looked for in the batch band first
-local now, boot, seq, slots = clock(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[5])
-local version, fingerprint, settled = ARGV[6], ARGV[7], tonumber(ARGV[10])
-local held = prefix .. 'held:' .. boot
-local reply = { open and 'open' or state_of[2], -1, int(now), settled }
-for i = 11, 10 + settled * 5, 5 do
-  local id, fence, what, offset, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3]), ARGV[i + 4]
-  local r = load_run(id)
-  if what == 'finished' or what == 'failed' then
-    reply[#reply + 1] = finish_lease(id, r, fence, offset, what, '', reason, now)
-  else
-    reply[#reply + 1] = park_lease(id, r, fence, what == 'faulty' and 'failed' or what, reason, now)
+local now, args = clock(ARGV[1]), cmsgpack.unpack(ARGV[2])
+local boot, seq, nonce, slots, version, fingerprint, host, lasts = unpack(args, 1, 8)
+local held, settled = prefix .. 'held:' .. boot, {}
+if #args > 8 then
+  local ids = {}
+  for i = 9, #args, 5 do ids[#ids + 1] = args[i] end
+  local rows = load_runs(ids)
+  collect()
+  for i = 9, #args, 5 do
+    local id, fence, what, offset, reason = unpack(args, i, i + 4)
+    if what == 'finished' or what == 'failed' then
+      settled[#settled + 1] = finish_lease(id, rows[id], fence, offset, what, '', reason, now)
+    else
+      settled[#settled + 1] = park_lease(id, rows[id], fence, what == 'faulty' and 'failed' or what, reason, now)
+    end
   end
+  write()
 end
-if slots == 0 or not open then return reply end
+local reply = { open and 'open' or state_of[2], -1, now, settled }
+if slots == 0 or not open then
+  flush(now)
+  return cmsgpack.pack(reply)
+end
 
-if tonumber(ARGV[9]) > 0 and tonumber(ARGV[9]) ~= lease_ms then
+if lasts > 0 and lasts ~= lease_ms then
   -- Whoever claims renews by this lease, also after a wiped server forgot what was registered.
-  lease_ms = tonumber(ARGV[9])
-  call('HSET', meta, 'lease_ms', ARGV[9])
+  lease_ms = lasts
+  call('HSET', meta, 'lease_ms', int(lasts))
 end
 forgive(boot, now)
 if suspect then
@@ -37,25 +46,30 @@ if suspect then
   end
 end
 
-local jobs = {}
-if call('HGET', workers, boot .. ':seq') == seq then
+local jobs, due = {}, nil
+if call('HGET', workers, boot .. ':seq') == int(seq) then
   local all = call('HGETALL', held)
   for i = 1, #all, 2 do
     local its_seq, fence = string.match(all[i + 1], '^(%d+):(.+)$')
-    local r = its_seq == seq and load_run(all[i])
+    local r = tonumber(its_seq) == seq and load_run(all[i])
     if r and not refusal(r, fence) then jobs[#jobs + 1] = { all[i], r } end
   end
   table.sort(jobs, function(a, b) return a[2][TAG] < b[2][TAG] end)
 else
-  sweep(now)
-  call('HSET', workers, boot .. ':seq', seq)
-  local mine = version == '' and { 'any', 'suspect' } or { 'any', version, 'suspect', 'suspect@' .. version }
+  due = sweep_if_due(now)
+  call('HSET', workers, boot .. ':seq', int(seq), boot .. ':seen', int(now))
+  -- Other lanes than `any` are named in the set `lanes` while they hold jobs.
+  local mine = { 'any' }
+  if call('EXISTS', lanes) == 1 then
+    mine = version == '' and { 'any', 'suspect' } or { 'any', version, 'suspect', 'suspect@' .. version }
+  end
   local counters = call('HMGET', meta, 'picks', 'v:interactive', 'v:normal', 'v:batch')
   local picks = tonumber(counters[1]) or 0
   local v = { interactive = counters[2], normal = counters[3], batch = counters[4] }
 
   -- The best job of one band over the lanes that this worker reads; taken out of its lane.
   local function take(band)
+    if #mine == 1 then return call('ZPOPMIN', ready_key('any', band))[1], 'any' end
     local best, best_tag, best_lane
     for _, lane in ipairs(mine) do
       if not (suspect and is_suspect(lane)) then
@@ -68,25 +82,48 @@ else
     return best, best_lane
   end
 
-  while #jobs < slots do
-    local order = (picks + 1) % BATCH_EVERY == 0 and { 'batch', 'interactive', 'normal' } or BANDS
-    local id, lane
-    for _, band in ipairs(order) do
-      id, lane = take(band)
-      if id then break end
+  -- Ids to lease, the best first, with the lane that each came from.
+  local function take_many(wanted)
+    local ids, from = {}, {}
+    -- The usual case in one command a band: one lane, and nothing that waits for its share.
+    if #mine == 1 and call('EXISTS', ready_key('any', 'batch')) == 0 then
+      for _, band in ipairs({ 'interactive', 'normal' }) do
+        if #ids < wanted then
+          local popped = call('ZPOPMIN', ready_key('any', band), wanted - #ids)
+          for i = 1, #popped, 2 do ids[#ids + 1], from[popped[i]] = popped[i], 'any' end
+        end
+      end
+      picks = picks + #ids
+      return ids, from
     end
-    if not id then break end
-    local r = load_run(id)
-    if r and r[STATE] == 'queued' then
+    while #ids < wanted do
+      local bands = (picks + 1) % BATCH_EVERY == 0 and { 'batch', 'interactive', 'normal' } or BANDS
+      local id, lane
+      for _, band in ipairs(bands) do
+        id, lane = take(band)
+        if id then break end
+      end
+      if not id then break end
+      ids[#ids + 1], from[id] = id, lane
       picks = picks + 1
-      if is_suspect(lane) then
-        suspect = id
-        call('HSET', meta, 'suspect', id)
-        call('ZREM', waits, 's:' .. id)
+      if is_suspect(lane) then suspect = id end
+    end
+    return ids, from
+  end
+
+  local ids, from = take_many(slots)
+  local rows = load_runs(ids)
+  collect()
+  for _, id in ipairs(ids) do
+    local r = rows[id]
+    if r and r[STATE] == 'queued' then
+      if is_suspect(from[id]) then
+        put('HSET', meta, 'suspect', id)
+        put('ZREM', waits, 's:' .. id)
       end
       forget_strike(id, r)
       v[r[BAND]] = math.max(tonumber(v[r[BAND]]) or 0, r[TAG])
-      r[STATE], r[FENCE], r[WORKER], r[HOST] = 'running', ARGV[4] .. '.' .. #jobs, boot, ARGV[8]
+      r[STATE], r[FENCE], r[WORKER], r[HOST] = 'running', nonce .. '.' .. #jobs, boot, host
       r[ATTEMPT], r[CLAIMED] = r[ATTEMPT] + 1, now
       if r[OFFSET] > 0 and r[FINGERPRINT] ~= fingerprint then
         write_rewound(id, r, 0, 'another version of the model goes on')
@@ -96,12 +133,14 @@ else
         raise_gen(r)
       end
       r[CLAIMED_OFFSET], r[FINGERPRINT], r[SERVED_BY] = r[OFFSET], fingerprint, version
-      save_run(id, r)
-      call('ZADD', leases, now + lease_ms, id)
-      call('HSET', held, id, seq .. ':' .. r[FENCE])
+      put('HSET', run, id, encode(r))
+      put('ZADD', leases, now + lease_ms, id)
+      put('HSET', held, id, int(seq) .. ':' .. r[FENCE])
       jobs[#jobs + 1] = { id, r }
     end
   end
+  write()
+  if suspect and from[suspect] and not rows[suspect] then suspect = false end
   if #jobs > 0 then
     local set = { 'picks', int(picks) }
     for _, band in ipairs(BANDS) do
@@ -118,12 +157,18 @@ else
     else call('DEL', prefix .. 'wake:' .. lane) end
   end
 end
-reply[2] = next_due(now)
-for _, job in ipairs(jobs) do
-  local id, r = job[1], job[2]
-  for _, field in ipairs({ id, r[FENCE], r[ATTEMPT], int(r[GEN]), r[OFFSET], int(r[SUBMITTED]) }) do
-    reply[#reply + 1] = field
+flush(now)
+due = due or next_due(now)
+reply[2] = #jobs > 0 and (due < 0 or due > lease_ms) and lease_ms or due
+if #jobs > 0 then
+  local ids = {}
+  for n, job in ipairs(jobs) do ids[n] = job[1] end
+  local bodies = call('HMGET', data, unpack(ids))
+  for n, job in ipairs(jobs) do
+    local r = job[2]
+    for _, field in ipairs({ job[1], r[FENCE], r[ATTEMPT], r[GEN], r[OFFSET], r[SUBMITTED], bodies[n] or '' }) do
+      reply[#reply + 1] = field
+    end
   end
-  reply[#reply + 1] = call('HGET', data, id) or ''
 end
-return reply
+return cmsgpack.pack(reply)

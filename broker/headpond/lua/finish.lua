@@ -3,7 +3,8 @@
 -- Reply: {'done', offset} also when repeated by the same fence; {'gap', offset}: tokens are missing, append them
 -- first; {'fenced' | 'cancelled' | 'expired', offset}
 -- Keeps: result, last event, acknowledgement and journal entry are written at once.
-local id = ARGV[2]
+local now, id = clock(ARGV[1]), ARGV[2]
 local r = load_run(id)
-local status = finish_lease(id, r, ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], clock(ARGV[1]))
+local status = finish_lease(id, r, ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], now)
+flush(now)
 return { status, r and r[OFFSET] or 0 }

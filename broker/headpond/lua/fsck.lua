@@ -56,6 +56,7 @@ for i = 1, #page[2], 2 do
     end)
   end
 end
+flush(now)
 local reply = { page[1], looked }
 for _, word in ipairs(found) do reply[#reply + 1] = word end
 return reply

@@ -7,4 +7,5 @@ for i = 4, #ARGV, 2 do
   local id, fence = ARGV[i], ARGV[i + 1]
   replies[#replies + 1] = park_lease(id, load_run(id), fence, ARGV[2], ARGV[3], now)
 end
+flush(now)
 return replies

@@ -33,4 +33,5 @@ for i = 1, #all, 2 do
     else take_back(id, r, now, 'unnamed', 'its worker no longer named it') end
   end
 end
+flush(now)
 return replies

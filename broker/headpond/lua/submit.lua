@@ -1,63 +1,78 @@
 -- submit: enqueue jobs, each at most once (Q4).
--- ARGV: now, max_queued (0: no bound), then for each job: id, data entry, digest, tenant, band,
---       pinned version ('' for none), cost in tokens, delay_ms (0: now), deadline_ms from now (0: none)
--- Reply: for each job 'new', 'known' (same request), 'conflict' (another request or tenant) or 'full'.
+-- ARGV: now, max_queued (0: no bound), a msgpack array of, for each job: id, data entry, digest, tenant, band, pinned
+--       version ('' for none), cost in tokens, delay_ms (0: now), deadline_ms from now (0: none)
+-- Reply: a msgpack array of, for each job, 'new', 'known' (same request), 'conflict' (another request or tenant) or
+--        'full'.
 -- Keeps: the id is looked up before the bound, so that a repeat of an accepted submit is never refused.
-local now, max_queued = clock(ARGV[1]), tonumber(ARGV[2])
-local replies, fresh, waiting = {}, {}, 0
+local now, max_queued, batch = clock(ARGV[1]), tonumber(ARGV[2]), cmsgpack.unpack(ARGV[3])
+local replies, fresh, waiting, ids = {}, {}, 0, {}
+for i = 1, #batch, 9 do ids[#ids + 1] = batch[i] end
+local there = call('HMGET', data, unpack(ids))
 if max_queued > 0 then
   waiting = call('ZCARD', delayed)
+  local others = call('SMEMBERS', lanes)
   for _, band in ipairs(BANDS) do
     waiting = waiting + call('ZCARD', ready_key('any', band))
-    for _, lane in ipairs(call('SMEMBERS', lanes)) do waiting = waiting + call('ZCARD', ready_key(lane, band)) end
+    for _, lane in ipairs(others) do waiting = waiting + call('ZCARD', ready_key(lane, band)) end
   end
 end
-for i = 3, #ARGV, 9 do
-  local id, digest, tenant = ARGV[i], ARGV[i + 2], ARGV[i + 3]
-  local raw = call('HGET', data, id)
-  local header
-  if raw then
-    local _, first = cmsgpack.unpack_one(raw)
+for n, id in ipairs(ids) do
+  local i = n * 9 - 8
+  local header = fresh[id]
+  if there[n] then
+    local _, first = cmsgpack.unpack_one(there[n])
     header = first
-  else
-    header = fresh[id]
   end
   if header then
-    replies[#replies + 1] = (header[2] == digest and header[3] == tenant) and 'known' or 'conflict'
+    replies[n] = (header[2] == batch[i + 2] and header[3] == batch[i + 3]) and 'known' or 'conflict'
   elseif max_queued > 0 and waiting >= max_queued then
-    replies[#replies + 1] = 'full'
+    replies[n] = 'full'
   else
-    replies[#replies + 1] = 'new'
-    fresh[id] = { 1, digest, tenant }
+    replies[n] = 'new'
+    fresh[id] = { 1, batch[i + 2], batch[i + 3] }
     waiting = waiting + 1
   end
 end
-local n, new = 0, 0
-for i = 3, #ARGV, 9 do
-  n = n + 1
+
+-- What is new is written with few commands, however many jobs there are.
+local bodies, rows, members, new = {}, {}, {}, {}
+for n, id in ipairs(ids) do
   if replies[n] == 'new' then
-    local id, band, delay, deadline = ARGV[i], ARGV[i + 4], tonumber(ARGV[i + 7]), tonumber(ARGV[i + 8])
-    local r = { 1, 'queued', '', 0, 0, '', inc, 0, 0, 0, 'any', band, 0, now, 0, 0, 0, '', '', '', '', 0, '',
-      ARGV[i + 5], '' }
-    call('HSET', data, id, ARGV[i + 1])
+    local i = n * 9 - 8
+    local band, pinned, delay, deadline = batch[i + 4], batch[i + 5], batch[i + 7], batch[i + 8]
+    local r = { 1, 'queued', '', inc, 0, 0, 0, band, 0, 0, '', 0, 'any', now, 0, 0, 0, '', '', '', '', 0, '',
+      pinned, '' }
+    new[#new + 1] = id
+    bodies[#bodies + 1], bodies[#bodies + 2] = id, batch[i + 1]
     if delay > 0 then
       r[STATE], r[LANE] = 'delayed', lane_of(r)
       call('ZADD', delayed, now + delay, id)
       -- Its own lane must hear of it before the next block ends.
       if call('ZRANGE', delayed, 0, 0)[1] == id then wake(r[LANE]) end
     else
-      r[TAG] = fair_tag(band, ARGV[i + 3], tonumber(ARGV[i + 6]))
-      make_ready(id, r, now)
+      r[TAG] = fair_tag(band, batch[i + 3], batch[i + 6])
+      if pinned ~= '' then make_ready(id, r, now)
+      else
+        local key = ready_key('any', band)
+        members[key] = members[key] or {}
+        local list = members[key]
+        list[#list + 1], list[#list + 2] = r[TAG], id
+      end
     end
     if deadline > 0 then
       call('ZADD', deadlines, now + deadline, id)
       if call('ZRANGE', deadlines, 0, 0)[1] == id then wake(r[LANE]) end
     end
-    save_run(id, r)
-    write_journal('submit', id, now)
-    new = new + 1
+    rows[#rows + 1], rows[#rows + 2] = id, encode(r)
   end
 end
-pay()
-if new > 0 then call('HINCRBY', meta, 'submitted', new) end
-return replies
+if #new > 0 then
+  call('HSET', data, unpack(bodies))
+  call('HSET', run, unpack(rows))
+  for key, list in pairs(members) do call('ZADD', key, unpack(list)) end
+  if next(members) then wake('any') end
+  pay()
+  for _, id in ipairs(new) do write_journal('submit', id, now) end
+  call('HINCRBY', meta, 'submitted', #new)
+end
+return cmsgpack.pack(replies)

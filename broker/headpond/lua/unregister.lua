@@ -10,4 +10,5 @@ for i = 1, #all, 2 do
 end
 call('DEL', prefix .. 'held:' .. boot)
 call('HDEL', workers, boot, boot .. ':seen', boot .. ':seq')
+flush(now)
 return 'ok'

@@ -4,9 +4,47 @@ local MAX_FAULTS = 25        -- leases of one job that ended by a crash or an en
 local PROGRESS_TOKENS = 8    -- a lease that made as many is no strike, and clears those before
 local KEPT_ATTEMPTS = 32     -- records of ended leases that are kept of one job
 
+-- Writes of many jobs in few commands. Between collect() and write() nothing that put() notes may be read back.
+local noted, order
+
+local function collect() noted, order = {}, {} end
+
+local function put(command, key, ...)
+  if not noted then return call(command, key, ...) end
+  local name = command .. key
+  local list = noted[name]
+  if not list then
+    list = { command, key }
+    noted[name] = list
+    order[#order + 1] = list
+  end
+  for _, word in ipairs({ ... }) do list[#list + 1] = word end
+end
+
+local function write()
+  for _, list in ipairs(order) do call(unpack(list)) end
+  noted, order = nil, nil
+end
+
+-- What a script counts; written once, by flush(), which is the last of it.
+local bumps, ends = {}, 0
+
+local function bump(field, n) bumps[field] = (bumps[field] or 0) + n end
+
+local function flush(now)
+  for field, n in pairs(bumps) do call('HINCRBY', meta, field, n) end
+  if ends > 0 then
+    -- The usual time between two ends tells a refused producer when a place will be free.
+    local last, gap = unpack(call('HMGET', meta, 'end_ms', 'end_gap_ms'))
+    local since = math.max(0, now - tonumber(last or now)) / ends
+    gap = gap and gap + (since - gap) * (1 - 0.9 ^ ends) or since
+    call('HSET', meta, 'end_ms', int(now), 'end_gap_ms', string.format('%.3f', gap))
+  end
+end
+
 local function release(id, r)
-  call('ZREM', leases, id)
-  if r[WORKER] ~= '' then call('HDEL', prefix .. 'held:' .. r[WORKER], id) end
+  put('ZREM', leases, id)
+  if r[WORKER] ~= '' then put('HDEL', prefix .. 'held:' .. r[WORKER], id) end
   if r[BAND] == 'batch' then call('ZREM', preempts, id) end
   if suspect == id then
     suspect = false
@@ -30,17 +68,20 @@ local function end_job(id, r, state, reason, now)
   if r[STATE] == 'running' then release(id, r)
   elseif r[STATE] == 'queued' then unqueue(id, r)
   elseif r[STATE] == 'delayed' then call('ZREM', delayed, id) end
-  call('ZREM', deadlines, id)
+  put('ZREM', deadlines, id)
   forget_strike(id, r)
   -- A reader may be ahead of a server that went back: below its last entry it would never see the end (Q9).
   if r[GEN] < inc then write_rewound(id, r, r[OFFSET], 'the server restarted') end
   r[STATE], r[REASON], r[ENDED] = state, reason, now
-  write_entry(id, r, 'e', cmsgpack.pack({ 1, 'ended', r[OFFSET], state }))
-  save_run(id, r)
-  if state == 'dead' then call('ZADD', dead, now, id) end
-  if not storage then call('ZADD', ended, now + retention_ms, id) end
+  -- The messages of other actors are no jobs: nobody reads a stream of theirs.
+  if not string.find(id, '#', 1, true) then
+    write_entry(id, r, 'e', cmsgpack.pack({ 1, 'ended', r[OFFSET], state }))
+  end
+  put('HSET', run, id, encode(r))
+  if state == 'dead' then put('ZADD', dead, now, id) end
+  if not storage then put('ZADD', ended, now + retention_ms, id) end
   write_journal('end', id, now)
-  call('HINCRBY', meta, 'count:' .. state, 1)
+  bump('count:' .. state, 1)
 end
 
 -- How one lease ended without an end of its job: what a replay bundle shows of it.
@@ -69,7 +110,7 @@ local function take_back(id, r, now, how, reason)
       call('HSET', prefix .. 'struck:' .. r[WORKER], id, r[STRIKES])
     end
     r[STRIKES] = r[STRIKES] + 1
-    call('HINCRBY', meta, 'strikes', 1)
+    bump('strikes', 1)
   end
   local why
   if r[STRIKES] >= MAX_STRIKES then why = r[STRIKES] .. ' leases in a row ended without progress'
@@ -79,7 +120,7 @@ local function take_back(id, r, now, how, reason)
     end_job(id, r, 'dead', why .. '; the last: ' .. reason, now)
   else
     make_ready(id, r, now)
-    save_run(id, r)
+    put('HSET', run, id, encode(r))
   end
 end
 
@@ -111,11 +152,8 @@ local function finish_lease(id, r, fence, offset, state, document, reason, now)
     if not background then call('ZADD', streams, now + stream_retention_ms, id) end
   end
   end_job(id, r, state, reason, now)
-  -- Two figures that tell a refused producer when a place will be free: the usual time between two ends.
-  local last, gap = unpack(call('HMGET', meta, 'end_ms', 'end_gap_ms'))
-  local since = math.max(0, now - tonumber(last or now))
-  call('HSET', meta, 'end_ms', int(now), 'end_gap_ms', string.format('%.3f', gap and 0.9 * gap + 0.1 * since or since))
-  if r[OFFSET] > 0 then call('HINCRBY', meta, 'tokens', r[OFFSET]) end
+  ends = ends + 1
+  if r[OFFSET] > 0 then bump('tokens', r[OFFSET]) end
   return 'done'
 end
 

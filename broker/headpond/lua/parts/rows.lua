@@ -1,18 +1,40 @@
--- The run row: where one job stands. Fields in the order of headpond.wire.RunRow.
-local STATE, FENCE, ATTEMPT, STRIKES, WORKER, GEN, OFFSET, ENTRIES, TAG, LANE, BAND = 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
-local CLAIMED_OFFSET, SUBMITTED, CLAIMED, ENDED, DURABLE, REASON, PARKED, FINGERPRINT = 13, 14, 15, 16, 17, 18, 19, 20
-local HOST, FAULTS, STRUCK, PINNED, SERVED_BY = 21, 22, 23, 24, 25
+-- The run row: where one job stands, as two msgpack arrays, one after the other. The first holds what each step of an
+-- engine reads and writes, so that append leaves the second packed. Fields in the order of headpond.wire.RunRow.
+local STATE, FENCE, GEN, OFFSET, ENTRIES, CLAIMED_OFFSET, BAND = 2, 3, 4, 5, 6, 7, 8
+local ATTEMPT, STRIKES, WORKER, TAG, LANE, SUBMITTED, CLAIMED, ENDED, DURABLE = 9, 10, 11, 12, 13, 14, 15, 16, 17
+local REASON, PARKED, FINGERPRINT, HOST, FAULTS, STRUCK, PINNED, SERVED_BY = 18, 19, 20, 21, 22, 23, 24, 25
 
--- A row that cannot be read counts as absent: one bad row must not stop a queue.
-local function decode(raw)
+-- The first array, and the second as it is packed; nil for a row that cannot be read, which counts as absent: one bad
+-- row must not stop a queue.
+local function decode_head(raw)
   if not raw then return nil end
-  local ok, row = pcall(cmsgpack.unpack, raw)
-  if ok and type(row) == 'table' and row[SERVED_BY] then return row end
+  local ok, at, head = pcall(cmsgpack.unpack_one, raw)
+  if ok and type(head) == 'table' and head[BAND] and at > 0 then return head, string.sub(raw, at + 1) end
   return nil
 end
 
+local function decode(raw)
+  local r, rest = decode_head(raw)
+  if not r then return nil end
+  local ok, tail = pcall(cmsgpack.unpack, rest)
+  if not ok or type(tail) ~= 'table' or not tail[SERVED_BY - BAND] then return nil end
+  for i = 1, SERVED_BY - BAND do r[BAND + i] = tail[i] end
+  return r
+end
+
+local function encode_head(r) return cmsgpack.pack({ unpack(r, 1, BAND) }) end
+
 local function load_run(id) return decode(call('HGET', run, id)) end
-local function save_run(id, r) call('HSET', run, id, cmsgpack.pack(r)) end
+
+-- Rows of several ids, by id; one that cannot be read is not in it.
+local function load_runs(ids)
+  local rows = {}
+  if #ids == 0 then return rows end
+  for i, raw in ipairs(call('HMGET', run, unpack(ids))) do rows[ids[i]] = decode(raw) end
+  return rows
+end
+local function encode(r) return encode_head(r) .. cmsgpack.pack({ unpack(r, BAND + 1, SERVED_BY) }) end
+local function save_run(id, r) call('HSET', run, id, encode(r)) end
 
 -- Why a writer that names (id, fence) may not write; nil if it may.
 local function refusal(r, fence)

@@ -7,7 +7,7 @@ end
 local function write_entry(id, r, field, payload)
   if background then return end
   if r[ENTRIES] > 15 then raise_gen(r) end
-  local entry = int(r[GEN]) .. '-' .. int(r[OFFSET] * 16 + r[ENTRIES])
+  local entry = string.format('%.0f-%.0f', r[GEN], r[OFFSET] * 16 + r[ENTRIES])
   call('XADD', prefix .. 'events:' .. id, entry, field, payload)
   r[ENTRIES] = r[ENTRIES] + 1
 end

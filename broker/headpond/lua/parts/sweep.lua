@@ -148,3 +148,14 @@ local function next_due(now)
   end
   return soonest and math.max(0, soonest - now) or -1
 end
+
+-- A busy queue is claimed from every moment: there is no need to go through all of it each time.
+local SWEEP_EVERY_MS = 20
+
+-- Sweep where something is due or the last sweep is a while ago. Returns what next_due gives afterwards.
+local function sweep_if_due(now)
+  local due = next_due(now)
+  if due ~= 0 and last_tick and now >= last_tick and now - last_tick < SWEEP_EVERY_MS then return due end
+  sweep(now)
+  return next_due(now)
+end
