@@ -16,14 +16,14 @@ from headpond.connections import (
     RedisAddress,
     connect_async,
     connect_async_blocking,
+    script_key,
     server_id,
-    static_keys,
 )
 from headpond.errors import HeadpondError, QueueError
 from headpond.keys import MODELS, queue_keys
 from headpond.models import ModelRow, unpack_model
 from headpond.replies import StreamEntry, parse_entries, parse_read, retry_after_s
-from headpond.scripts import NOT_MET, STATIC_KEYS, load_script
+from headpond.scripts import NOT_MET, load_script
 from headpond.wire import RunRow, unpack_run
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class AsyncServer:
     async def run(self, name: str, operation: ops.Operation[T]) -> T:
         """Send one operation. Raises RedisUnavailable, QueueError."""
         script = load_script(operation.script)
-        call = (len(STATIC_KEYS), *static_keys(name), "", *operation.args)
+        call = (1, script_key(name), "", *operation.args)
         try:
             try:
                 reply = await self._send(self.redis, "EVALSHA", script.sha, *call)

@@ -23,7 +23,7 @@ from headpond.held import HeldLease, HeldLeases, Renewals
 from headpond.operations import Entry, Submitted
 from headpond.queue import JobQueue, Server
 from headpond.submission import GENERATE
-from headpond.wire import Call, pack_data, unpack_data
+from headpond.wire import Call, pack_checked
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class HeadpondBroker(dramatiq.Broker):
         storage: bool = False,
         row: Callable[[], bytes] = _no_row,
     ) -> None:
+        self._heeded: dict[str, tuple[int, bool]] = {}
         super().__init__(middleware=middleware)
         self.server, self.slots, self.lease_s = server, slots, lease_s
         self.boot = boot or str(ULID())
@@ -74,6 +75,26 @@ class HeadpondBroker(dramatiq.Broker):
         self._renewals: dict[str, Renewals] = {}
         self._consumers: set[HeadpondConsumer] = set()
         self.add_middleware(_ShutdownSignal())
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if self._heeds(f"before_{signal}"):
+            super().emit_before(signal, *args, **kwargs)
+
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if self._heeds(f"after_{signal}"):
+            super().emit_after(signal, *args, **kwargs)
+
+    def _heeds(self, hook: str) -> bool:
+        """Whether any middleware does something at this signal. dramatiq calls them all, several times a message."""
+        known = self._heeded.get(hook)
+        if known is None or known[0] != len(self.middleware):
+            plain = getattr(dramatiq.Middleware, hook, None)
+            heeded = any(
+                getattr(type(m), hook, plain) is not plain or hook in getattr(m, "__dict__", ())
+                for m in self.middleware
+            )
+            known = self._heeded[hook] = (len(self.middleware), heeded)
+        return known[1]
 
     def declare_queue(self, queue_name: str) -> None:
         if queue_name not in self.queues:
@@ -100,12 +121,10 @@ class HeadpondBroker(dramatiq.Broker):
         call = Call(message.actor_name, message.args, message.kwargs, message.options, message.message_timestamp)
         entry = Entry(
             id=message.message_id if message.actor_name == GENERATE else f"{message.message_id}#{retries}",
-            data=pack_data(call, digest=""),
+            data=pack_checked(call),
             digest="",
             delay_s=(delay or 0) / 1000,
         )
-        # What a worker could not read is refused here: a dict with keys that are no strings, for one.
-        unpack_data(entry.data)
         try:
             queue = self.job_queue(message.queue_name)
             (answer,) = queue.submit([entry])

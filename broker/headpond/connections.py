@@ -25,7 +25,7 @@ from redis.retry import Retry
 
 from headpond.errors import ConfigError, RedisUnavailable
 from headpond.keys import queue_keys
-from headpond.scripts import STATIC_KEYS, load_script
+from headpond.scripts import load_script
 from headpond.settings import CONFIG_NAME, RUN_FILE, Settings, find_config, load_settings
 
 UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
@@ -147,10 +147,10 @@ def server_id(info: Mapping[str, object]) -> str:
 
 
 @lru_cache(maxsize=1024)
-def static_keys(queue: str) -> tuple[bytes, ...]:
-    """KEYS of every script. Bytes, and kept, for they are sent with every call."""
-    keys = queue_keys(queue)
-    return tuple(keys.named(name).encode() for name in STATIC_KEYS)
+def script_key(queue: str) -> bytes:
+    """The one key that a script is given: it names the queue, and all other keys derive from it. Bytes, and kept, for
+    it is sent with every call."""
+    return queue_keys(queue).named("meta").encode()
 
 
 @dataclass(slots=True)
@@ -166,7 +166,7 @@ class Greeter:
         source = load_script("hello").source
         now = str(self.clock()) if self.clock else ""
         return [
-            ("EVAL", source, len(STATIC_KEYS), *static_keys(queue), now, who, "1" if storage else "")
+            ("EVAL", source, 1, script_key(queue), now, who, "1" if storage else "")
             for queue, storage in list(self.queues.items())
         ]
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from headpond.errors import HeadpondError
+from headpond.errors import HeadpondError, RedisUnavailable
 from headpond.operations import Lease, LeaseStatus
 from headpond.queue import JobQueue
 
 logger = logging.getLogger(__name__)
 
 RENEWALS_PER_LEASE = 3
+IDLE_RENEWAL_S = 10.0
+"""How often a worker that holds nothing renews its row; its claims say that it lives."""
 
 
 def _always() -> bool:
@@ -117,14 +120,35 @@ class Renewals(threading.Thread):
         self._full_version = full_version
         self._interval_s = lease_s / RENEWALS_PER_LEASE
         self._stop = threading.Event()
+        self._notices = queue.notices(boot)
+        self._said = (0, 0.0)
+        """How many leases the last renewal named, and when it was."""
 
     def run(self) -> None:
-        while not self._stop.wait(self._interval_s):
+        while not self._paused():
+            named, at = self._said
+            if not named and not len(self._held) and time.monotonic() - at < IDLE_RENEWAL_S:
+                continue
             try:
                 self.renew()
             except HeadpondError as error:
                 # The server is away. Its leases move with it (Q8), so trying again is all there is to do.
                 logger.warning("renewal_failed queue=%s error=%s", self._queue.name, error)
+
+    def _paused(self) -> bool:
+        """Wait for the next renewal, or for a notice that brings it forward. True once told to stop."""
+        until = time.monotonic() + self._interval_s
+        while not self._stop.is_set() and (left_s := until - time.monotonic()) > 0:
+            if not len(self._held):
+                self._stop.wait(left_s)
+                continue
+            try:
+                if self._notices.wait(left_s, unless=self._stop.is_set):
+                    break
+            except RedisUnavailable as error:
+                logger.info("notices_failed queue=%s error=%s", self._queue.name, error)
+                self._stop.wait(left_s)
+        return self._stop.is_set()
 
     def renew(self) -> None:
         """One renewal, now. Raises RedisUnavailable."""
@@ -134,6 +158,7 @@ class Renewals(threading.Thread):
         answers = self._queue.renew(
             self._boot, last_seq=last_seq, row=self._row(), pairs=pairs, full_version=self._full_version()
         )
+        self._said = (len(named), time.monotonic())
         for held, status in zip(named, answers, strict=True):
             held.preempted = held.preempted or status is LeaseStatus.PREEMPT
             if status.over and not held.settled:
@@ -147,3 +172,4 @@ class Renewals(threading.Thread):
 
     def stop(self) -> None:
         self._stop.set()
+        self._notices.interrupt()

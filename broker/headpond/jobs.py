@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ulid import ULID
@@ -24,6 +25,8 @@ VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 MAX_BODY_BYTES = 1 << 20
 """Upper bound of one request's text, in UTF-8 bytes."""
 MAX_TOKENS_LIMIT = 1 << 20
+JSON_ALLOWANCE_BYTES = 1 << 16
+"""More than a request has as JSON beside its texts, with as many stop texts and tokens as it may have."""
 
 
 class JobState(StrEnum):
@@ -117,20 +120,34 @@ class JobRequest(_Frozen):
         if self.messages is not None and not any(m.content.strip() for m in self.messages):
             raise ValueError("the messages are empty")
         try:
-            size = len(json.dumps(self.model_dump(mode="json"), ensure_ascii=False).encode())
+            size = sum(len(text.encode()) for text in self._texts())
         except UnicodeEncodeError:
             raise ValueError("the text is not valid Unicode (it holds a lone surrogate)") from None
+        # As JSON a character has at most six bytes for each of its own in UTF-8. What may pass the bound is measured.
+        if size * 6 + len(self.messages or ()) * 40 + JSON_ALLOWANCE_BYTES > MAX_BODY_BYTES:
+            size = len(json.dumps(self.model_dump(mode="json"), ensure_ascii=False).encode())
         if size > MAX_BODY_BYTES:
             raise ValueError(f"the request has {size} bytes; the limit is {MAX_BODY_BYTES}")
         return self
+
+    def _texts(self) -> Iterator[str]:
+        yield from self.stop
+        if self.prompt is not None:
+            yield self.prompt
+        for message in self.messages or ():
+            yield message.role
+            yield message.content
+
+    def asked(self) -> dict[str, Any]:
+        """The fields that are asked for, as JSON has them. One that is left out has its default."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
     def digest(self) -> str:
         """32 hex digits that two requests share exactly if they ask for the same.
 
         A field that is not asked for does not count, so that a release with more fields knows the older requests.
         """
-        asked = self.model_dump(mode="json", exclude_defaults=True)
-        canonical = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self.asked(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
     def chat(self) -> tuple[Message, ...]:

@@ -18,6 +18,7 @@ headpond:{q}:workers               hash   boot id -> worker row; <boot>:seq -> i
 headpond:{q}:held:<boot>           hash   id -> "<seq>:<fence>": the leases that a worker was given
 headpond:{q}:spec                  hash   version -> fingerprint of what serves this name
 headpond:{q}:struck:<boot>         hash   id -> strikes before the one that this boot's silence gave
+headpond:{q}:notice:<boot>         list   at most one token: something became of a job that this worker runs
 headpond:{q}:waits                 zset   what ends a wait, by time: "s:<id>", "lane:<lane>", "gone:<lane>"
 headpond:{q}:lanes                 set    lanes beside `any` that jobs wait in, or did
 headpond:{q}:fair:<band>           zset   tenant by the virtual time up to which its jobs are paid for
@@ -57,6 +58,9 @@ class QueueKeys:
 
     def wake(self, lane: str) -> str:
         return f"{self.prefix}wake:{lane}"
+
+    def notice(self, boot: str) -> str:
+        return f"{self.prefix}notice:{boot}"
 
     def ready(self, lane: str, band: str) -> str:
         return f"{self.prefix}ready:{lane}:{band}"

@@ -18,15 +18,15 @@ from headpond.connections import (
     RedisAddress,
     connect,
     connect_blocking,
+    script_key,
     server_id,
-    static_keys,
 )
 from headpond.errors import HeadpondError, MalformedDocument, QueueError
 from headpond.jobs import JobState
 from headpond.keys import MODELS, lanes_of, queue_keys
 from headpond.models import ModelRow, pack_model, unpack_model
 from headpond.replies import StreamEntry, parse_entries, parse_read, parse_scores, retry_after_s
-from headpond.scripts import NOT_MET, STATIC_KEYS, load_script
+from headpond.scripts import NOT_MET, load_script
 from headpond.waiter import Waiter
 from headpond.wire import Attempt, RunRow, unpack_attempts, unpack_run
 from headpond.workers import WorkerRow, pack_worker, unpack_workers
@@ -83,7 +83,7 @@ class Server:
         """Send one operation. Raises RedisUnavailable, QueueError."""
         now = str(self._clock()) if self._clock else ""
         script = load_script(operation.script)
-        call = (len(STATIC_KEYS), *static_keys(name), now, *operation.args)
+        call = (1, script_key(name), now, *operation.args)
         try:
             try:
                 reply = _send(self.redis, "EVALSHA", script.sha, *call)
@@ -111,7 +111,7 @@ class Server:
         now = str(self._clock()) if self._clock else ""
         pipe = self.redis.pipeline(transaction=False)
         for operation in operations:
-            call = (len(STATIC_KEYS), *static_keys(name), now, *operation.args)
+            call = (1, script_key(name), now, *operation.args)
             _send(pipe, "EVALSHA", load_script(operation.script).sha, *call)
         try:
             replies = pipe.execute(raise_on_error=False)
@@ -219,6 +219,10 @@ class JobQueue:
         """What one consumer blocks on. version: of the model that it serves."""
         lanes = lanes_of(version)
         return Waiter(self.server.address, self.server.redis, [queue_keys(self.name).wake(lane) for lane in lanes])
+
+    def notices(self, boot: str) -> Waiter:
+        """What a worker blocks on to hear at once of its jobs' ends by others."""
+        return Waiter(self.server.address, self.server.redis, [queue_keys(self.name).notice(boot)])
 
     def ids(self) -> list[str]:
         """Ids of all jobs that the server holds, ended ones included."""

@@ -7,12 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-STATIC_KEYS = (
-    "meta", "data", "run", "result", "delayed", "deadlines", "leases", "ended", "dead", "journal", "workers",
-    "spec", "waits", "lanes", "streams", "attempts", "preempts", "weights",
-)  # fmt: skip
-"""KEYS of every script, in the order that parts/head.lua unpacks them."""
-
 _ALL_PARTS = ("head", "rows", "journal", "streams", "lanes", "ends", "sweep", "preemption")
 """lua/parts, in the order of what builds on what."""
 _FEW_PARTS = {

@@ -73,7 +73,7 @@ def prepare(
             field="tenant",
         )
     request = _request(prompt, messages, options)
-    call = Call(GENERATE, (), {"request": request.model_dump(mode="json")}, {}, int(time.time() * 1000))
+    call = Call(GENERATE, (), {"request": request.asked()}, {}, int(time.time() * 1000))
     digest, cost = _digest(request, pinned), request.cost_tokens()
     entry = Entry(
         id=str(new_id),

@@ -114,8 +114,24 @@ def pack_data(
 
     pinned: the one version that may run it. cost: in tokens, as its tenant pays it.
     """
-    header = [ROW_VERSION, digest, tenant, band, pinned, cost]
-    return pack(header) + pack([ROW_VERSION, call.actor, call.args, call.kwargs, call.options, call.timestamp_ms])
+    return pack([ROW_VERSION, digest, tenant, band, pinned, cost]) + _pack_call(call)
+
+
+def _pack_call(call: Call) -> bytes:
+    return pack([ROW_VERSION, call.actor, call.args, call.kwargs, call.options, call.timestamp_ms])
+
+
+_PLAIN_HEADER = pack([ROW_VERSION, "", "", "normal", "", 1])
+
+
+def pack_checked(call: Call) -> bytes:
+    """The `data` entry of another actor's message.
+
+    Raises MalformedDocument for what a worker could not read: a dict with keys that are no strings, for one.
+    """
+    body = _pack_call(call)
+    unpack(body, kind="call")
+    return _PLAIN_HEADER + body
 
 
 def unpack_data(data: bytes) -> Call:

@@ -63,9 +63,23 @@ local function forget_strike(id, r)
   end
 end
 
+local NOTICE_MS = 60000      -- how long a notice waits for a worker that may be gone
+
+-- Tell a worker at once that something became of its jobs: a long prefill appends nothing, and would hear of it only
+-- by the next renewal.
+local function notify(boot)
+  local key = prefix .. 'notice:' .. boot
+  if call('EXISTS', key) == 0 then
+    call('RPUSH', key, '1')
+    call('PEXPIRE', key, NOTICE_MS)
+  end
+end
+
 -- With storage the persister sets the time of expiry, after its commit (Q10).
 local function end_job(id, r, state, reason, now)
-  if r[STATE] == 'running' then release(id, r)
+  if r[STATE] == 'running' then
+    release(id, r)
+    if state == 'cancelled' or state == 'expired' then notify(r[WORKER]) end
   elseif r[STATE] == 'queued' then unqueue(id, r)
   elseif r[STATE] == 'delayed' then call('ZREM', delayed, id) end
   put('ZREM', deadlines, id)

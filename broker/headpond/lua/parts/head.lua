@@ -1,10 +1,13 @@
 -- Head of every script. Each script is atomic, reads and checks before its first write, and may be repeated after
 -- a lost reply. Times are ms of the server's clock; tests alone pass another one.
--- KEYS: the static keys of one queue, in this order. events:<id>, held:<boot>, struck:<boot>, wake:<lane>,
--- ready:<lane>:<band> and fair:<band> derive from KEYS[1] and so stand in the same slot.
-local meta, data, run, result, delayed, deadlines, leases, ended, dead, journal, workers, spec, waits, lanes, streams,
-  attempts, preempts, weights = unpack(KEYS)
-local call, prefix = redis.call, string.sub(KEYS[1], 1, -5)
+-- KEYS[1]: meta, which names the queue. All other keys of it derive from that one, and so stand in the same slot; a
+-- client that packed all of them would spend more on it than the server on a whole script.
+local meta, call, prefix = KEYS[1], redis.call, string.sub(KEYS[1], 1, -5)
+local data, run, result, delayed, deadlines, leases, ended, dead, journal, workers, spec, waits, lanes, streams,
+  attempts, preempts, weights = prefix .. 'data', prefix .. 'run', prefix .. 'result', prefix .. 'delayed',
+  prefix .. 'deadlines', prefix .. 'leases', prefix .. 'ended', prefix .. 'dead', prefix .. 'journal',
+  prefix .. 'workers', prefix .. 'spec', prefix .. 'waits', prefix .. 'lanes', prefix .. 'streams',
+  prefix .. 'attempts', prefix .. 'preempts', prefix .. 'weights'
 
 local BANDS = { 'interactive', 'normal', 'batch' }
 -- The queue of the persistence actor: nobody reads its streams, and its messages are never quarantined.
