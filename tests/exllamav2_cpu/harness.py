@@ -118,6 +118,9 @@ def install(*, devices: int = 1, flash_attn: bool = True, vram_bytes: int = 24 <
         os.environ["EXLLAMA_NO_FLASH_ATTN"] = "1"
     sys.modules.update({module.__name__: module for module in modules})
     _patch_torch(harness)
+    # exllamav2 wants the same for the whole process. Several threads are slower than one at tensors this small, many
+    # times slower where something else runs, and their number would decide the last bits of sums.
+    torch.set_num_threads(1)
     sys.meta_path.insert(0, _PatchedImports())
     _installed, _installed_with = harness, asked
     return harness
