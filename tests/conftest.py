@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -23,6 +24,16 @@ from headpond_workers.supervision.embedded_valkey import ValkeyProcess, running_
 
 T = TypeVar("T")
 DEADLINE_S = 30.0
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what the imports made and the whole run needs.
+
+    exllamav2 engines collect garbage when they are closed, and the objects of torch and transformers take a third of a
+    second to walk.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def eventually(probe: Callable[[], T], *, deadline_s: float = DEADLINE_S, what: str = "the condition") -> T:

@@ -323,7 +323,9 @@ def test_running_sequences_do_not_notice_a_load_or_a_save(tmp_path: Path) -> Non
             assert used == {page.page_index for page in generator.referenced_pages.values()}
             check_table(generator)
         if steps == 20:
-            running = prompts[0] + tuple(tokens[jobs[0]])
+            # Not those in the results: exllamav2 holds ids back until they are text.
+            running = tuple(jobs[0].sequences[0].sequence_ids.torch()[0].tolist())
+            assert 300 < len(running) < 340
             covered = export_prefix(generator, running, tmp_path / "of", fingerprint=exl.fingerprint(generator))
             assert covered == len(running) - 1
 

@@ -21,8 +21,8 @@ WITHOUT_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no sy
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 BUSY = "{% for i in range(300) %}{% for j in range(300) %}{% endfor %}{% endfor %}x"
 """Many steps, all of them within the budget."""
-SLOW = "{% for i in range(4000) %}{{ ('x' * 4000000)[:0] }}{% endfor %}x"
-"""Few steps, and seconds of processor time."""
+SLOW = "{% for i in range(300000) %}{{ ('x' * 4000000)[:0] }}{% endfor %}x"
+"""Steps within the budget that fill 4 MB each, 1.2 TB in all: on any processor more time than a limit here allows."""
 GREEDY = "".join(f"{{% set s{index} = 'x' * 4000000 %}}" for index in range(80)) + "x"
 """320 MB, in values of a size that is allowed."""
 

@@ -128,18 +128,22 @@ def _attend(
     window: tuple[int, int],
     softcap: float,
 ) -> torch.Tensor:
-    """q (Q, heads, head_dim), k and v (K, kv_heads, head_dim); returns the shape and type of q."""
+    """q (Q, heads, head_dim), k and v (K, kv_heads, head_dim); returns the shape and type of q.
+
+    In float64, whose rounding does not reach the result: that of float32 differs with the number of queries and with
+    the processor, as they choose the kernel, and shows in the last bit of an fp16 now and then.
+    """
     queries, heads, head_dim = q.shape
     keys, kv_heads, _ = k.shape
-    grouped = q.float().view(queries, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
-    scores = grouped @ k.float().permute(1, 2, 0).unsqueeze(1)
+    grouped = q.double().view(queries, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
+    scores = grouped @ k.double().permute(1, 2, 0).unsqueeze(1)
     scores *= head_dim**-0.5 if scale is None else scale
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
     hidden = _mask(queries, keys, causal, window)
     if hidden is not None:
         scores = scores.masked_fill(hidden, -torch.inf)
-    mixed = scores.softmax(-1) @ v.float().permute(1, 0, 2).unsqueeze(1)
+    mixed = scores.softmax(-1) @ v.double().permute(1, 0, 2).unsqueeze(1)
     return mixed.permute(2, 0, 1, 3).reshape(queries, heads, head_dim).to(q.dtype)
 
 

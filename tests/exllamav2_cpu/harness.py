@@ -118,6 +118,12 @@ def install(*, devices: int = 1, flash_attn: bool = True, vram_bytes: int = 24 <
         os.environ["EXLLAMA_NO_FLASH_ATTN"] = "1"
     sys.modules.update({module.__name__: module for module in modules})
     _patch_torch(harness)
+    # exllamav2 wants the same for the whole process. Several threads are slower than one at tensors this small, many
+    # times slower where something else runs, and their number would decide the last bits of sums.
+    torch.set_num_threads(1)
+    # Where the processor has fp16 arithmetic torch gives fp16 products to oneDNN, which may choose a kernel by the
+    # number of rows. torch's own gives a row the same bits in every batch.
+    torch.backends.mkldnn.enabled = False
     sys.meta_path.insert(0, _PatchedImports())
     _installed, _installed_with = harness, asked
     return harness

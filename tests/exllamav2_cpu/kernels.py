@@ -12,11 +12,11 @@ HALF_MAX = 65504.0
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, epsilon: float) -> None:
-    """out = x * weight / sqrt(mean(x * x) + epsilon), along the last dimension."""
-    values = x.float()
+    """out = x * weight / sqrt(mean(x * x) + epsilon), along the last dimension; in float64, as attention is."""
+    values = x.double()
     if x.dtype == torch.half:
         values = values.clamp(-HALF_MAX, HALF_MAX)
-    out.copy_(values * weight.float() * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + epsilon))
+    out.copy_(values * weight.double() * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + epsilon))
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor, epsilon: float) -> None:
