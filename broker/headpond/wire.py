@@ -1,66 +1,55 @@
-"""The only codec: what stands in Redis and in storage, as msgpack.
+"""What stands in Redis and in storage: its classes, and how each is packed and unpacked. No I/O.
 
-Documents are maps with `schema` and `v`. Rows that scripts read or that are written for each token are
-arrays whose first element is their version. docs/format.md describes them all. A reader refuses a newer
-major version, and bounds a document before it unpacks it.
+docs/format.md describes all of it. Values, documents and rows are `headpond.codec`'s, the rows that scripts write are
+`headpond.rows`'; both are imported from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import msgpack
 
-from headpond.errors import MalformedDocument, UnsupportedSchema
+from headpond.codec import (
+    MAX_DOCUMENT_BYTES,
+    ROW_VERSION,
+    pack,
+    pack_document,
+    unpack,
+    unpack_document,
+    unpack_row,
+)
+from headpond.errors import MalformedDocument
 from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
+from headpond.rows import Attempt, RunRow, unpack_attempts, unpack_run
 
-MAX_DOCUMENT_BYTES = 64 << 20
-ROW_VERSION = 1
-
-
-def pack(value: object) -> bytes:
-    return cast("bytes", msgpack.packb(value, use_bin_type=True))
-
-
-def unpack(data: bytes, *, kind: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
-    """Unpack one value. Raises MalformedDocument; allocates no more than len(data) allows."""
-    if len(data) > max_bytes:
-        raise MalformedDocument(kind, f"{len(data)} bytes; at most {max_bytes} are read")
-    try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=True)
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise MalformedDocument(kind, f"{type(error).__name__}: {str(error)[:200]}") from error
-
-
-def pack_document(schema: str, v: int, fields: Mapping[str, object]) -> bytes:
-    return pack({"schema": schema, "v": v, **fields})
-
-
-def unpack_document(data: bytes, *, schema: str, v: int, max_bytes: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
-    """The fields of a document, without `schema` and `v`. Raises MalformedDocument, UnsupportedSchema."""
-    document = unpack(data, kind=schema, max_bytes=max_bytes)
-    if not isinstance(document, dict) or document.get("schema") != schema:
-        found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-        raise MalformedDocument(schema, f"found {str(found)[:100]!r}")
-    version = document.get("v")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise MalformedDocument(schema, f"v={version!r}")
-    if version > v:
-        raise UnsupportedSchema(schema, found=version, supported=v)
-    return {key: value for key, value in document.items() if key not in ("schema", "v")}
-
-
-def _row(data: bytes, *, kind: str, length: int) -> list[Any]:
-    row = unpack(data, kind=kind)
-    if not isinstance(row, list) or not row or not isinstance(row[0], int):
-        raise MalformedDocument(kind, "not an array with a version")
-    if row[0] > ROW_VERSION:
-        raise UnsupportedSchema(kind, found=row[0], supported=ROW_VERSION)
-    if len(row) < length:
-        raise MalformedDocument(kind, f"{len(row)} elements instead of {length}")
-    return row
+__all__ = [
+    "MAX_DOCUMENT_BYTES",
+    "RESULT_SCHEMA",
+    "ROW_VERSION",
+    "Attempt",
+    "Call",
+    "Ended",
+    "Header",
+    "Rewound",
+    "RunRow",
+    "TokenRun",
+    "pack",
+    "pack_data",
+    "pack_document",
+    "pack_result",
+    "pack_tokens",
+    "unpack",
+    "unpack_attempts",
+    "unpack_data",
+    "unpack_document",
+    "unpack_entry",
+    "unpack_event",
+    "unpack_result",
+    "unpack_run",
+    "unpack_tokens",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +99,8 @@ def unpack_entry(data: bytes) -> tuple[Header, Call]:
         length = unpacker.tell()
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise MalformedDocument("data entry", str(error)) from error
-    header = _row(data[:length], kind="data header", length=6)
-    row = _row(data[length:], kind="call", length=6)
+    header = unpack_row(data[:length], kind="data header", length=6)
+    row = unpack_row(data[length:], kind="call", length=6)
     _, actor, args, kwargs, options, timestamp_ms = row[:6]
     if not (
         isinstance(actor, str) and isinstance(args, list) and isinstance(kwargs, dict) and isinstance(options, dict)
@@ -119,79 +108,9 @@ def unpack_entry(data: bytes) -> tuple[Header, Call]:
     ):  # fmt: skip
         raise MalformedDocument("call", "a field has the wrong type")
     _, digest, tenant, band, pinned, cost = header[:6]
-    if not all(isinstance(text, str) for text in (digest, tenant, band, pinned)) or not isinstance(cost, int):
+    if not all(isinstance(text, str) for text in (digest, tenant, band, pinned)) or type(cost) is not int:
         raise MalformedDocument("data header", "a field has the wrong type")
     return Header(digest, tenant, band, pinned, cost), Call(actor, tuple(args), kwargs, options, timestamp_ms)
-
-
-@dataclass(frozen=True, slots=True)
-class RunRow:
-    """Where one job stands: the entry of `run`, written by scripts alone. Field order is that of the row."""
-
-    state: JobState
-    fence: str
-    attempt: int
-    strikes: int
-    worker: str
-    gen: int
-    offset: int
-    entries: int
-    tag: float
-    lane: str
-    band: str
-    claimed_offset: int
-    submitted_ms: int
-    claimed_ms: int
-    ended_ms: int
-    durable: bool
-    reason: str
-    parked: str
-    fingerprint: str
-    host: str
-    faults: int
-    struck: str
-    pinned: str
-    served_by: str
-
-
-def unpack_run(data: bytes) -> RunRow:
-    row = _row(data, kind="run row", length=25)
-    try:
-        fields: list[Any] = [JobState(row[1]), *row[2:16], bool(row[16]), *row[17:25]]
-        return RunRow(*fields)
-    except ValueError as error:
-        raise MalformedDocument("run row", str(error)) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One lease of a job that ended without an end of the job.
-
-    boot: of the worker's process. host: where that was. version, fingerprint: of its model. how: 'expired' or
-    'failed' (faults), 'parked', 'preempted', 'unnamed' or 'left'. from_offset, to_offset: tokens of the job when it
-    began and ended.
-    """
-
-    attempt: int
-    boot: str
-    host: str
-    version: str
-    fingerprint: str
-    claimed_ms: int
-    ended_ms: int
-    how: str
-    from_offset: int
-    to_offset: int
-    reason: str
-
-
-def unpack_attempts(data: bytes) -> tuple[Attempt, ...]:
-    """The log of a job's attempts, oldest first. Raises MalformedDocument."""
-    row = _row(data, kind="attempts", length=1)
-    try:
-        return tuple(Attempt(*record[:11]) for record in row[1:])
-    except TypeError as error:
-        raise MalformedDocument("attempts", str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +142,7 @@ def pack_tokens(run: TokenRun) -> bytes:
 
 
 def unpack_tokens(data: bytes) -> TokenRun:
-    row = _row(data, kind="token entry", length=4)
+    row = unpack_row(data, kind="token entry", length=4)
     _, offset, ids, pieces = row[:4]
     if not isinstance(offset, int) or offset < 0 or not isinstance(ids, list) or not isinstance(pieces, list):
         raise MalformedDocument("token entry", "a field has the wrong type")
@@ -251,7 +170,7 @@ class Ended:
 
 
 def unpack_event(data: bytes) -> Rewound | Ended:
-    row = _row(data, kind="stream event", length=4)
+    row = unpack_row(data, kind="stream event", length=4)
     _, name, offset, text = row[:4]
     if not isinstance(offset, int) or offset < 0 or not isinstance(text, str):
         raise MalformedDocument("stream event", "a field has the wrong type")
