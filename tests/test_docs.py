@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import json
@@ -15,13 +16,13 @@ import pytest
 import typer.main
 from pydantic import BaseModel
 
-from headpond import keys, wire
+from headpond import keys, operations, upkeep, wire
 from headpond.cli import exits
 from headpond.cli.app import build_app
-from headpond.jobs import FinishReason, JobRequest, JobState, Result
-from headpond.model_tables import ENGINES, AdapterTable, DraftTable
+from headpond.jobs import FinishReason, JobRequest, JobState, Priority, Result
+from headpond.model_tables import ENGINES, AdapterTable, DraftTable, ModelTable
 from headpond.models import MODEL_SCHEMA, ModelRow, pack_model
-from headpond.scripts import STATIC_KEYS
+from headpond.scripts import STATIC_KEYS, load_script
 from headpond.settings import RUN_FILE, RedisSettings, StorageSettings
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.supervision import embedded_seaweed, embedded_valkey, launcher, programs, scaling
@@ -30,6 +31,9 @@ from headpond_workers.supervision.supervisor import CONF_NAME
 
 ROOT = Path(__file__).parents[1]
 LUA = ROOT / "broker" / "headpond" / "lua"
+SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in LUA.glob("*.lua")}
+PARTS = {path.stem: path.read_text(encoding="utf-8") for path in LUA.glob("parts/*.lua")}
+ALL_LUA = {**SCRIPTS, **PARTS}
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 WRITTEN = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
 FORMAT, STATES, OPERATION = TEXTS["format.md"], TEXTS["states.md"], TEXTS["operation.md"]
@@ -80,7 +84,20 @@ def test_every_key_is_described_with_its_type() -> None:
     assert made.events("<id>") in described
     assert made.ready("<lane>", "<band>") in described
     assert made.wake("<lane>") in described
+    derived = {name for text in ALL_LUA.values() for name in re.findall(r"prefix \.\. '(\w+):'", text)}
+    assert derived == {key.split(":")[2] for key in described if "<" in key}
     assert ", ".join(f"`{name}`" for name in STATIC_KEYS) in section(FORMAT, "Keys")
+
+
+def test_the_scripts_take_the_keys_in_the_order_that_they_are_sent() -> None:
+    (taken,) = re.findall(r"^local ([a-z_,\s]+) = unpack\(KEYS\)$", PARTS["head"], re.MULTILINE)
+    assert tuple(re.split(r",\s+", taken)) == STATIC_KEYS
+
+
+def test_every_lane_that_a_worker_reads_is_described() -> None:
+    described = names(section(STATES, "Lanes"), "lane", "who waits in it")
+    assert described == keys.lanes_of("<version>")
+    assert names(section(STATES, "Order"), "band", "meaning") == list(Priority)
 
 
 def test_the_run_row_is_described_in_the_order_of_its_elements() -> None:
@@ -89,21 +106,31 @@ def test_the_run_row_is_described_in_the_order_of_its_elements() -> None:
 
 def test_the_scripts_and_the_codec_agree_on_the_run_row() -> None:
     places: dict[str, int] = {}
-    for left, right in re.findall(r"^local ([A-Z_, ]+) = ([0-9, ]+)$", (LUA / "common.lua").read_text(), re.MULTILINE):
+    for left, right in re.findall(r"^local ([A-Z_, ]+) = ([0-9, ]+)$", PARTS["rows"], re.MULTILINE):
         places |= dict(zip(left.split(", "), map(int, right.split(", ")), strict=True))
 
     # Lua counts from 1, and leaves the unit out of a name.
     named = {name.upper().removesuffix("_MS"): place for place, name in enumerate(RUN_ROW, start=1)}
     del named["VERSION"]
     assert places == named
+    # A row is read whole or not at all: what is asked for is its last element.
+    (last,) = re.findall(r"type\(row\) == 'table' and row\[(\w+)\]", PARTS["rows"])
+    assert places[last] == len(RUN_ROW)
+
+
+def test_a_new_job_gets_a_row_with_every_element() -> None:
+    (row,) = re.findall(r"local r = \{(.*?)\}", SCRIPTS["submit"], re.DOTALL)
+    assert len(re.split(r",\s+", row)) == len(RUN_ROW)
 
 
 def test_rows_and_documents_are_described_field_by_field() -> None:
     call = wire.Call("generate", (), {}, {}, 0)
     unpacker = msgpack.Unpacker(raw=False)
-    unpacker.feed(wire.pack_data(call, digest="", tenant="", band="", lane=""))
+    unpacker.feed(wire.pack_data(call, digest=""))
     header, body = list(unpacker)
+    assert numbered("Header")[1:] == [field.name for field in dataclasses.fields(wire.Header)]
     assert len(numbered("Header")) == len(header)
+    assert numbered("Attempts") == [field.name for field in dataclasses.fields(wire.Attempt)]
     assert numbered("Call")[1:] == [field.name for field in dataclasses.fields(wire.Call)]
     assert len(numbered("Call")) == len(body)
     assert names(section(FORMAT, "Call"), "field", "type") == list(JobRequest.model_fields)
@@ -148,26 +175,90 @@ def test_schema_versions_are_those_of_the_code() -> None:
         assert found == str(msgpack.unpackb(packed)["v"])
 
 
-def test_every_field_of_meta_is_described() -> None:
-    used = set()
-    for path in LUA.glob("*.lua"):
-        for call in re.findall(r"call\('H\w+', meta, (.*)", path.read_text()):
-            # Up to the call's own closing bracket; what begins with a colon's word is completed by a state.
-            used |= set(re.findall(r"'(\w+:?)'", re.split(r"\)\s*(?:$|end|==|then)", call)[0]))
-    used -= {"1"}
+def arguments(text: str, opening: str) -> Iterator[str]:
+    """What stands behind each `opening`, up to the bracket that closes it."""
+    for found in re.finditer(re.escape(opening), text):
+        depth, at = 1, found.end()
+        while depth:
+            depth += {"(": 1, ")": -1}.get(text[at], 0)
+            at += 1
+        yield text[found.end() : at - 1]
 
-    described = {name.replace("<state>", "") for name in names(section(FORMAT, "Meta"), "field", "meaning")}
+
+def fields_of_meta(command: str) -> set[str]:
+    """The fields that Lua names in a command on meta; what begins with a word and a colon is completed by Lua."""
+    used = set()
+    for text in ALL_LUA.values():
+        for call in arguments(text, f"call('{command}', meta, "):
+            used |= set(re.findall(r"'([a-z_]+:?)(?:[a-z]*)'", call))
+    return used
+
+
+def test_every_field_of_meta_is_described() -> None:
+    used = fields_of_meta("HGET") | fields_of_meta("HMGET") | fields_of_meta("HSET") | fields_of_meta("HINCRBY")
+    cells = names(section(FORMAT, "Meta"), "field", "meaning")
+    described = {re.sub(r"<\w+>", "", name) for name in cells}
 
     assert described == used
+    assert fields_of_meta("HDEL") <= described
+
+
+def test_what_counts_for_an_absent_field_of_meta_is_described() -> None:
+    (asked,) = arguments(PARTS["head"], "local state_of = call(")
+    fields = re.findall(r"'(\w+)'", asked)[1:]
+    assumed = {
+        fields[int(place) - 1]: value for place, value in re.findall(r"state_of\[(\d+)\] or (\d+)", PARTS["head"])
+    }
+    told = {
+        cells[0].strip("`"): found[1]
+        for cells in rows(section(FORMAT, "Meta"), "field", "meaning")
+        if (found := re.search(r"Absent: `(\d+)`", cells[1]))
+    }
+    assert told == assumed
+    defaults = ModelTable.model_fields
+    assert told == {name: f"{defaults[name.removesuffix('_ms') + '_s'].default * 1000:.0f}" for name in assumed}
+
+
+def lua_constants() -> dict[str, str]:
+    """Name -> value, but for the places of the run row."""
+    found: dict[str, str] = {}
+    for name, text in ALL_LUA.items():
+        if name != "rows":
+            found |= dict(re.findall(r"^local ([A-Z_]+) = (-?\d+)", text, re.MULTILINE))
+    return found
+
+
+def test_the_manual_gives_the_numbers_of_the_scripts() -> None:
+    lua = lua_constants()
+    told = section(OPERATION, "Priorities and tenants")
+    assert f"one claimed job in {lua['BATCH_EVERY']} is" in told
+    assert f"made {lua['QUANTUM_TOKENS']} tokens or more" in told
+    assert f"fewer than {lua['PROGRESS_TOKENS']} new tokens" in section(OPERATION, "When a job crashes its workers")
+    strikes = names(section(STATES, "Strikes"), "strikes in a row", "the job")
+    assert strikes[1:] == [lua["SUSPECT_STRIKES"], lua["MAX_STRIKES"]]
+    assert f"the {lua['MAX_FAULTS']}th (`MAX_FAULTS`)" in section(STATES, "Strikes")
 
 
 def test_bounds_are_those_of_the_code() -> None:
-    in_lua = dict(re.findall(r"^local ([A-Z_]+) = (\d+)", (LUA / "common.lua").read_text(), re.MULTILINE))
+    in_lua, described = lua_constants(), set()
     for name, value, _ in rows(section(FORMAT, "Bounds"), "bound", "value", "of"):
         module, _, constant = name.strip("`").rpartition(".")
-        package = "headpond_workers" if module == "token_writer" else "headpond"
+        package = "headpond_workers" if module in ("token_writer", "totals") else "headpond"
         found = getattr(importlib.import_module(f"{package}.{module}"), constant) if module else in_lua[constant]
         assert float(value) == float(found), name
+        described.add(constant)
+    assert in_lua.keys() <= described
+
+
+def test_every_way_in_which_a_lease_ends_without_its_job_is_described() -> None:
+    described = set(names(section(STATES, "How leases end"), "how", "when"))
+    assert described == set(re.findall(r"'(\w+)'", wire.Attempt.__doc__ or ""))
+    in_lua = {how for text in ALL_LUA.values() for how in re.findall(r"take_back\([^')]*'(\w+)'", text)}
+    # What a settlement or a park may say is written where their arguments are.
+    for name in ("park", "claim"):
+        (said,) = re.findall(r"(?:how|what) \(('.*?)\), (?:reason|offset)", SCRIPTS[name], re.DOTALL)
+        in_lua |= set(re.findall(r"'(\w+)'", said)) - {"finished", "faulty"}
+    assert described == in_lua
 
 
 def test_every_state_is_described() -> None:
@@ -194,11 +285,51 @@ def test_drawing_text_and_table_of_transitions_are_the_same() -> None:
     assert {state for start, end, _ in drawn for state in (start, end)} == {"[*]", *JobState}
 
 
-def test_every_script_is_named() -> None:
-    scripts = {path.name for path in LUA.glob("*.lua")}
-    shared = {"common.lua", "guard.lua"}
-    assert set(names(section(STATES, "Scripts"), "script", "called by")) == scripts - shared
-    assert all(f"`{name}`" in section(STATES, "Scripts") for name in shared)
+def asked_by() -> dict[str, set[str]]:
+    """Script -> the functions whose operation it is."""
+    found: dict[str, set[str]] = {}
+    for module in (operations, upkeep):
+        for function in ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8")).body:
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Operation":
+                    name = node.args[0]
+                    assert isinstance(function, ast.FunctionDef)
+                    assert isinstance(name, ast.Constant)
+                    by = f"{module.__name__.rpartition('.')[2]}.{function.name}"
+                    found.setdefault(str(name.value), set()).add(by)
+    return found
+
+
+def test_every_script_is_named_with_the_operations_that_send_it() -> None:
+    described = {
+        cells[0].strip("`").removesuffix(".lua"): set(re.findall(r"`([\w.]+)`", cells[1]))
+        for cells in rows(section(STATES, "Scripts"), "script", "operation", "called by")
+    }
+    assert described.keys() == SCRIPTS.keys()
+    assert described == asked_by()
+
+
+def test_every_part_is_named_with_the_scripts_that_it_stands_before() -> None:
+    described = {
+        cells[0].strip("`").removesuffix(".lua"): cells[2]
+        for cells in rows(section(STATES, "Parts"), "part", "holds", "stands before")
+    }
+    assert described.keys() == PARTS.keys()
+    for part, told in described.items():
+        left_out = {name for name in SCRIPTS if PARTS[part] not in load_script(name).source}
+        assert left_out == set(re.findall(r"`(\w+)`", told)), part
+        assert told == "all" or told.startswith("all but "), part
+
+
+def test_the_queue_modules_alone_send_scripts() -> None:
+    senders = {
+        path.stem
+        for root in ("broker", "workers")
+        for path in (ROOT / root).rglob("*.py")
+        if "load_script(" in path.read_text(encoding="utf-8")
+    }
+    assert senders == {"scripts", "queue", "aio_queue", "connections"}
+    assert all(f"`headpond.{name}`" in STATES for name in senders - {"scripts"})
 
 
 def shown_type(field: dict[str, Any]) -> str:
@@ -207,7 +338,9 @@ def shown_type(field: dict[str, Any]) -> str:
     if "$ref" in field:
         return "secret reference" if field["$ref"].endswith("/SecretRef") else "table"
     if field.get("type") == "object":
-        return "table of tables"
+        kinds = field.get("patternProperties") or {"": field["additionalProperties"]}
+        (value,) = kinds.values()
+        return "table of tables" if "$ref" in value else f"table of {shown_type(value).split(',')[0]}s"
     if field.get("type") == "array":
         return f"list of {shown_type(field['items']).split(',')[0]}s"
     if "const" in field:
@@ -231,7 +364,8 @@ def settings_of(model: type[BaseModel]) -> Iterator[tuple[str, list[str]]]:
         info = model.model_fields[key]
         default = "required"
         if not info.is_required():
-            default = "none" if info.default is None else f"`{json.dumps(info.default)}`"
+            value = info.get_default(call_default_factory=True, validated_data={})
+            default = "none" if value is None else f"`{json.dumps(value)}`"
         yield key, [f"`{key}`", shown_type(field), default]
 
 

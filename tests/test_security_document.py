@@ -13,7 +13,7 @@ import redis
 
 from headpond import Client, keys
 from headpond.connections import RedisAddress
-from headpond.errors import QueueError
+from headpond.errors import QueueError, QueueFull
 from headpond.jobs import JobState
 from headpond.models import ModelRow
 from headpond.operations import Append
@@ -34,7 +34,7 @@ def test_the_user_of_the_security_document_reaches_one_model_and_no_other(tmp_pa
         address = RedisAddress(valkey.url, "the test")
         operator = Server(address)
         for model in ("chat", "code"):
-            operator.configure_model(model, ModelRow("scripted", 0, storage=False, context_tokens=100))
+            operator.configure_model(model, ModelRow("scripted", 2, storage=False, context_tokens=100))
         with redis.Redis.from_url(valkey.url) as admin:
             admin.execute_command(*shlex.split(command))
         url = f"redis://shop:PASSWORD@127.0.0.1:{valkey.port}/0"
@@ -45,6 +45,13 @@ def test_the_user_of_the_security_document_reaches_one_model_and_no_other(tmp_pa
             queue.append([Append(lease.id, lease.fence, TokenRun(0, (1,), ("yes",)))])
             assert job.cancel() is JobState.CANCELLED
             assert [chunk.text for chunk in job.stream()] == ["yes"]
+
+            waiting = client.submit("chat@v1", "another", priority="batch", tenant="acme", delay=60, deadline=90)
+            assert (waiting.state(), waiting.cancel()) == (JobState.DELAYED, JobState.CANCELLED)
+            many = client.submit_many("chat@v1", [{"prompt": "one"}, {"prompt": "two"}])
+            assert [job.state() for job in many] == [JobState.QUEUED, JobState.QUEUED]
+            with pytest.raises(QueueFull):
+                client.submit("chat", "one too many")
 
             with pytest.raises(QueueError, match="No permissions"):
                 client.submit("code", "a question")

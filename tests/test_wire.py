@@ -18,8 +18,10 @@ from headpond.wire import (
     MAX_DOCUMENT_BYTES,
     RESULT_SCHEMA,
     RUN_HEAD,
+    Attempt,
     Call,
     Ended,
+    Header,
     Rewound,
     RunRow,
     TokenRun,
@@ -32,6 +34,7 @@ from headpond.wire import (
     unpack_attempts,
     unpack_data,
     unpack_document,
+    unpack_entry,
     unpack_event,
     unpack_result,
     unpack_run,
@@ -112,6 +115,20 @@ run_rows = st.builds(
     pinned=text,
     served_by=text,
 )
+attempts = st.builds(
+    Attempt,
+    attempt=st.integers(0, 1 << 20),
+    boot=text,
+    host=text,
+    version=text,
+    fingerprint=text,
+    claimed_ms=st.integers(0, 1 << 50),
+    ended_ms=st.integers(0, 1 << 50),
+    how=text,
+    from_offset=st.integers(0, 1 << 20),
+    to_offset=st.integers(0, 1 << 20),
+    reason=text,
+)
 worker_rows = st.builds(
     WorkerRow,
     boot=st.just("01BOOT"),
@@ -158,13 +175,24 @@ def test_a_result_comes_back_and_only_the_row_says_whether_it_is_durable(result:
     assert unpack_result(pack_result(result), durable=result.durable) == result
 
 
-@given(calls, text, text)
-def test_a_data_entry_comes_back_and_scripts_can_read_its_header(call: Call, digest: str, tenant: str) -> None:
-    entry = pack_data(call, digest=digest, tenant=tenant, band="normal", lane="any")
+@given(calls, text, text, text, st.integers(0, 1 << 30))
+def test_a_data_entry_comes_back_and_scripts_can_read_its_header(
+    call: Call, digest: str, tenant: str, pinned: str, cost: int
+) -> None:
+    entry = pack_data(call, digest=digest, tenant=tenant, band="batch", pinned=pinned, cost=cost)
     assert unpack_data(entry) == call
+    assert unpack_entry(entry) == (Header(digest, tenant, "batch", pinned, cost), call)
     unpacker = msgpack.Unpacker(raw=False)
     unpacker.feed(entry)
-    assert unpacker.unpack() == [1, digest, tenant, "normal", "any"]
+    assert unpacker.unpack() == [1, digest, tenant, "batch", pinned, cost]
+
+
+def test_a_header_with_a_field_of_another_type_is_refused() -> None:
+    header, call = [1, "d", "t", "normal", "v1", 9], pack([1, "generate", [], {}, {}, 0])
+    assert unpack_entry(pack(header) + call)[0] == Header("d", "t", "normal", "v1", 9)
+    for at, other in ((1, None), (2, 7), (3, ["normal"]), (4, True), (5, "9"), (5, 9.5), (5, True)):
+        with pytest.raises(MalformedDocument):
+            unpack_entry(pack([*header[:at], other, *header[at + 1 :]]) + call)
 
 
 @given(model_rows)
@@ -175,6 +203,30 @@ def test_a_model_row_comes_back(row: ModelRow) -> None:
 @given(run_rows)
 def test_a_run_row_comes_back(row: RunRow) -> None:
     assert unpack_run(pack_run(row)) == row
+
+
+@given(st.lists(attempts, max_size=4))
+def test_a_log_of_attempts_comes_back(log: list[Attempt]) -> None:
+    records = [[getattr(attempt, name) for name in Attempt.__slots__] for attempt in log]
+    assert unpack_attempts(pack([1, *records])) == tuple(log)
+
+
+@pytest.mark.parametrize("at", range(len(Attempt.__slots__)), ids=Attempt.__slots__)
+def test_a_record_of_an_attempt_with_a_field_of_another_type_is_refused(at: int) -> None:
+    for other in (None, True, 1.5, [], {}, b"boot", 7 if isinstance(RECORD[at], str) else "7"):
+        with pytest.raises(MalformedDocument, match=Attempt.__slots__[at]):
+            unpack_attempts(pack([1, RECORD, [*RECORD[:at], other, *RECORD[at + 1 :]]]))
+
+
+def test_a_record_of_an_attempt_that_is_too_short_or_no_array_is_refused() -> None:
+    for record in (RECORD[:-1], [], None, 7, "eleven chars", {str(n): n for n in range(11)}):
+        with pytest.raises(MalformedDocument, match="11 elements"):
+            unpack_attempts(pack([1, RECORD, record]))
+
+
+def test_elements_that_a_later_headpond_adds_to_a_row_are_passed_over() -> None:
+    assert unpack_attempts(pack([1, [*RECORD, "new"]])) == unpack_attempts(pack([1, RECORD]))
+    assert unpack_run(pack([*unpack(pack_run(ROW), kind="run row"), "new"])) == ROW
 
 
 @given(worker_rows)
@@ -210,6 +262,7 @@ ROW = RunRow(
     durable=False, reason="", parked="", fingerprint="f", host="h:1", faults=0, struck="", pinned="", served_by="v1",
 )  # fmt: skip
 CALL = Call("generate", (1, "two"), {"request": {"prompt": "p", "stop": ["x"]}}, {"retries": 1}, 1_800_000_000_000)
+RECORD: list[object] = [1, "boot", "h:1", "v1", "f", 5, 9, "expired", 0, 3, "silent"]
 WORKER = WorkerRow("01BOOT", "chat", "v1", "host", 7, "chat-0", 4, 0, WorkerState.READY, "", 1_800_000_000_000)
 
 KINDS: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
@@ -220,7 +273,7 @@ KINDS: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
     "data": (pack_data(CALL, digest="d", tenant="t", band="normal", pinned="v1", cost=9), unpack_data),
     "run": (pack_run(ROW), unpack_run),
     "model": (pack_model(ModelRow("scripted", 5, storage=True, context_tokens=64)), unpack_model),
-    "attempts": (pack([1, [1, "boot", "h:1", "v1", "f", 5, 9, "expired", 0, 3, "silent"]]), unpack_attempts),
+    "attempts": (pack([1, RECORD]), unpack_attempts),
     "worker": (pack_worker(WORKER), lambda data: unpack_workers("chat", {b"01BOOT": data})),
     "document": (pack_document("a/b", 1, {"x": [1, {"y": None}]}), lambda d: unpack_document(d, schema="a/b", v=1)),
 }
@@ -350,6 +403,21 @@ def test_pieces_that_do_not_match_their_ids_are_refused() -> None:
     for row in ([1, 0, [1, 2], ["a"]], [1, 0, [1], [2]], [1, 0, ["a"], ["a"]], [1, "0", [1], ["a"]], [1, 0, [1], None]):
         with pytest.raises(MalformedDocument):
             unpack_tokens(pack(row))
+
+
+def test_a_run_row_with_a_field_of_another_type_is_refused() -> None:
+    whole = unpack(pack_run(ROW), kind="run row")
+    for at, name in enumerate(RunRow.__slots__, start=1):
+        for other in (None, True, [], 7 if isinstance(whole[at], str) else "7"):
+            with pytest.raises(MalformedDocument, match=name):
+                unpack_run(pack([*whole[:at], other, *whole[at + 1 :]]))
+
+
+@pytest.mark.parametrize("version", [0, -1, True, None, "1", 1.0])
+def test_a_row_whose_version_is_no_version_is_refused(version: object) -> None:
+    for kind in ("tokens", "run", "attempts", "ended"):
+        row = unpack(KINDS[kind][0], kind="row")
+        assert not accepted(kind, pack([version, *row[1:]]))
 
 
 def test_a_state_that_nobody_knows_is_refused() -> None:

@@ -1,99 +1,60 @@
-"""The only codec: what stands in Redis and in storage, as msgpack.
+"""What stands in Redis and in storage: its classes, and how each is packed and unpacked. No I/O.
 
-Documents are maps with `schema` and `v`. Rows that scripts read or that are written for each token are
-arrays whose first element is their version. docs/format.md describes them all. A reader refuses a newer
-major version, and bounds a document before it unpacks it.
+docs/format.md describes all of it. Values, documents and rows are `headpond.codec`'s, the rows that scripts write are
+`headpond.rows`'; both are imported from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import msgpack
-
-from headpond.errors import MalformedDocument, UnsupportedSchema
+from headpond.codec import (
+    MAX_DOCUMENT_BYTES,
+    ROW_VERSION,
+    pack,
+    pack_document,
+    pack_for_script,
+    split_first,
+    unpack,
+    unpack_document,
+    unpack_raw,
+    unpack_row,
+)
+from headpond.errors import MalformedDocument
 from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
+from headpond.rows import RUN_HEAD, Attempt, RunRow, unpack_attempts, unpack_run
 
-MAX_DOCUMENT_BYTES = 64 << 20
-ROW_VERSION = 1
-
-
-def pack(value: object) -> bytes:
-    return cast("bytes", msgpack.packb(value, use_bin_type=True))
-
-
-def pack_for_script(value: object) -> bytes:
-    """As `pack`, with bytes as msgpack's old raw type: cmsgpack, which scripts have, knows no other."""
-    return cast("bytes", msgpack.packb(value, use_bin_type=False))
-
-
-def unpack_raw(data: bytes, *, kind: str) -> Any:
-    """What a script packed: all its text is bytes, for cmsgpack knows no difference. Raises MalformedDocument."""
-    try:
-        return msgpack.unpackb(data, raw=True)
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-        raise MalformedDocument(kind, f"{type(error).__name__}: {str(error)[:200]}") from error
-
-
-def unpack(data: bytes, *, kind: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
-    """Unpack one value. Raises MalformedDocument; allocates no more than len(data) allows."""
-    if len(data) > max_bytes:
-        raise MalformedDocument(kind, f"{len(data)} bytes; at most {max_bytes} are read")
-    try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=True)
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise MalformedDocument(kind, f"{type(error).__name__}: {str(error)[:200]}") from error
-
-
-def pack_document(schema: str, v: int, fields: Mapping[str, object]) -> bytes:
-    return pack({"schema": schema, "v": v, **fields})
-
-
-def unpack_document(data: bytes, *, schema: str, v: int, max_bytes: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
-    """The fields of a document, without `schema` and `v`. Raises MalformedDocument, UnsupportedSchema."""
-    document = unpack(data, kind=schema, max_bytes=max_bytes)
-    if not isinstance(document, dict) or document.get("schema") != schema:
-        found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-        raise MalformedDocument(schema, f"found {str(found)[:100]!r}")
-    version = document.get("v")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise MalformedDocument(schema, f"v={version!r}")
-    if version > v:
-        raise UnsupportedSchema(schema, found=version, supported=v)
-    return {key: value for key, value in document.items() if key not in ("schema", "v")}
-
-
-def _list(data: bytes, *, kind: str, length: int) -> list[Any]:
-    found = unpack(data, kind=kind)
-    if not isinstance(found, list):
-        raise MalformedDocument(kind, f"{type(found).__name__} instead of an array")
-    if len(found) < length:
-        raise MalformedDocument(kind, f"{len(found)} elements instead of {length}")
-    return found
-
-
-def _row(data: bytes, *, kind: str, length: int) -> list[Any]:
-    row = _list(data, kind=kind, length=1)
-    if not isinstance(row[0], int):
-        raise MalformedDocument(kind, "not an array with a version")
-    if row[0] > ROW_VERSION:
-        raise UnsupportedSchema(kind, found=row[0], supported=ROW_VERSION)
-    if len(row) < length:
-        raise MalformedDocument(kind, f"{len(row)} elements instead of {length}")
-    return row
-
-
-def _first(data: bytes, *, kind: str) -> tuple[bytes, bytes]:
-    """The first value of several that stand one after the other, still packed, and the rest."""
-    unpacker = msgpack.Unpacker(raw=False, strict_map_key=True, max_buffer_size=max(len(data), 1))
-    unpacker.feed(data)
-    try:
-        unpacker.skip()
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise MalformedDocument(kind, str(error)) from error
-    return data[: unpacker.tell()], data[unpacker.tell() :]
+__all__ = [
+    "MAX_DOCUMENT_BYTES",
+    "RESULT_SCHEMA",
+    "ROW_VERSION",
+    "RUN_HEAD",
+    "Attempt",
+    "Call",
+    "Ended",
+    "Header",
+    "Rewound",
+    "RunRow",
+    "TokenRun",
+    "pack",
+    "pack_checked",
+    "pack_data",
+    "pack_document",
+    "pack_for_script",
+    "pack_result",
+    "pack_tokens",
+    "unpack",
+    "unpack_attempts",
+    "unpack_data",
+    "unpack_document",
+    "unpack_entry",
+    "unpack_event",
+    "unpack_raw",
+    "unpack_result",
+    "unpack_run",
+    "unpack_tokens",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +113,9 @@ class Header:
 
 def unpack_entry(data: bytes) -> tuple[Header, Call]:
     """Both parts of a `data` entry. Raises MalformedDocument."""
-    first, rest = _first(data, kind="data entry")
-    header = _row(first, kind="data header", length=6)
-    row = _row(rest, kind="call", length=6)
+    first, rest = split_first(data, kind="data entry")
+    header = unpack_row(first, kind="data header", length=6)
+    row = unpack_row(rest, kind="call", length=6)
     _, actor, args, kwargs, options, timestamp_ms = row[:6]
     if not (
         isinstance(actor, str) and isinstance(args, list) and isinstance(kwargs, dict) and isinstance(options, dict)
@@ -162,84 +123,9 @@ def unpack_entry(data: bytes) -> tuple[Header, Call]:
     ):  # fmt: skip
         raise MalformedDocument("call", "a field has the wrong type")
     _, digest, tenant, band, pinned, cost = header[:6]
-    if not all(isinstance(text, str) for text in (digest, tenant, band, pinned)) or not isinstance(cost, int):
+    if not all(isinstance(text, str) for text in (digest, tenant, band, pinned)) or type(cost) is not int:
         raise MalformedDocument("data header", "a field has the wrong type")
     return Header(digest, tenant, band, pinned, cost), Call(actor, tuple(args), kwargs, options, timestamp_ms)
-
-
-@dataclass(frozen=True, slots=True)
-class RunRow:
-    """Where one job stands: the entry of `run`, written by scripts alone. Field order is that of the row."""
-
-    state: JobState
-    fence: str
-    gen: int
-    offset: int
-    entries: int
-    claimed_offset: int
-    band: str
-    attempt: int
-    strikes: int
-    worker: str
-    tag: float
-    lane: str
-    submitted_ms: int
-    claimed_ms: int
-    ended_ms: int
-    durable: bool
-    reason: str
-    parked: str
-    fingerprint: str
-    host: str
-    faults: int
-    struck: str
-    pinned: str
-    served_by: str
-
-
-RUN_HEAD = 8
-"""Elements of a run row's first array, its version included. The others are in a second array behind it."""
-
-
-def unpack_run(data: bytes) -> RunRow:
-    head, rest = _first(data, kind="run row")
-    row = [*_row(head, kind="run row", length=RUN_HEAD)[:RUN_HEAD], *_list(rest, kind="run row", length=17)[:17]]
-    try:
-        fields: list[Any] = [JobState(row[1]), *row[2:16], bool(row[16]), *row[17:25]]
-        return RunRow(*fields)
-    except ValueError as error:
-        raise MalformedDocument("run row", str(error)) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One lease of a job that ended without an end of the job.
-
-    boot: of the worker's process. host: where that was. version, fingerprint: of its model. how: 'expired' or
-    'failed' (faults), 'parked', 'preempted', 'unnamed' or 'left'. from_offset, to_offset: tokens of the job when it
-    began and ended.
-    """
-
-    attempt: int
-    boot: str
-    host: str
-    version: str
-    fingerprint: str
-    claimed_ms: int
-    ended_ms: int
-    how: str
-    from_offset: int
-    to_offset: int
-    reason: str
-
-
-def unpack_attempts(data: bytes) -> tuple[Attempt, ...]:
-    """The log of a job's attempts, oldest first. Raises MalformedDocument."""
-    row = _row(data, kind="attempts", length=1)
-    try:
-        return tuple(Attempt(*record[:11]) for record in row[1:])
-    except TypeError as error:
-        raise MalformedDocument("attempts", str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +157,7 @@ def pack_tokens(run: TokenRun) -> bytes:
 
 
 def unpack_tokens(data: bytes) -> TokenRun:
-    row = _row(data, kind="token entry", length=4)
+    row = unpack_row(data, kind="token entry", length=4)
     _, offset, ids, pieces = row[:4]
     if not isinstance(offset, int) or offset < 0 or not isinstance(ids, list) or not isinstance(pieces, list):
         raise MalformedDocument("token entry", "a field has the wrong type")
@@ -299,7 +185,7 @@ class Ended:
 
 
 def unpack_event(data: bytes) -> Rewound | Ended:
-    row = _row(data, kind="stream event", length=4)
+    row = unpack_row(data, kind="stream event", length=4)
     _, name, offset, text = row[:4]
     if not isinstance(offset, int) or offset < 0 or not isinstance(text, str):
         raise MalformedDocument("stream event", "a field has the wrong type")

@@ -75,12 +75,14 @@ local function end_wait(member, limit, now)
 end
 
 -- The server was away, or its clock went back: no worker can be blamed for silence. However long it lasted, each
--- lease has its whole length again; however far the clock went back, it has no more than that.
+-- lease has its whole length again; however far the clock went back, it has no more than that. Nor could a worker of
+-- a version have come meanwhile: what ends a wait is as far off as it was.
 local function move_leases(now, back)
   local all = call('ZRANGE', leases, 0, -1, 'WITHSCORES')
   for i = 1, #all, 2 do
     call('ZADD', leases, (back and now or math.max(now, tonumber(all[i + 1]))) + lease_ms, all[i])
   end
+  for _, member in ipairs(call('ZRANGE', waits, 0, -1)) do call('ZINCRBY', waits, int(now - last_tick), member) end
 end
 
 local function sweep(now)
