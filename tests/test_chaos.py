@@ -301,9 +301,7 @@ def test_a_worker_that_left_by_itself_is_found(case: Case) -> None:
     assert case.wrong() == ["worker 0 left by itself with 1: RuntimeError"]
 
 
-@pytest.mark.parametrize(
-    "line", ["2026-01-02 03:04:05,678 ERROR x engine_failed", "Traceback (most recent call last):"]
-)
+@pytest.mark.parametrize("line", ["2026-01-02 03:04:05,678 ERROR x failed", "Traceback (most recent call last):"])
 def test_a_worker_that_logged_an_error_is_found(case: Case, line: str) -> None:
     case.worker = replace(case.worker, log=f"{case.worker.log}{line}\n")
     assert case.wrong() == [f"worker 0 logged: {line}"]
@@ -375,7 +373,7 @@ def test_a_cut_reply_comes_after_the_server_has_acted(
     queue.submit([Entry("chat/a", b"\x90\x90", "d")])
     # The first call sends the script's source, which has no mark.
     queue.claim("another", seq=1, nonce="m", slots=0)
-    order = proxy.cut(modules["faults"].Cut.LOSE_REPLY)
+    order = proxy.cut(modules["faults"].Cut.LOSE_REPLY, script="claim")
 
     # The client asks again under the same number, and is given the lease that was made before the reply was lost.
     (lease,) = queue.claim("boot", seq=1, nonce="n", slots=1).leases
@@ -388,7 +386,7 @@ def test_a_cut_request_never_reaches_the_server(modules: dict[str, ModuleType], 
     queue = through.queue("chat")
     queue.submit([Entry("chat/a", b"\x90\x90", "d")])
     queue.claim("another", seq=1, nonce="m", slots=0)
-    orders = [proxy.cut(modules["faults"].Cut.LOSE_REQUEST) for _ in range(2)]
+    orders = [proxy.cut(modules["faults"].Cut.LOSE_REQUEST, script="claim") for _ in range(2)]
     # The call and its one repetition.
     with pytest.raises(RedisUnavailable):
         queue.claim("boot", seq=1, nonce="n", slots=1)

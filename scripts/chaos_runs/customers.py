@@ -131,6 +131,12 @@ class Reader(Customer):
         self._client, self._submitter = client, submitter
         self._rng = random.Random(f"reader:{seed}:{number}")  # noqa: S311 - not for secrets
         self.readings: list[Reading] = []
+        self._current: tuple[str, int, list[Chunk]] | None = None
+
+    def unfinished(self) -> list[Reading]:
+        """The reading that goes on, if one does: none should, once all jobs have ended."""
+        current = self._current
+        return [Reading(*current[:2], tuple(current[2]), whole=False)] if current and self.is_alive() else []
 
     def work(self) -> None:
         while not self.leaving.is_set():
@@ -152,6 +158,7 @@ class Reader(Customer):
 
     def _read(self, job_id: str, after: int) -> Reading:
         chunks: list[Chunk] = []
+        self._current = (job_id, after, chunks)
         while True:
             try:
                 for chunk in self._client.job(job_id).stream(after):

@@ -45,7 +45,7 @@ class Tuning:
 
 
 TUNINGS = {
-    EngineName.SCRIPTED: Tuning(5, 3, 20, 1.5, 0.42, 120.0, (60, 300)),
+    EngineName.SCRIPTED: Tuning(5, 3, 20, 1.5, 0.4, 120.0, (60, 300)),
     EngineName.LLAMACPP: Tuning(2, 2, 6, 3.0, 4.0, 0.0, (24, 64)),
     EngineName.LLAMACPP_EXACT: Tuning(2, 2, 6, 3.0, 5.0, 0.0, (24, 48)),
 }

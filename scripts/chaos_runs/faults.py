@@ -23,14 +23,16 @@ class Cut(StrEnum):
     RESET = "reset"
     """All connections of the worker end now."""
     LOSE_REQUEST = "lose-request"
-    """The next call of a script that changes a job ends its connection before the server has it."""
+    """The next call of one script ends its connection before the server has it."""
     LOSE_REPLY = "lose-reply"
     """The server acts on the next such call, and the connection ends before its reply."""
     PARTITION = "partition"
     """All connections end, and for a while none can be made."""
 
 
-SHARES = {FaultKind.WORKER: 0.60, FaultKind.SERVER: 0.20, FaultKind.STOP: 0.07, FaultKind.CUT: 0.13}
+SCRIPTS = ("claim", "append", "finish", "renew")
+"""Those by which a worker changes jobs: what a cut of one call waits for."""
+SHARES = {FaultKind.WORKER: 0.55, FaultKind.SERVER: 0.18, FaultKind.STOP: 0.07, FaultKind.CUT: 0.20}
 """How often each kind comes; of the kinds that are asked for."""
 KILLS = (FaultKind.WORKER, FaultKind.SERVER)
 STOP_LEASES = (1.2, 2.0)
@@ -41,13 +43,14 @@ AWAY_LEASES = (0.0, 0.3)
 
 @dataclass(frozen=True, slots=True)
 class PlannedFault:
-    """after_s: since the fault before it. target: number of the worker that is looked at first. lasts: in leases;
-    0 for what is over at once."""
+    """after_s: since the fault before it. target: number of the worker that is looked at first. script: whose next
+    call a cut waits for. lasts: in leases; 0 for what is over at once."""
 
     after_s: float
     kind: FaultKind
     target: int
     cut: Cut | None
+    script: str
     lasts: float
 
 
@@ -93,8 +96,9 @@ def plan_faults(seed: int, kinds: Sequence[FaultKind], *, workers: int, interval
         # Each fault takes as many draws, so that one that is left out does not change those after it.
         after_s = min(rng.expovariate(1 / interval_s), 5 * interval_s)
         kind = rng.choices(chosen, shares)[0]
-        target, cut, span = rng.randrange(workers), rng.choice(list(Cut)), rng.random()
-        yield PlannedFault(after_s, kind, target, cut if kind is FaultKind.CUT else None, _lasts(kind, cut, span))
+        target, cut, script, span = rng.randrange(workers), rng.choice(list(Cut)), rng.choice(SCRIPTS), rng.random()
+        lasts = _lasts(kind, cut, span)
+        yield PlannedFault(after_s, kind, target, cut if kind is FaultKind.CUT else None, script, lasts)
 
 
 def _lasts(kind: FaultKind, cut: Cut, span: float) -> float:

@@ -17,17 +17,16 @@ from headpond.scripts import load_script
 
 logger = logging.getLogger(__name__)
 
-SCRIPTS = ("claim", "append", "finish", "renew")
-"""What a cut of one call waits for: the scripts by which a worker changes jobs."""
 SEND_TIMEOUT_S = 5.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(slots=True)
 class CutOrder:
-    """One cut that was asked for. done: set once it has happened."""
+    """One cut that was asked for. mark: in the call that it waits for. done: set once it has happened."""
 
     cut: Cut
+    mark: bytes
     lasts_s: float
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -49,7 +48,6 @@ class WorkerProxy(threading.Thread):
         self._target = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._port: int = self._listener.getsockname()[1]
-        self._marks = [load_script(name).sha.encode() for name in SCRIPTS]
         self._wake_in, self._wake_out = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._pairs: dict[socket.socket, _Pair] = {}
@@ -63,9 +61,9 @@ class WorkerProxy(threading.Thread):
     def port(self) -> int:
         return self._port
 
-    def cut(self, cut: Cut, *, lasts_s: float = 0.0) -> CutOrder:
-        """Do it: at once, or to the next call that it can hit."""
-        order = CutOrder(cut, lasts_s)
+    def cut(self, cut: Cut, *, script: str = "append", lasts_s: float = 0.0) -> CutOrder:
+        """Do it: at once, or to the next call of a script by its hash."""
+        order = CutOrder(cut, load_script(script).sha.encode(), lasts_s)
         with self._lock:
             self._orders.append(order)
         self._wake_in.send(b"x")
@@ -139,8 +137,9 @@ class WorkerProxy(threading.Thread):
             self._end(pair)
 
     def _request(self, pair: _Pair, data: bytes) -> None:
-        if self._waiting and pair.losing is None and any(mark in data for mark in self._marks):
-            order = self._waiting.pop(0)
+        order = next((order for order in self._waiting if order.mark in data), None)
+        if order is not None and pair.losing is None:
+            self._waiting.remove(order)
             if order.cut is Cut.LOSE_REQUEST:
                 self._end(pair)
                 order.done.set()

@@ -23,7 +23,10 @@ from verdict import judge
 from headpond import Client
 from headpond_workers.models.prepare import prepare
 
-END_TIMEOUT_S = 180.0
+END_TIMEOUT_S = 90.0
+"""From the last fault to the end of all jobs. A job may wait for half a minute in a lane of its own."""
+LAST_WORD_S = 15.0
+"""From the end of all jobs to that of all readings: far more than a reader blocks."""
 SETTLE_LEASES = 3.0
 
 
@@ -116,10 +119,12 @@ def _settle(town: Town, submitter: Submitter, readers: list[Reader], *, lease_s:
     for customer in (submitter, *readers):
         customer.leaving.set()
     town.all_ready()
+    until = time.monotonic() + END_TIMEOUT_S
     submitter.join(END_TIMEOUT_S)
-    submitter.await_ends(END_TIMEOUT_S)
+    submitter.await_ends(until - time.monotonic())
+    until = time.monotonic() + LAST_WORD_S
     for reader in readers:
-        reader.join(END_TIMEOUT_S)
+        reader.join(max(0.0, until - time.monotonic()))
     # A zombie's last words, and the leases that it does not name any more.
     until = time.monotonic() + SETTLE_LEASES * lease_s
     queue = gather_queue(town.queue)
@@ -131,7 +136,7 @@ def _settle(town: Town, submitter: Submitter, readers: list[Reader], *, lease_s:
     # The queue's counters are read after the jobs, when nobody is left who could end one.
     last = gather_queue(town.queue)
     queue = QueueEvidence(last.counts, queue.waiting, queue.leased, queue.held)
-    return _Evidence(jobs, [reading for reader in readers for reading in reader.readings], queue)
+    return _Evidence(jobs, [one for reader in readers for one in (*reader.readings, *reader.unfinished())], queue)
 
 
 def _latest(early: JobEvidence | None, late: JobEvidence) -> JobEvidence:

@@ -53,8 +53,11 @@ class Storm:
 
     def rage(self, plan: Iterator[PlannedFault], limit: Limit) -> None:
         """Raises HeadpondError if the run cannot go on."""
+        due_s = self.seconds
         for planned in plan:
-            self._tend(self.seconds + planned.after_s)
+            # What a fault takes by itself does not put off the next one.
+            due_s = max(due_s + planned.after_s, self.seconds)
+            self._tend(due_s)
             self._do(planned)
             if limit.reached(self.kills, self.seconds):
                 break
@@ -89,7 +92,7 @@ class Storm:
         elif planned.kind is FaultKind.STOP:
             fault.hit = self.town.stop_worker(worker, lasts_s)
         elif planned.cut is not None:
-            fault.hit, order = self.town.cut_off(worker, planned.cut, lasts_s)
+            fault.hit, order = self.town.cut_off(worker, planned.cut, planned.script, lasts_s)
             self._cuts.append((fault, order))
         self.faults.append(fault)
 

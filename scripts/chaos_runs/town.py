@@ -188,10 +188,10 @@ class Town:
         worker.stopped_until = time.monotonic() + lasts_s
         return _hit(self.running().get(worker.boot or "", []))
 
-    def cut_off(self, worker: TownWorker, cut: Cut, lasts_s: float) -> tuple[Hit, CutOrder]:
+    def cut_off(self, worker: TownWorker, cut: Cut, script: str, lasts_s: float) -> tuple[Hit, CutOrder]:
         """What it hit is looked up just before."""
         hit = _hit(self.running().get(worker.boot or "", []))
-        return hit, worker.proxy.cut(cut, lasts_s=lasts_s)
+        return hit, worker.proxy.cut(cut, script=script, lasts_s=lasts_s)
 
     def running(self) -> dict[str, list[RunRow]]:
         """Rows of running jobs by the boot id of their worker."""
