@@ -24,7 +24,7 @@ from headpond.errors import MalformedDocument, RedisUnavailable
 from headpond.jobs import Chunk, JobState
 from headpond.operations import Entry
 from headpond.queue import Server
-from headpond.wire import Ended, Rewound, TokenRun
+from headpond.wire import Call, Ended, Rewound, TokenRun, pack_data
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess
 
 REPO = Path(__file__).resolve().parent.parent
@@ -351,6 +351,9 @@ def test_a_kill_counts_only_if_its_process_had_a_running_job(modules: dict[str, 
 # ---- the proxy
 
 
+DATA = pack_data(Call("generate", (), {}, {}, 0), digest="d", tenant="", band="normal", lane="any")
+
+
 @pytest.fixture
 def proxy(modules: dict[str, ModuleType], valkey: ValkeyProcess) -> Iterator[Any]:
     proxy = modules["proxies"].WorkerProxy(valkey.port)
@@ -370,7 +373,7 @@ def test_a_cut_reply_comes_after_the_server_has_acted(
     modules: dict[str, ModuleType], proxy: Any, through: Server, valkey: ValkeyProcess
 ) -> None:
     queue = through.queue("chat")
-    queue.submit([Entry("chat/a", b"\x90\x90", "d")])
+    queue.submit([Entry("chat/a", DATA, "d")])
     # The first call sends the script's source, which has no mark.
     queue.claim("another", seq=1, nonce="m", slots=0)
     order = proxy.cut(modules["faults"].Cut.LOSE_REPLY, script="claim")
@@ -384,7 +387,7 @@ def test_a_cut_reply_comes_after_the_server_has_acted(
 
 def test_a_cut_request_never_reaches_the_server(modules: dict[str, ModuleType], proxy: Any, through: Server) -> None:
     queue = through.queue("chat")
-    queue.submit([Entry("chat/a", b"\x90\x90", "d")])
+    queue.submit([Entry("chat/a", DATA, "d")])
     queue.claim("another", seq=1, nonce="m", slots=0)
     orders = [proxy.cut(modules["faults"].Cut.LOSE_REQUEST, script="claim") for _ in range(2)]
     # The call and its one repetition.
