@@ -46,7 +46,7 @@ class ModelTable(Table):
     """How long Redis keeps the stream of a job that ended with a result; then the result stands for it."""
     suspect_wait_s: Annotated[float, Field(ge=0, le=86400)] = 30.0
     """How long a job that is suspected of crashing its workers waits before it goes first in its band."""
-    version_wait_s: Annotated[float, Field(ge=0, le=86400)] = 300.0
+    version_wait_s: Annotated[float, Field(ge=0, le=86400)] = 60.0
     """How long a job that is bound to a version waits for a worker that serves it, once none does."""
     tenant_weights: dict[
         Annotated[str, Field(pattern=TENANT_PATTERN)], Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]

@@ -84,7 +84,7 @@ class QueuePolicy:
     retention_s: float
     stream_retention_s: float = 600.0
     suspect_wait_s: float = 30.0
-    version_wait_s: float = 300.0
+    version_wait_s: float = 60.0
     weights: Mapping[str, float] = field(default_factory=dict)
 
 

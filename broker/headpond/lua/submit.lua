@@ -1,5 +1,5 @@
 -- submit: enqueue jobs, each at most once (Q4).
--- ARGV: now, max_queued (0: no bound), a msgpack array of, for each job: id, data entry, digest, tenant, band, pinned
+-- ARGV: now, max_queued (0: no bound), a msgpack array of, for each job (at most 1000): id, data entry, digest, tenant, band, pinned
 --       version ('' for none), cost in tokens, delay_ms (0: now), deadline_ms from now (0: none)
 -- Reply: a msgpack array of, for each job, 'new', 'known' (same request), 'conflict' (another request or tenant) or
 --        'full'.
@@ -7,6 +7,8 @@
 local now, max_queued, batch = clock(ARGV[1]), tonumber(ARGV[2]), cmsgpack.unpack(ARGV[3])
 local replies, fresh, waiting, ids = {}, {}, 0, {}
 for i = 1, #batch, 9 do ids[#ids + 1] = batch[i] end
+-- Before the first write: Lua cannot unpack many more into one command.
+if #ids > 1000 then return redis.error_reply('TOOMANY at most 1000 jobs in one call, not ' .. #ids) end
 local there = call('HMGET', data, unpack(ids))
 if max_queued > 0 then
   waiting = call('ZCARD', delayed)

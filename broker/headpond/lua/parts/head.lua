@@ -19,7 +19,7 @@ local inc, open, storage = tonumber(state_of[1]), state_of[2] == 'open', state_o
 local lease_ms, last_tick = tonumber(state_of[4] or 10000), tonumber(state_of[5])
 local retention_ms, graced = tonumber(state_of[6] or 86400000), state_of[7] == '1'
 local suspect = state_of[8]  -- id of the one suspect that runs (Q11); false without
-local suspect_wait_ms, version_wait_ms = tonumber(state_of[9] or 30000), tonumber(state_of[10] or 300000)
+local suspect_wait_ms, version_wait_ms = tonumber(state_of[9] or 30000), tonumber(state_of[10] or 60000)
 local stream_retention_ms = tonumber(state_of[11] or 600000)
 
 local function clock(arg)

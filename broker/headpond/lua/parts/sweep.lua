@@ -2,6 +2,7 @@
 -- renewal, waiting reader and persister, so that it happens with no worker alive.
 local SWEEP_LIMIT = 100      -- jobs that one sweep moves
 local SERVING_MS = 5000      -- a worker that said nothing for so long, and for two leases, serves nothing
+local LOADING_MS = 900000    -- so long one that loads its model, which it does in silence, may be what is waited for
 
 -- The header of a data entry: version, digest, tenant, band, pinned version, cost.
 local function header_of(raw)
@@ -15,8 +16,9 @@ local function is_served(version, now)
     if not string.find(all[i], ':', 1, true) then
       local ok, row = pcall(cmsgpack.unpack, all[i + 1])
       local seen = tonumber(call('HGET', workers, all[i] .. ':seen') or 0)
-      if ok and type(row) == 'table' and row[2] == version and now - seen < math.max(SERVING_MS, 2 * lease_ms) then
-        return true
+      if ok and type(row) == 'table' then
+        if row[2] == version and now - seen < math.max(SERVING_MS, 2 * lease_ms) then return true end
+        if row[8] == 'loading' and now - seen < LOADING_MS then return true end
       end
     end
   end
