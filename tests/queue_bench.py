@@ -82,11 +82,18 @@ class Bench:
     def keys(self) -> QueueKeys:
         return queue_keys(self.queue.name)
 
-    def register(self, boot: str = "A", *, lease_s: float = LEASE_S, retention_s: float = RETENTION_S) -> WorkerRow:
-        row = WorkerRow(
-            boot, self.queue.name, "v1", "host", 1, f"chat-{boot}", 4, 0, WorkerState.READY, "", 1
-        )  # fmt: skip
-        self.queue.register(row, QueuePolicy(lease_s=lease_s, retention_s=retention_s), fingerprint="f")
+    def register(
+        self,
+        boot: str = "A",
+        *,
+        version: str = "v1",
+        lease_s: float = LEASE_S,
+        retention_s: float = RETENTION_S,
+        **policy: Any,
+    ) -> WorkerRow:
+        """policy: what else there is of QueuePolicy."""
+        row = WorkerRow(boot, self.queue.name, version, "host", 1, f"chat-{boot}", 4, 0, WorkerState.READY, "", 1)
+        self.queue.register(row, QueuePolicy(lease_s, retention_s, **policy), fingerprint="f")
         return row
 
     def submit(self, *ids: str, **options: Any) -> list[Submitted]:
@@ -104,16 +111,26 @@ class Bench:
         (lease,) = self.claim(boot, version=version, fingerprint=fingerprint).leases
         return lease
 
-    def append(self, lease: Lease, run: TokenRun) -> ops.Outcome:
-        (outcome,) = self.queue.append([Append(lease.id, lease.fence, run)])
+    def append(self, lease: Lease, run: TokenRun, *, full_version: str = "") -> ops.Outcome:
+        (outcome,) = self.queue.append([Append(lease.id, lease.fence, run)], full_version=full_version)
         return outcome
 
     def finish(self, lease: Lease, *, offset: int, state: JobState = JobState.FINISHED) -> ops.Outcome:
         return self.queue.finish(lease.id, lease.fence, offset=offset, state=state, result=b"", reason="")
 
-    def renew(self, boot: str, *leases: Lease, last_seq: int | None = None) -> list[LeaseStatus]:
+    def renew(
+        self, boot: str, *leases: Lease, last_seq: int | None = None, full_version: str = ""
+    ) -> list[LeaseStatus]:
         seq = self._seq.get(boot, 0) if last_seq is None else last_seq
-        return self.queue.renew(boot, last_seq=seq, row=b"", pairs=[(x.id, x.fence) for x in leases])
+        return self.queue.renew(
+            boot, last_seq=seq, row=b"", pairs=[lease_key(x) for x in leases], full_version=full_version
+        )
+
+    def let_leases_end(self) -> None:
+        """Time passes, and somebody ticks often enough for nobody to be forgiven."""
+        for _ in range(3):
+            self.clock.move(LEASE_S * 0.4)
+            self.queue.tick()
 
     def row(self, job_id: str) -> RunRow:
         row = self.queue.run_row(job_id)
