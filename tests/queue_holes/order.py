@@ -76,7 +76,7 @@ def share_beside_delayed_jobs(ground: Ground) -> object:
 PROMOTION = "r[TAG] = fair_tag(r[BAND], header[3], header[6])\n      make_ready(id, r, now)"
 
 FULL = "max_queued > 0 and waiting >= max_queued"
-BATCH_FIRST = "(picks + 1) % BATCH_EVERY == 0 and { 'batch', 'interactive', 'normal' } or"
+BATCH_TURN = "batch_first and { 'batch', 'interactive', 'normal' } or"
 
 HOLES = [
     Hole(
@@ -122,7 +122,7 @@ HOLES = [
         batch_jobs_under_load,
         kept=10,
         broken=0,
-        cuts=(LuaCut("claim.lua", f"{BATCH_FIRST} BANDS", "BANDS"),),
+        cuts=(LuaCut("claim.lua", f"{BATCH_TURN} BANDS", "BANDS"),),
     ),
     Hole(
         "a delayed job that comes due belongs to nobody",

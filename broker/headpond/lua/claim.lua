@@ -10,6 +10,7 @@ local BATCH_EVERY = 8        -- one claimed job in so many is looked for in the 
 local now, boot, seq, slots = clock(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[5])
 local version, fingerprint, settled = ARGV[6], ARGV[7], tonumber(ARGV[10])
 local held = prefix .. 'held:' .. boot
+local given_up = 0           -- slots that a batch job has just left for a more urgent one
 local reply = { open and 'open' or state_of[2], -1, int(now), settled }
 for i = 11, 10 + settled * 5, 5 do
   local id, fence, what, offset, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3]), ARGV[i + 4]
@@ -17,7 +18,9 @@ for i = 11, 10 + settled * 5, 5 do
   if what == 'finished' or what == 'failed' then
     reply[#reply + 1] = finish_lease(id, r, fence, offset, what, '', reason, now)
   else
-    reply[#reply + 1] = park_lease(id, r, fence, what == 'faulty' and 'failed' or what, reason, now)
+    local status = park_lease(id, r, fence, what == 'faulty' and 'failed' or what, reason, now)
+    if what == 'preempted' and status == 'parked' then given_up = given_up + 1 end
+    reply[#reply + 1] = status
   end
 end
 if slots == 0 or not open then return reply end
@@ -69,7 +72,9 @@ else
   end
 
   while #jobs < slots do
-    local order = (picks + 1) % BATCH_EVERY == 0 and { 'batch', 'interactive', 'normal' } or BANDS
+    -- A slot that was given up is no turn of the batch band: the job that left it would have it back at once (Q12).
+    local batch_first = given_up == 0 and (picks + 1) % BATCH_EVERY == 0
+    local order = batch_first and { 'batch', 'interactive', 'normal' } or BANDS
     local id, lane
     for _, band in ipairs(order) do
       id, lane = take(band)
@@ -78,7 +83,7 @@ else
     if not id then break end
     local r = load_run(id)
     if r and r[STATE] == 'queued' then
-      picks = picks + 1
+      if given_up > 0 then given_up = given_up - 1 else picks = picks + 1 end
       if is_suspect(lane) then
         suspect = id
         call('HSET', meta, 'suspect', id)
