@@ -111,9 +111,10 @@ local function finish_lease(id, r, fence, offset, state, document, reason, now)
     if not background then call('ZADD', streams, now + stream_retention_ms, id) end
   end
   end_job(id, r, state, reason, now)
-  -- Two figures that tell a refused producer when a place will be free: the usual time between two ends.
+  -- Two figures that tell a refused producer when a place will be free: the usual time between two ends. A queue
+  -- that had nothing to do was not slow: no end is waited for before its job was claimed.
   local last, gap = unpack(call('HMGET', meta, 'end_ms', 'end_gap_ms'))
-  local since = math.max(0, now - tonumber(last or now))
+  local since = math.max(0, now - math.max(tonumber(last) or 0, r[CLAIMED]))
   call('HSET', meta, 'end_ms', int(now), 'end_gap_ms', string.format('%.3f', gap and 0.9 * gap + 0.1 * since or since))
   if r[OFFSET] > 0 then call('HINCRBY', meta, 'tokens', r[OFFSET]) end
   return 'done'
