@@ -10,7 +10,7 @@ import pytest
 
 from headpond.jobs import Priority
 from headpond.operations import Entry, Lease
-from queue_bench import Bench, entry
+from queue_bench import Bench, entry, lease_key
 
 LARGEST = 400
 FLOOD_JOBS = 500
@@ -135,3 +135,30 @@ def test_weights_are_those_of_the_worker_that_registered_last(bench: Bench) -> N
     turns = Counter(owner(lease) for lease in bench.claim(slots=24).leases)
     assert turns in ({"a": 8, "b": 16}, {"a": 9, "b": 15})
     assert bench.raw.hgetall(bench.keys.named("weights")) == {b"b": b"2.0"}
+
+
+def test_who_is_paid_up_is_forgotten(bench: Bench) -> None:
+    for n in range(300):
+        bench.submit(f"chat/tenant{n}-x", tenant=f"tenant{n}")
+        bench.finish(bench.lease(), offset=0)
+    assert bench.raw.zcard(f"{bench.keys.prefix}fair:normal") < 5
+
+
+def test_who_had_an_idle_queue_to_himself_is_not_held_back_afterwards(bench: Bench) -> None:
+    bench.submit("chat/alone-0", tenant="alone", cost=100_000)
+    bench.finish(bench.lease(), offset=0)
+    bench.queue.submit(jobs_of("alone", [10] * 20) + jobs_of("new", [10] * 20))
+    assert Counter(owner(lease) for lease in bench.claim(slots=20).leases) == {"alone": 10, "new": 10}
+
+
+@pytest.mark.parametrize("still", ["runs", "waits", "waits in a lane"])
+def test_what_is_owed_is_owed_as_long_as_something_runs_or_waits(bench: Bench, still: str) -> None:
+    bench.submit("chat/still-0", tenant="still", pinned="v2" if still == "waits in a lane" else "")
+    bench.submit("chat/busy-first", tenant="busy", cost=100_000)
+    for lease in bench.claim(slots=2).leases:
+        if owner(lease) == "busy":
+            bench.finish(lease, offset=0)
+        elif still == "waits":
+            bench.queue.park([lease_key(lease)])
+    bench.queue.submit(jobs_of("busy", [10] * 20) + jobs_of("new", [10] * 20))
+    assert {owner(lease) for lease in bench.claim(slots=20).leases} <= {"new", "still"}
