@@ -131,6 +131,28 @@ def test_an_ended_job_is_dropped_whole_after_its_retention(bench: Bench) -> None
     assert bench.submit("chat/a", digest="other") == [Submitted.NEW]
 
 
+def test_a_stream_is_dropped_before_its_job_only_where_a_result_stands_for_it(bench: Bench) -> None:
+    bench.register("A", stream_retention_s=10.0)
+    bench.submit("chat/result", "chat/none", "chat/cancelled")
+    for lease in bench.claim(slots=3).leases:
+        bench.append(lease, tokens(0, 3))
+        document = b"r" if lease.id == "chat/result" else b""
+        if lease.id == "chat/cancelled":
+            bench.queue.cancel(lease.id)
+        else:
+            bench.queue.finish(lease.id, lease.fence, offset=3, state=JobState.FINISHED, result=document)
+    names = ("result", "none", "cancelled")
+    for seconds, kept in [(9.999, [True, True, True]), (0.001, [False, True, True])]:
+        bench.clock.move(seconds)
+        bench.queue.tick()
+        assert [bool(bench.queue.events(f"chat/{name}")) for name in names] == kept
+    assert held_of(bench, "chat/result") == [True, True, True, False]
+    bench.clock.move(RETENTION_S)
+    bench.queue.tick()
+    assert bench.queue.ids() == []
+    assert bench.raw.zcard(bench.keys.named("streams")) == 0
+
+
 def test_with_storage_only_a_commit_lets_a_job_expire(stored: Bench) -> None:
     stored.submit("chat/a", "chat/b")
     lease, _ = stored.claim(slots=2).leases
