@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,14 @@ from hypothesis import strategies as st
 
 from headpond import bundle as bundle_module
 from headpond.bundle import (
+    BUNDLE_SCHEMA,
+    BUNDLE_VERSION,
     MAX_BUNDLE_ATTEMPTS,
+    MAX_BUNDLE_BYTES,
     MAX_REASON_CHARS,
+    MAX_WORD_CHARS,
     Bundle,
+    BundleAttempt,
     new_bundle,
     pack_bundle,
     parse_bundle,
@@ -24,7 +30,7 @@ from headpond.bundle import (
     write_bundle,
 )
 from headpond.errors import BundleError, MalformedDocument, UnsupportedSchema
-from headpond.jobs import JobRequest, JobState, Priority, Sampling
+from headpond.jobs import MAX_TOKENS_LIMIT, JobRequest, JobState, Priority, Sampling
 
 ATTEMPT: dict[str, Any] = {
     "attempt": 1,
@@ -186,6 +192,17 @@ def test_any_value_in_any_field_is_refused_or_kept(field: str, value: object) ->
     except MalformedDocument:
         return
     assert parse_bundle(pack_bundle(read)) == read
+
+
+def test_the_document_describes_every_field_and_bound() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Replay bundle\n")[2].partition("\n## ")[0]
+    bundle, attempt = section.split("Of an attempt:")
+    assert re.findall(r"^\| `(\w+)` \|", bundle, re.MULTILINE) == list(a_bundle().document())[2:]
+    assert re.findall(r"^\| `(\w+)` \|", attempt, re.MULTILINE) == list(BundleAttempt.model_fields)
+    assert f"`{BUNDLE_SCHEMA}`, version {BUNDLE_VERSION}," in section
+    bounds = (MAX_BUNDLE_BYTES, MAX_TOKENS_LIMIT, MAX_BUNDLE_ATTEMPTS, MAX_WORD_CHARS, MAX_REASON_CHARS)
+    assert re.findall(r"\b\d\d+\b", section.rpartition("bounded and checked:")[2]) == [str(bound) for bound in bounds]
 
 
 def test_more_bytes_than_the_bound_are_not_parsed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

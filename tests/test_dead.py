@@ -129,7 +129,7 @@ def test_the_list_shows_what_killed_its_workers(poisoned: Deployment) -> None:
 
     table = told(run("dead", "list", "chat", cwd=poisoned.folder), 0)
     (line,) = [line for line in table.splitlines() if line.startswith("chat/one ")]
-    assert re.search(r" 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\S* +3 +3/3 +acme  its worker was silent", line)
+    assert re.search(r" 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\S* +3 +3/3 +acme +its worker was silent", line)
     assert "\x1b" not in table
     limited = document(run("dead", "list", "--limit", "1", "--json", cwd=poisoned.folder))["jobs"]
     assert len(limited) == 1
