@@ -43,7 +43,7 @@ crash_at = "token"
 crash_token = {CRASH_TOKEN}
 crash_prompt = "poison"
 """
-REPAIRED = MODEL.replace('crash_prompt = "poison"', 'crash_prompt = "something else"')
+REPAIRED = MODEL.replace('crash_prompt = "poison"', 'crash_prompt = "something else"').replace("= 20\n", "= 500\n")
 POISON = "Drink the poison\x1b[2J, or\nleave it.\n" + "Line upon line.\n" * 40
 DEAD = ("chat/one", "chat/two", "chat/three")
 
@@ -239,7 +239,7 @@ def test_a_replay_dies_as_the_worker_did_and_names_signal_and_token(poisoned: De
             {"how": "died", "signal": "SIGKILL", "while": "prefill", "offset": 0},
         ),
         (
-            ("tokens_per_s = 20", "tokens_per_s = 0.02\nstall_timeout_s = 1.0"),
+            ("tokens_per_s = 500", "tokens_per_s = 0.02\nstall_timeout_s = 1.0"),
             ["--from-start"],
             9,
             {"how": "stalled", "while": "prefill", "signal": ""},
@@ -476,6 +476,13 @@ def test_an_error_of_several_lines_takes_one_in_the_list(
     lines = told(run("dead", "list", cwd=deployment.folder), 0).splitlines()
     assert len(lines) == 2
     assert lines[1].endswith("out of memory at layer 3")
+
+
+@pytest.mark.parametrize("command", ["list", "show", "retry", "drop", "export"])
+def test_each_command_has_help_with_an_example_and_json(tmp_path: Path, command: str) -> None:
+    text = told(run("dead", command, "--help", cwd=tmp_path), 0)
+    assert f"headpond dead {command}" in text
+    assert "--json" in text
 
 
 def test_nothing_quarantined_is_said_so(deployment: Deployment, chat: JobQueue) -> None:

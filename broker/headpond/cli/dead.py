@@ -212,7 +212,8 @@ def _print_bundle(bundle: Bundle, *, full: bool) -> None:
     _field("last error", bundle.last_error or "-")
     for message in request.chat():
         _block(f"request, {message.role}", message.content, full=full)
-    _block(f"{len(bundle.token_ids)} tokens so far", bundle.text, full=full)
+    if bundle.token_ids:
+        _block(f"{len(bundle.token_ids)} tokens so far", bundle.text, full=full)
     if bundle.attempts:
         typer.echo(typer.style("attempts", bold=True))
     for a in bundle.attempts:

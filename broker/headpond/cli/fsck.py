@@ -57,7 +57,7 @@ def fsck(
             if not as_json:
                 for fault in faults:
                     typer.echo(escape_controls(f"{fault.id}: {fault.what}; {fault.remedy}"))
-                typer.echo(f"{model}: {jobs} jobs, {len(faults)} {'fault' if len(faults) == 1 else 'faults'}")
+                typer.echo(f"{model}: {_counted(jobs, 'job')}, {_counted(len(faults), 'fault')}")
     if as_json:
         typer.echo(json.dumps({"models": checked, "left": left}))
     if left:
@@ -68,6 +68,10 @@ def fsck(
 
 def register(app: typer.Typer) -> None:
     app.command()(fsck)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _check(queue: JobQueue, *, repair: bool) -> tuple[int, list[upkeep.Fault]]:

@@ -21,6 +21,7 @@ from headpond_workers.replay.run import How, Replay, While, run_replay
 LOG_LINES = 12
 """Of what the process wrote, shown if it died."""
 _LOG_TAIL_BYTES = 64 << 10
+_WITHOUT_A_WORD = (How.DIED, How.LEFT, How.STALLED)
 
 
 def replay(
@@ -73,11 +74,11 @@ def replay(
             log=log,
             on_event=lambda event: None if as_json else _show(event, bundle, name, from_start=from_start),
         )
-        tail = _tail(log) if found.how in (How.DIED, How.LEFT, How.STALLED) else []
+        tail = _tail(log) if found.how in _WITHOUT_A_WORD else []
     if as_json:
         typer.echo(json.dumps(_document(found, bundle, name, tail)))
     else:
-        _conclude(found, bundle, tail, any_fingerprint=any_fingerprint)
+        _conclude(found, bundle, tail)
     raise typer.Exit(_exit_code(found))
 
 
@@ -108,26 +109,25 @@ def _exit_code(found: Replay) -> int:
 def _show(event: Event, bundle: Bundle, model: str, *, from_start: bool) -> None:
     match event:
         case Loaded():
-            begins = "from the start" if from_start else f"after the bundle's {len(bundle.token_ids)} tokens"
+            had = 0 if from_start else len(bundle.token_ids)
+            begins = f"after the bundle's {had} tokens" if had else "from the start"
             _say(f"{bundle.id} on {model} ({event.engine}, fingerprint {event.fingerprint[:12]}), {begins}")
+            if bundle.fingerprint not in ("", event.fingerprint):
+                _say(
+                    f"WARNING: the bundle's tokens are of the fingerprint {bundle.fingerprint[:12]}, and not of this "
+                    "model: other weights, another engine, or other settings."
+                )
         case Step(text=text) if text:
             write_text(text)
 
 
-def _conclude(found: Replay, bundle: Bundle, tail: list[str], *, any_fingerprint: bool) -> None:
+def _conclude(found: Replay, bundle: Bundle, tail: list[str]) -> None:
     if found.text:
         write_text("\n")
-    if found.fingerprint and bundle.fingerprint not in ("", found.fingerprint):
-        _say(
-            f"WARNING: the bundle's tokens are of the fingerprint {bundle.fingerprint[:12]}, this model's is "
-            f"{found.fingerprint[:12]}: other weights, another engine, or other settings."
-            + ("" if any_fingerprint else " Nothing was run. To run it all the same: --any-fingerprint")
-        )
-    told = _ending(found)
-    if told:
-        _say(told)
-    for line in tail:
-        _say(f"  | {line}")
+    _say(_ending(found))
+    if found.how in _WITHOUT_A_WORD:
+        for line in tail or ["(nothing)"]:
+            _say(f"  | {line}")
     compared = found.compared(bundle)
     if compared:
         at = found.difference(bundle)
@@ -158,7 +158,7 @@ def _ending(found: Replay) -> str:
         case How.STALLED:
             return f"Stalled {place}: no step within stall_timeout_s. It was killed. What it wrote last:"
         case How.REFUSED:
-            return ""
+            return "Nothing was run. To run it all the same: --any-fingerprint"
 
 
 def _document(found: Replay, bundle: Bundle, model: str, tail: list[str]) -> dict[str, Any]:
