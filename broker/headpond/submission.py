@@ -74,6 +74,24 @@ def prepare(
             field="tenant",
         )
     request = _request(prompt, messages, options)
+    return submission_of(
+        new_id, request, tenant=tenant, band=band, pinned=pinned, max_queued=row.max_queued, delay=delay,
+        deadline=deadline,
+    )  # fmt: skip
+
+
+def submission_of(
+    new_id: JobId,
+    request: JobRequest,
+    *,
+    tenant: str,
+    band: Priority,
+    pinned: str,
+    max_queued: int,
+    delay: float = 0.0,
+    deadline: float | None = None,
+) -> Submission:
+    """What is enqueued for a request that was checked before. delay, deadline: seconds from now."""
     asked = request.asked()
     call = Call(GENERATE, (), {"request": asked}, {}, int(time.time() * 1000))
     digest, cost = digest_of(asked, pinned=pinned), request.cost_tokens()
@@ -88,7 +106,7 @@ def prepare(
         delay_s=delay,
         deadline_s=deadline,
     )
-    return Submission(new_id, request, entry, row.max_queued)
+    return Submission(new_id, request, entry, max_queued)
 
 
 def prepare_many(
