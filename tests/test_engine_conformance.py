@@ -315,7 +315,8 @@ def test_a_seed_decides_what_is_drawn(subject: Subject, engine: Engine) -> None:
 def test_greedy_answers_have_no_seed(subject: Subject, engine: Engine) -> None:
     prompt = prompt_of(engine, subject.runs_on)
     answers = {tuple(Attempt(engine, sequence(prompt, seed=seed)).run().raw) for seed in (1, 2)}
-    assert len(answers) == 1
+    # Without the capability the sums differ from run to run, and with them a token whose runner-up is as likely.
+    assert len(answers) == 1 or Capability.SEEDED not in engine.info.capabilities
 
 
 # Cancel
