@@ -135,12 +135,15 @@ def prompt_of(engine: Engine, message: str) -> tuple[int, ...]:
     return tuple(engine.render([Message(role="user", content=message)]))
 
 
-def long_prompt(engine: Engine, message: str, *, tokens: int) -> tuple[int, ...]:
-    """A prompt of exactly so many tokens, at whose end stands the message in its template."""
+def long_prompt(engine: Engine, message: str, *, tokens: int, begin: int = 0) -> tuple[int, ...]:
+    """A prompt of exactly so many tokens, at whose end stands the message in its template.
+
+    begin: at which token of a repeated sentence it begins; each makes another prompt.
+    """
     end = prompt_of(engine, message)
     filler = engine.encode("Rivers bend, and carry what they loosen. ")
-    times = -(-tokens // len(filler))
-    prompt = (*(filler * times)[: tokens - len(end)], *end)
+    times = -(-(tokens + begin) // len(filler))
+    prompt = (*(filler * times)[begin : begin + tokens - len(end)], *end)
     assert len(prompt) == tokens, "the context of a subject holds its messages"
     return prompt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -38,6 +39,7 @@ from exllamav2_cpu import checkpoints, harness  # noqa: E402
 STAND_IN = harness.install()
 
 import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 from headpond_workers.engines.exllamav2 import ExLlamaV2Engine  # noqa: E402
 
@@ -223,6 +225,22 @@ def test_a_loaded_engine_says_what_it_is(engine: ExLlamaV2Engine) -> None:
     assert (info.engine, info.context_tokens, info.slots) == ("exllamav2", CONTEXT_TOKENS, SLOTS)
     assert info.adapters == ("one", "two")
     assert info.capabilities == {Capability.SEEDED, Capability.ADAPTERS, Capability.KV_PREFIXES}
+
+
+@pytest.mark.parametrize("suffix", ["q_weight", "qweight"])
+def test_quantised_weights_promise_nothing_of_seeds(
+    loading: Callable[..., ExLlamaV2Engine], tmp_path: Path, suffix: str
+) -> None:
+    """On a GPU, runs of one sequence with one seed gave texts that differ: see docs/gpu.md."""
+    folder = shutil.copytree(checkpoints.tiny(), tmp_path / "quantised")
+    # A tensor that no layer asks for: the stand-ins have no kernel for such weights.
+    save_file({f"unused.{suffix}": torch.zeros(1)}, str(folder / "quantised.safetensors"))
+
+    info = loading(path=folder).info
+
+    assert info.capabilities == {Capability.KV_PREFIXES}
+    with pytest.raises(CapabilityMissing, match="cannot repeat an answer from its seed"):
+        info.require(Capability.SEEDED)
 
 
 def test_warming_up_leaves_nothing_in_the_cache(loading: Callable[..., ExLlamaV2Engine]) -> None:

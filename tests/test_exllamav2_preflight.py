@@ -210,6 +210,15 @@ def test_a_compilation_is_announced_and_its_failure_told(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_part_that_was_compiled_in_this_process_is_not_announced_again() -> None:
+    # Compiled at the import, it is no package: nothing finds it afterwards.
+    report = preflight(f"{_HARNESS}\nimport exllamav2; del sys.modules['exllamav2_ext']")
+
+    assert report["version"] == TESTED_VERSION
+    assert not any("extension_compiling" in line for line in report["logged"])
+
+
+@pytest.mark.slow
 def test_a_compiled_part_that_cannot_load_is_told_with_its_own_reason(tmp_path: Path) -> None:
     # exllamav2 says only "name 'exllamav2_ext' is not defined".
     report = preflight(_DEVICES, packages=broken_library(tmp_path, "exllamav2_ext"))

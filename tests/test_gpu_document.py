@@ -1,18 +1,23 @@
-"""docs/gpu.md says of errors and of memory what the code says."""
+"""docs/gpu.md says of errors and of memory what the code says, and of the run on a GPU what was recorded."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headpond_workers import engines
 from headpond_workers.engines.exllamav2_memory import CacheType, KvShape, stored_bytes, unpacked_bytes
 
-DOCUMENT = (Path(__file__).parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+DOCUMENT = (DOCS / "gpu.md").read_text(encoding="utf-8")
+RUN = DOCS / "gpu" / "2026-11-26-h200.json"
+MODELS = ("smollm2-135m-fp16", "smollm2-135m-6.0bpw")
 MODULES = sorted(Path(engines.__path__[0]).glob("exllamav2_*.py"))
 LEFT_OUT = "\u2026"
 EXAMPLE = KvShape(layers=32, kv_heads=8, head_dim=128)
@@ -100,3 +105,35 @@ def test_the_sum_of_the_example_is_right() -> None:
     stored = stored_bytes(EXAMPLE, "Q8", tokens) / (1 << 30)
     unpacked = unpacked_bytes(EXAMPLE, "Q8", tokens) / (1 << 30)
     assert f"take {stored:g} GiB at `Q8` for that shape, and {unpacked:g} GiB unpacked" in DOCUMENT
+
+
+def outcome(suite: dict[str, Any]) -> str:
+    counts = {"passed": suite["passed"], "failed": len(suite["failed"]), "skipped": suite["skipped"]}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def test_what_ran_on_a_gpu_is_told_as_it_was_recorded() -> None:
+    run = json.loads(RUN.read_text(encoding="utf-8"))
+    assert f"({RUN.parent.name}/{RUN.name})" in DOCUMENT
+    for said in (run["device"]["name"], run["device"]["driver"], f"{run['device']['memory_mib']} MiB"):
+        assert said in DOCUMENT
+    for package in ("torch", "exllamav2", "flash_attn", "python"):
+        assert f" {run['versions'][package]}" in DOCUMENT
+    assert f"took {run['compiled']['exllamav2_ext_s']} s" in DOCUMENT
+    outcomes = {(each["suite"], each["model"]): outcome(each) for each in run["suites"]}
+    told = {name.strip("`"): cells for name, *cells in table("tests", "FP16", "EXL2, 6.0 bits")}
+    assert told == {name: [outcomes[name, model] for model in MODELS] for name, _ in outcomes}
+    for name in {name.partition("[")[0] for each in run["suites"] for name in each["failed"]}:
+        assert f"- `{name}`" in DOCUMENT
+    sides = ("engine_tokens_per_s", "exllamav2_tokens_per_s")
+    rates = {each["model"]: [", ".join(map(str, each[side])) for side in sides] for each in run["throughput"]}
+    speeds = table("weights", "headpond's engine", "exllamav2 called directly")
+    assert [cells for _, *cells in speeds] == [rates[model] for model in MODELS]
+
+
+def test_what_is_told_of_seeds_was_recorded() -> None:
+    plain, quantised = (json.loads(RUN.read_text(encoding="utf-8"))["seeds"]["parted_after"][model] for model in MODELS)
+    assert f"with each of {len(quantised)} seeds" in DOCUMENT
+    assert f"over {len(plain)} seeds" in DOCUMENT
+    assert all(after is None for runs in plain for after in runs)
+    assert all(after is not None for runs in quantised for after in runs)

@@ -1,4 +1,4 @@
-"""The three functions of flash-attn 2.7 that exllamav2 calls, in plain torch with float32 inside.
+"""The three functions of flash-attn 2.7 that exllamav2 calls, in plain torch with float64 inside.
 
 Shapes: q (batch, tokens, heads, head_dim); k and v (batch, tokens, kv_heads, head_dim). The causal mask is aligned to
 the bottom right: the last query sees all keys.

@@ -8,6 +8,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
+
+LEAST_BYTES = 2 << 20
+"""torch takes smaller tensors from a pool of their own, from which a short prompt lives."""
 
 
 def device_count() -> int:
@@ -27,17 +31,36 @@ def allocated_bytes() -> list[int]:
 
 @contextmanager
 def only_left(left_bytes: Sequence[int]) -> Iterator[None]:
-    """Fill the devices but for so many bytes of each, as another process would."""
+    """Fill the devices but for so many bytes of each, as another process would.
+
+    What torch keeps back in blocks of more than a mebibyte counts as left, and is filled too.
+    """
     import torch
 
     gc.collect()
     torch.cuda.empty_cache()
-    ballast = []
+    ballast: list[Any] = []
     for index, left in enumerate(left_bytes):
-        free = torch.cuda.mem_get_info(index)[0]
-        ballast.append(torch.empty(max(0, free - left), dtype=torch.uint8, device=f"cuda:{index}"))
+        room = torch.empty(left, dtype=torch.uint8, device=f"cuda:{index}")
+        ballast += _everything(index)
+        del room
+    torch.cuda.empty_cache()
     try:
         yield
     finally:
         ballast.clear()
         torch.cuda.empty_cache()
+
+
+def _everything(index: int) -> list[Any]:
+    """All that can be allocated on a device, in tensors of ever smaller sizes."""
+    import torch
+
+    taken = []
+    size = torch.cuda.mem_get_info(index)[0]
+    while size >= LEAST_BYTES:
+        try:
+            taken.append(torch.empty(size, dtype=torch.uint8, device=f"cuda:{index}"))
+        except torch.OutOfMemoryError:
+            size //= 2
+    return taken

@@ -10,18 +10,24 @@ from typing import Any
 
 import pytest
 
-from exllamav2_cpu import processes
+from engine_conformance import Attempt, prompt_of, sequence
+from engine_subjects import GPU_MODEL
+from exllamav2_cpu import processes, reference
 from gpu.device_memory import allocated_bytes, device_count
-from gpu.model_under_test import ModelUnderTest, greedy_answer
+from gpu.model_under_test import CONTEXT_TOKENS, QUESTION, ModelUnderTest, greedy_answer
 from headpond_workers.engines.exllamav2_memory import CACHE_TYPES, CacheType, stored_bytes, unpacked_bytes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 SMALL_BYTES = 64 << 20
 """What libraries keep on a device for themselves, such as the work space of cuBLAS."""
+PAGE_TOKENS = 256
+NEAR = 0.1
+"""How far apart two logits may be that rounding to 16 bits may put in the other order."""
+PAGED_AND_NOT = pytest.mark.parametrize("keys", [{"paged": True}, {"paged": False}], ids=["paged", "unpaged"])
 
 
-@pytest.mark.parametrize("keys", [{"paged": True}, {"paged": False}], ids=["paged", "unpaged"])
+@PAGED_AND_NOT
 @pytest.mark.parametrize("cache", CACHE_TYPES)
 def test_a_certain_answer_is_given_with_every_cache(
     model: ModelUnderTest, cache: CacheType, keys: dict[str, Any]
@@ -30,18 +36,38 @@ def test_a_certain_answer_is_given_with_every_cache(
         assert "4" in greedy_answer(engine)
 
 
+@PAGED_AND_NOT
+def test_greedy_tokens_are_the_likeliest_ones_to_transformers(model: ModelUnderTest, keys: dict[str, Any]) -> None:
+    if model.is_exl2 or model.config()["architectures"] != ["LlamaForCausalLM"]:
+        pytest.skip(f"gpu: {GPU_MODEL} is no plain Llama checkpoint, which transformers could load too")
+    pytest.importorskip("transformers", reason="gpu: transformers is not installed")
+    with model.loaded(**keys) as engine:
+        prompts = [prompt_of(engine, message) for message in (QUESTION, "Tell me a long story about a river.")]
+        answers = [Attempt(engine, sequence(prompt, max_tokens=100)).run().raw for prompt in prompts]
+    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    computed = reference.reference(model.folder, whole, new_tokens=0)
+    behind: list[float] = []
+    for prompt, answer, logits in zip(prompts, answers, computed.logits, strict=True):
+        told = logits[len(prompt) - 1 : len(prompt) + len(answer) - 1]
+        behind += (told.max(dim=-1).values - told[range(len(answer)), answer]).tolist()
+    assert len(behind) > 60
+    assert max(behind) < NEAR
+    assert sum(each == 0 for each in behind) >= 0.95 * len(behind)
+
+
 @pytest.mark.parametrize("cache", CACHE_TYPES)
 def test_a_cache_takes_what_was_calculated(model: ModelUnderTest, cache: CacheType) -> None:
+    # A gibibyte if it were FP16: what torch and its libraries take for themselves is little beside that.
+    more = (1 << 30) // stored_bytes(model.kv_shape, "FP16", 1) // PAGE_TOKENS * PAGE_TOKENS
     taken: dict[int, int] = {}
     used = 0  # devices that the model lies on
-    for tokens in (2048, 8192):
+    for tokens in (CONTEXT_TOKENS, CONTEXT_TOKENS + more):
         with model.loaded(cache=cache, cache_tokens=tokens):
             allocated = allocated_bytes()
             taken[tokens] = sum(allocated)
             used = sum(each > model.weight_bytes // 100 for each in allocated)
-    more = 8192 - 2048
     expected = stored_bytes(model.kv_shape, cache, more) + used * unpacked_bytes(model.kv_shape, cache, more)
-    assert taken[8192] - taken[2048] == pytest.approx(expected, rel=0.02)
+    assert taken[CONTEXT_TOKENS + more] - taken[CONTEXT_TOKENS] == pytest.approx(expected, rel=0.02)
 
 
 def test_a_closed_engine_gives_its_memory_back(model: ModelUnderTest) -> None:

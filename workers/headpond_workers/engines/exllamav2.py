@@ -3,7 +3,7 @@
 What is promised of resuming: no id is lost or repeated. Draws are replayed, so a seeded sequence goes on with the
 random numbers that it would have had; but prefill and decode run different kernels on a GPU, so that a token whose
 runner-up is as likely to the last bit may come out differently. EXACT_RESUME is therefore not among the
-capabilities.
+capabilities. With EXL2 and GPTQ weights not even two runs of one sequence are alike, so SEEDED is not either.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class ExLlamaV2Engine:
         self._adapters = {
             name: (name, checked.digest, settings.adapters[name].scaling) for name, checked in adapters.items()
         }
-        capabilities = {Capability.SEEDED, Capability.KV_PREFIXES}
+        capabilities = {Capability.KV_PREFIXES}
+        if loaded.computes_alike:
+            capabilities.add(Capability.SEEDED)
         if settings.adapters:
             capabilities.add(Capability.ADAPTERS)
         self.info = EngineInfo(

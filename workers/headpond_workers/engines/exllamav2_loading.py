@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 OnLayer = Callable[[int, int], None]
 
 _SAMPLING_THREADS = 16
+_QUANTISED = (".q_weight", ".qweight")
+"""What tensors of EXL2 and of GPTQ checkpoints end with."""
 _CACHE_CLASSES = {
     "FP16": "ExLlamaV2Cache",
     "Q8": "ExLlamaV2Cache_Q8",
@@ -68,6 +70,16 @@ class LoadedModel:
     draft_cache: Any | None
     adapters: Mapping[str, Any]
     demand: Demand
+
+    @property
+    def computes_alike(self) -> bool:
+        """Whether the same tokens give the same logits each time.
+
+        The kernels of EXL2 and GPTQ weights add up with atomic operations, in whatever order their blocks end: the
+        last bits differ from run to run, and with them now and then a token.
+        """
+        models = [self.model] if self.draft_model is None else [self.model, self.draft_model]
+        return not any(name.endswith(_QUANTISED) for each in models for name in each.config.tensor_file_map)
 
     def new_generator(self) -> Any:
         """An ExLlamaV2DynamicGenerator over model and cache, with an empty page table. One at a time."""

@@ -173,6 +173,9 @@ def _check_visible(torch: Any, devices: tuple[int, ...] | None) -> None:
 
 def _check_extension(torch: Any) -> None:
     """exllamav2_ext, the compiled part: loaded here, since exllamav2 swallows the reason why it cannot be."""
+    if sys.modules.get("exllamav2.ext") is not None:
+        # Imported before. What torch compiled then is no package that could be found.
+        return
     if not _is_there("exllamav2_ext"):
         _check_compilers(torch)
         log.info("extension_compiling hint=the installed wheel has no compiled part; its first import takes minutes")
