@@ -22,6 +22,8 @@ from headpond.queue import JobQueue, Server
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess, running_valkey
 
+pytest_plugins = ["queue_bench"]
+
 T = TypeVar("T")
 DEADLINE_S = 30.0
 

@@ -242,9 +242,11 @@ def test_the_commands_work_together(folder: Path) -> None:
     run("up", "--detach")
     document = json.loads(run("status", "--json"))
     assert [queue["model"] for queue in document["queues"]] == ["chat", "code"]
-    assert set(document["queues"][0]) == {"model", "ready", "delayed", "running", "dead"}
+    assert set(document["queues"][0]) == {
+        "model", "ready", "interactive", "normal", "batch", "suspects", "delayed", "due", "running", "lapsed", "dead",
+    }  # fmt: skip
     assert set(document["workers"][0]) == {
-        "model", "version", "pid", "host", "slots", "busy", "state", "last_error",
+        "model", "version", "pid", "host", "slots", "busy", "tokens_per_s", "state", "last_error",
     }  # fmt: skip
     assert [worker["state"] for worker in document["workers"]] == ["ready"] * 3
     run("scale", "chat=1", "code=0")

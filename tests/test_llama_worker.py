@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import signal
+import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 from conftest import Deployment, eventually
 from headpond import Client, FinishReason, JobState
 from headpond_workers.models.prepare import prepare
+from headpond_workers.replay.events import Event, Step
+from headpond_workers.replay.run import How, Replay, While, run_replay
 
 pytestmark = pytest.mark.slow
 
@@ -114,3 +119,47 @@ def test_a_model_that_cannot_be_loaded_says_why_and_leaves_for_good(deployment: 
     (row,) = deployment.queue("chat").workers()
     assert row.state.value == "failed"
     assert "broken.gguf" in row.last_error
+
+
+def test_a_bundle_of_a_real_answer_replays_to_its_tokens_and_an_abort_is_named(
+    deployment: Deployment, client: Client
+) -> None:
+    deployment.configure(MODEL + "exact = true\n")
+    worker = deployment.start("chat", "chat-0")
+    job = client.submit("chat", PROMPT, max_tokens=40, temperature=0.9)
+    for chunk in job.stream():
+        if chunk.offset >= 12:
+            break
+    job.cancel()
+    worker.kill()
+    bundle = client.dead("chat").show(job.id)
+    had = len(bundle.token_ids)
+    assert 12 <= had < 40
+
+    def replay(*, from_start: bool, on_event: Callable[[Event], None]) -> Replay:
+        with tempfile.TemporaryFile() as log:
+            return run_replay(
+                bundle, config=deployment.config, model="chat", from_start=from_start, any_fingerprint=False,
+                stall_timeout_s=60, log=log, on_event=on_event,
+            )  # fmt: skip
+
+    anew = replay(from_start=True, on_event=lambda _: None)
+    assert (anew.how, anew.fingerprint) == (How.FINISHED, bundle.fingerprint)
+    assert (anew.compared(bundle), anew.difference(bundle)) == (had, None)
+    assert anew.text.startswith(bundle.text)
+
+    aborted = False
+
+    def abort(event: Event) -> None:
+        nonlocal aborted
+        if isinstance(event, Step) and event.made and not aborted:
+            aborted = True
+            (child,) = [p for p in psutil.Process().children() if "headpond_workers.replay.child" in p.cmdline()]
+            child.send_signal(signal.SIGABRT)
+
+    died = replay(from_start=False, on_event=abort)
+    assert (died.how, died.signal, died.during) == (How.DIED, "SIGABRT", While.GENERATING)
+    assert died.from_offset == had
+    assert had < died.offset == had + died.made < 40
+    # It went on where the bundle ends.
+    assert died.token_ids == anew.token_ids[had : had + len(died.token_ids)]

@@ -11,6 +11,9 @@
     |  `- IdConflict
     |- QueueFull                back-pressure (retry=True)
     |- ManyRefused              some jobs of a submit_many were not enqueued; it says which were
+    |- NotQuarantined           the job is not among the quarantined ones, so it is not for an operator to decide
+    |- NotCommitted             the job's end is not in storage yet (retry=True)
+    |- BundleError              a replay bundle cannot be read or written
     |- JobGone                  the job is unknown, or its retention has passed
     |  `- NotStored              storage does not hold the job's end
     |- ResultTimeout            the job goes on; only the waiting ended (retry=True)
@@ -160,6 +163,39 @@ class ManyRefused(HeadpondError):
             f"{len(self.refused)} of {len(self.accepted) + len(self.refused)} jobs were not enqueued. The first of "
             f"them, requests[{place}]: {first}"
         )
+
+
+class NotQuarantined(HeadpondError):
+    """The job is not quarantined, so there is nothing to decide about it. Nothing was changed."""
+
+    def __init__(self, job_id: str, *, state: str) -> None:
+        super().__init__(
+            f"The job '{job_id}' is {state}, not quarantined. Those that are: headpond dead list. To end a job "
+            f"that has not ended: headpond cancel {job_id}"
+        )
+        self.job_id = job_id
+        self.state = state
+
+
+class NotCommitted(HeadpondError):
+    """Storage does not hold the job's end yet, and nothing is dropped before it does. Nothing was changed."""
+
+    retry = True
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"The end of '{job_id}' is not in storage yet, and nothing is dropped before. Try again in a second; if "
+            "that does not help, see what the persister says: headpond logs persister"
+        )
+        self.job_id = job_id
+
+
+class BundleError(HeadpondError):
+    """A replay bundle cannot be read or written. `where`: its file."""
+
+    def __init__(self, message: str, *, where: str) -> None:
+        super().__init__(f"{where}: {message}")
+        self.where = where
 
 
 class JobGone(HeadpondError):

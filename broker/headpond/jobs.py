@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -120,7 +120,7 @@ class JobRequest(_Frozen):
         if self.messages is not None and not any(m.content.strip() for m in self.messages):
             raise ValueError("the messages are empty")
         try:
-            size = sum(len(text.encode()) for text in self._texts())
+            size = self.text_bytes() + sum(len(text.encode()) for text in self.stop)
         except UnicodeEncodeError:
             raise ValueError("the text is not valid Unicode (it holds a lone surrogate)") from None
         # As JSON a character has at most six bytes for each of its own in UTF-8. What may pass the bound is measured.
@@ -130,13 +130,11 @@ class JobRequest(_Frozen):
             raise ValueError(f"the request has {size} bytes; the limit is {MAX_BODY_BYTES}")
         return self
 
-    def _texts(self) -> Iterator[str]:
-        yield from self.stop
+    def text_bytes(self) -> int:
+        """Of the prompt or of all messages, in UTF-8."""
         if self.prompt is not None:
-            yield self.prompt
-        for message in self.messages or ():
-            yield message.role
-            yield message.content
+            return len(self.prompt.encode())
+        return sum(len(message.content.encode()) for message in self.messages or ())
 
     def asked(self) -> dict[str, Any]:
         """The fields that are asked for, as JSON has them. One that is left out has its default."""
@@ -147,8 +145,7 @@ class JobRequest(_Frozen):
 
         A field that is not asked for does not count, so that a release with more fields knows the older requests.
         """
-        canonical = json.dumps(self.asked(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+        return digest_of(self.asked())
 
     def chat(self) -> tuple[Message, ...]:
         """The conversation to render, a prompt being one user message."""
@@ -158,14 +155,23 @@ class JobRequest(_Frozen):
 
     def cost_tokens(self) -> int:
         """What this request may take of a model, estimated without its tokenizer: four bytes of text a token."""
-        size = sum(len(message.content.encode()) for message in self.chat())
-        return -(-size // 4) + self.max_tokens
+        return -(-self.text_bytes() // 4) + self.max_tokens
 
     def seed_for(self, job_id: str) -> int:
         """The seed of every attempt of this job: the one given, else one that follows from the id."""
         if self.sampling.seed is not None:
             return self.sampling.seed
         return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4], "big")
+
+
+_canonical = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def digest_of(asked: Mapping[str, Any], *, pinned: str = "") -> str:
+    """Of what a request asks for, and of the version that it is pinned to. asked: `JobRequest.asked()`, whose fields
+    have one order."""
+    canonical = _canonical([asked, pinned] if pinned else asked)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def parse_request(fields: object) -> JobRequest:

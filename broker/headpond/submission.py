@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from ulid import ULID
+
 from headpond.errors import HeadpondError, IdConflict, InvalidRequest, ManyRefused, QueueFull, UnknownModel
-from headpond.jobs import TENANT_NAME, VERSION_NAME, JobId, JobRequest, Priority, parse_request
+from headpond.jobs import TENANT_NAME, VERSION_NAME, JobId, JobRequest, Priority, digest_of, parse_request
 from headpond.models import ModelRow
 from headpond.operations import Entry, Submitted
 from headpond.wire import Call, pack_data
@@ -55,7 +56,7 @@ def prepare(
     row = known.get(name)
     if row is None:
         raise UnknownModel(name[:100], known)
-    new_id = JobId.new(name) if id is None else JobId.parse(id)
+    new_id = JobId(name, str(ULID())) if id is None else JobId.parse(id)
     if new_id.model != name:
         raise InvalidRequest(
             f"The id '{id}' is of the model '{new_id.model}', not of '{name}': write {name}/{new_id.slug}",
@@ -73,8 +74,27 @@ def prepare(
             field="tenant",
         )
     request = _request(prompt, messages, options)
-    call = Call(GENERATE, (), {"request": request.asked()}, {}, int(time.time() * 1000))
-    digest, cost = _digest(request, pinned), request.cost_tokens()
+    return submission_of(
+        new_id, request, tenant=tenant, band=band, pinned=pinned, max_queued=row.max_queued, delay=delay,
+        deadline=deadline,
+    )  # fmt: skip
+
+
+def submission_of(
+    new_id: JobId,
+    request: JobRequest,
+    *,
+    tenant: str,
+    band: Priority,
+    pinned: str,
+    max_queued: int,
+    delay: float = 0.0,
+    deadline: float | None = None,
+) -> Submission:
+    """What is enqueued for a request that was checked before. delay, deadline: seconds from now."""
+    asked = request.asked()
+    call = Call(GENERATE, (), {"request": asked}, {}, int(time.time() * 1000))
+    digest, cost = digest_of(asked, pinned=pinned), request.cost_tokens()
     entry = Entry(
         id=str(new_id),
         data=pack_data(call, digest=digest, tenant=tenant, band=band.value, pinned=pinned, cost=cost),
@@ -86,7 +106,7 @@ def prepare(
         delay_s=delay,
         deadline_s=deadline,
     )
-    return Submission(new_id, request, entry, row.max_queued)
+    return Submission(new_id, request, entry, max_queued)
 
 
 def prepare_many(
@@ -149,14 +169,10 @@ def _request(prompt: str | None, messages: object, options: dict[str, Any]) -> J
     )
 
 
-def _digest(request: JobRequest, pinned: str) -> str:
-    """Of all that decides the answer: the same id with another version is another request."""
-    digest = request.digest()
-    return hashlib.sha256(f"{digest}@{pinned}".encode()).hexdigest()[:32] if pinned else digest
-
-
 def _listed(values: object) -> object:
     """A sequence as a list, its mappings as dicts. Anything else is left for the request's own check to refuse."""
+    if values is None or values == ():
+        return values
     if not isinstance(values, Sequence) or isinstance(values, str):
         return values
     return [dict(value) if isinstance(value, Mapping) else value for value in values]

@@ -23,8 +23,8 @@ from headpond.held import HeldLease
 from headpond.jobs import FinishReason, JobRequest, JobState, Result, Timings, Usage, parse_request
 from headpond.queue import JobQueue
 from headpond.wire import TokenRun, pack_result
-from headpond_workers.detokenizer import Detokenizer
-from headpond_workers.engines.protocol import Capability, Engine, Finish, Sequence, Verdict
+from headpond_workers.continuation import continue_job
+from headpond_workers.engines.protocol import Engine, Finish, Verdict
 from headpond_workers.token_writer import RETRY_S, JobStream, TokenWriter
 from headpond_workers.totals import Totals
 
@@ -131,19 +131,13 @@ class Generation:
 
     def _generate(self, asked: JobRequest, prompt: list[int], stream: JobStream, watch: _Watch) -> Finish:
         """Raises PromptTooLong or SequenceFailed for what the job caused, anything else for what the engine did."""
-        context = self.engine.info.context_tokens
-        if len(prompt) >= context:
-            raise PromptTooLong(prompt_tokens=len(prompt), context_tokens=context)
-        if asked.adapter is not None:
-            self.engine.info.require(Capability.ADAPTERS)
-        text = Detokenizer(self.engine.token_bytes, stop=asked.stop, stop_ids=asked.stop_token_ids, prior=stream.ids)
-        if text.prior_text != stream.text:
-            # The last attempt cut its last token at a stop string, and was gone before it wrote the end.
-            return Finish(FinishReason.STOP)
-        left = min(asked.max_tokens, context - len(prompt)) - len(stream)
-        if left <= 0:
-            return Finish(FinishReason.LENGTH)
         held = stream.held
+        begun = continue_job(
+            self.engine, asked, prompt, prior=stream.ids, prior_text=stream.text, seed=asked.seed_for(held.lease.id)
+        )
+        if isinstance(begun, Finish):
+            return begun
+        text = begun.text
 
         def emit(ids: Seq[int]) -> Verdict:
             watch.moved = time.monotonic()
@@ -160,15 +154,7 @@ class Generation:
                 return Verdict.STOP
             return Verdict.GO
 
-        sequence = Sequence(
-            prompt=tuple(prompt),
-            generated=stream.ids,
-            max_tokens=left,
-            sampling=asked.sampling,
-            seed=asked.seed_for(held.lease.id),
-            adapter=asked.adapter,
-        )
-        finish = self.engine.generate(sequence, emit)
+        finish = self.engine.generate(begun.sequence, emit)
         if text.stopped:
             return Finish(FinishReason.STOP, finish.details)
         if finish.reason is not FinishReason.CANCELLED:

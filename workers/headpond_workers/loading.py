@@ -5,8 +5,14 @@ from __future__ import annotations
 from headpond.engine_kinds import EngineTable
 from headpond.errors import EngineUnavailable
 from headpond.model_tables import ExLlamaV2Model, ExLlamaV3Model, LlamaCppModel, ModelTable, ScriptedModel
+from headpond.settings import Settings
 from headpond_workers.engines.protocol import Engine
 from headpond_workers.models.prepare import digest_cache, prepared
+
+
+def workers_of(settings: Settings) -> int:
+    """Worker processes that this configuration puts on the machine, at least 1."""
+    return max(1, sum(model.workers for model in settings.models.values()))
 
 
 def load_engine(settings: ModelTable, *, workers_on_host: int) -> Engine:

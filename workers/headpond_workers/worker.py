@@ -37,7 +37,7 @@ from headpond.submission import GENERATE
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.engines.protocol import Engine
 from headpond_workers.generation import Generation
-from headpond_workers.loading import load_engine
+from headpond_workers.loading import load_engine, workers_of
 from headpond_workers.persistence.storage_settings import has_storage
 from headpond_workers.token_writer import TokenWriter
 from headpond_workers.totals import Totals
@@ -200,11 +200,6 @@ def policy_of(settings: ModelTable) -> QueuePolicy:
         version_wait_s=settings.version_wait_s,
         weights=settings.tenant_weights,
     )
-
-
-def workers_of(settings: Settings) -> int:
-    """Worker processes that this configuration puts on the machine, at least 1."""
-    return max(1, sum(model.workers for model in settings.models.values()))
 
 
 def _wait_until(condition: Any, timeout_s: float) -> bool:

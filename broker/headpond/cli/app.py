@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from headpond.cli import exits, jobs
+from headpond.cli import dead, exits, fsck, jobs
 from headpond.errors import HeadpondError
 from headpond.terminal import escape_controls
 
@@ -35,7 +35,8 @@ def _root(
     else the deployment that `headpond up` runs beside that file.
 
     Exit codes: 0 done; 2 wrong input or configuration; 3 a server cannot be reached; 4 no such job; 5 the job ended
-    without an answer; 6 not yet (a time-out, a full queue); 1 anything else.
+    without an answer; 6 not yet (a time-out, a full queue); 7 fsck left faults; 8 a replay's model is not
+    the bundle's; 9 a replay's process died; 1 anything else.
     """
 
 
@@ -49,8 +50,9 @@ def build_app() -> typer.Typer:
         callback=_root,
         rich_markup_mode=None,
     )
-    jobs.register(app)
-    if not set(sys.argv[1:2]) & jobs.NAMES:
+    for part in (jobs, dead, fsck):
+        part.register(app)
+    if not set(sys.argv[1:2]) & (jobs.NAMES | dead.NAMES | fsck.NAMES):
         # What an operator's commands import is a third of the time that a producer's command takes.
         for point in entry_points(group=COMMANDS_GROUP):
             point.load()(app)

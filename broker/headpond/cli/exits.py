@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from headpond.errors import (
+    BundleError,
     ConfigError,
     HeadpondError,
     InvalidRequest,
     JobEnded,
     JobGone,
+    NotCommitted,
+    NotQuarantined,
     QueueFull,
     ResultTimeout,
     ServiceUnavailable,
@@ -19,16 +22,22 @@ UNAVAILABLE = 3
 JOB_GONE = 4
 JOB_ENDED = 5
 TRY_LATER = 6
+FAULTS_LEFT = 7
+OTHER_FINGERPRINT = 8
+ENGINE_DIED = 9
 INTERRUPTED = 130
 
 _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (InvalidRequest, BAD_INPUT),
     (ConfigError, BAD_INPUT),
+    (BundleError, BAD_INPUT),
+    (NotQuarantined, BAD_INPUT),
     (ServiceUnavailable, UNAVAILABLE),
     (JobGone, JOB_GONE),
     (JobEnded, JOB_ENDED),
     (QueueFull, TRY_LATER),
     (ResultTimeout, TRY_LATER),
+    (NotCommitted, TRY_LATER),
 )
 
 

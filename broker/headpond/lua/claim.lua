@@ -10,6 +10,7 @@ local BATCH_EVERY = 8        -- one claimed job in so many is looked for in the 
 local now, args = clock(ARGV[1]), cmsgpack.unpack(ARGV[2])
 local boot, seq, nonce, slots, version, fingerprint, host, lasts = unpack(args, 1, 8)
 local held, settled = prefix .. 'held:' .. boot, {}
+local given_up = 0           -- slots that a batch job has just left for a more urgent one
 if #args > 8 then
   local ids = {}
   for i = 9, #args, 5 do ids[#ids + 1] = args[i] end
@@ -20,7 +21,9 @@ if #args > 8 then
     if what == 'finished' or what == 'failed' then
       settled[#settled + 1] = finish_lease(id, rows[id], fence, offset, what, '', reason, now)
     else
-      settled[#settled + 1] = park_lease(id, rows[id], fence, what == 'faulty' and 'failed' or what, reason, now)
+      local status = park_lease(id, rows[id], fence, what == 'faulty' and 'failed' or what, reason, now)
+      if what == 'preempted' and status == 'parked' then given_up = given_up + 1 end
+      settled[#settled + 1] = status
     end
   end
   write()
@@ -50,11 +53,11 @@ local jobs, due = {}, nil
 if call('HGET', workers, boot .. ':seq') == int(seq) then
   local all = call('HGETALL', held)
   for i = 1, #all, 2 do
-    local its_seq, fence = string.match(all[i + 1], '^(%d+):(.+)$')
+    local its_seq, fence, n = string.match(all[i + 1], '^(%d+):(.+%.(%d+))$')
     local r = tonumber(its_seq) == seq and load_run(all[i])
-    if r and not refusal(r, fence) then jobs[#jobs + 1] = { all[i], r } end
+    if r and not refusal(r, fence) then jobs[#jobs + 1] = { all[i], r, tonumber(n) } end
   end
-  table.sort(jobs, function(a, b) return a[2][TAG] < b[2][TAG] end)
+  table.sort(jobs, function(a, b) return a[3] < b[3] end)
 else
   due = sweep_if_due(now)
   call('HSET', workers, boot .. ':seq', int(seq), boot .. ':seen', int(now))
@@ -97,7 +100,9 @@ else
       return ids, from
     end
     while #ids < wanted do
-      local bands = (picks + 1) % BATCH_EVERY == 0 and { 'batch', 'interactive', 'normal' } or BANDS
+      -- A slot that was given up is no turn of the batch band: the job that left it would have it back at once (Q12).
+      local batch_first = given_up == 0 and (picks + 1) % BATCH_EVERY == 0
+      local bands = batch_first and { 'batch', 'interactive', 'normal' } or BANDS
       local id, lane
       for _, band in ipairs(bands) do
         id, lane = take(band)
@@ -105,7 +110,7 @@ else
       end
       if not id then break end
       ids[#ids + 1], from[id] = id, lane
-      picks = picks + 1
+      if given_up > 0 then given_up = given_up - 1 else picks = picks + 1 end
       if is_suspect(lane) then suspect = id end
     end
     return ids, from

@@ -38,6 +38,8 @@ _STYLES = {
     WorkerState.FAILED: "bold red",
     WorkerState.DRAINING: "yellow",
 }
+_ALARMS = {"suspects": "yellow", "dead": "bold red"}
+"""Counts that ask for somebody's attention."""
 
 Config = Annotated[
     Path | None,
@@ -100,6 +102,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")] = False,
 ) -> None:
     """Show queues and workers.
+
+    Jobs that are ready, by priority; of them suspects, which crashed their workers twice. Due are delayed jobs whose
+    time has come.
 
     Examples:
 
@@ -280,16 +285,17 @@ def _show(found: DeploymentStatus) -> None:
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
     queues = Table("model", box=None, pad_edge=False)
-    for title in ("ready", "delayed", "running", "dead"):
+    titles = ("ready", "interactive", "normal", "batch", "suspects", "delayed", "due", "running", "dead")
+    for title in titles:
         queues.add_column(title, justify="right")
     for queue in found.queues:
+        counts = [(title, getattr(queue.depths, title)) for title in titles]
         queues.add_row(
             Text(escape_controls(queue.model)),
-            *(str(count) for count in (queue.ready, queue.delayed, queue.running)),
-            Text(str(queue.dead), style="bold red" if queue.dead else ""),
+            *(Text(str(count), style=_ALARMS.get(title, "") if count else "") for title, count in counts),
         )
     workers = Table("worker", "version", "host", box=None, pad_edge=False)
-    for title in ("pid", "busy"):
+    for title in ("pid", "busy", "tokens/s"):
         workers.add_column(title, justify="right")
     workers.add_column("state")
     workers.add_column("last error", overflow="fold")
@@ -300,6 +306,7 @@ def _show(found: DeploymentStatus) -> None:
             Text(escape_controls(worker.host)),
             str(worker.pid or "-"),
             f"{worker.busy}/{worker.slots}" if worker.slots else "-",
+            f"{worker.tokens_per_s:.1f}" if worker.slots else "-",
             Text(worker.state.value, style=_STYLES.get(worker.state, "")),
             Text(escape_controls(worker.last_error)),
         )

@@ -228,9 +228,7 @@ class Deployment:
             for model in sorted({*self.settings.models, *server.models()}):
                 # Read, never opened: looking at a queue must not change what it is.
                 queue = JobQueue(server, model)
-                depths = queue.depths()
-                closed = closed_reason(queue.meta())
-                queues.append(QueueStatus(model, depths.ready, depths.delayed, depths.running, depths.dead, closed))
+                queues.append(QueueStatus(model, queue.depths(), closed_reason(queue.meta())))
                 rows += queue.workers()
         finally:
             server.close()

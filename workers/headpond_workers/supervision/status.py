@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from headpond.upkeep import Depths
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.supervision.programs import WORKER_ENDS_FOR_GOOD, split_worker_name
 from headpond_workers.supervision.supervisor import Process, ProcessState
@@ -20,16 +21,14 @@ class QueueStatus:
     """How many jobs of one model stand where. closed: why nothing is handed out; empty if the queue is open."""
 
     model: str
-    ready: int
-    delayed: int
-    running: int
-    dead: int
+    depths: Depths
     closed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker. instance: its program, `chat-0`. pid: 0 if no process runs. version: empty until loaded."""
+    """One worker. instance: its program, `chat-0`. pid: 0 if no process runs. version: empty until loaded.
+    tokens_per_s: of late, all slots together."""
 
     instance: str
     model: str
@@ -40,6 +39,7 @@ class WorkerStatus:
     busy: int
     state: WorkerState
     last_error: str
+    tokens_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,8 @@ class DeploymentStatus:
             "queues": [
                 {
                     "model": queue.model,
-                    "ready": queue.ready,
-                    "delayed": queue.delayed,
-                    "running": queue.running,
-                    "dead": queue.dead,
+                    "ready": queue.depths.ready,
+                    **asdict(queue.depths),
                 }
                 for queue in self.queues
             ],
@@ -68,6 +66,7 @@ class DeploymentStatus:
                     "host": worker.host,
                     "slots": worker.slots,
                     "busy": worker.busy,
+                    "tokens_per_s": worker.tokens_per_s,
                     "state": worker.state.value,
                     "last_error": worker.last_error,
                 }
@@ -140,6 +139,8 @@ def _from_row(row: WorkerRow, *, silent_s: float) -> WorkerStatus:
         busy=row.busy,
         state=row.state,
         last_error="; ".join(text for text in (silent, row.last_error) if text),
+        # What it made when it was last heard of says nothing of now.
+        tokens_per_s=0.0 if awaited else row.tokens_per_s,
     )
 
 

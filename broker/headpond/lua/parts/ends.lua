@@ -27,16 +27,17 @@ local function write()
 end
 
 -- What a script counts; written once, by flush(), which is the last of it.
-local bumps, ends = {}, 0
+local bumps, ends, earliest = {}, 0, nil
 
 local function bump(field, n) bumps[field] = (bumps[field] or 0) + n end
 
 local function flush(now)
   for field, n in pairs(bumps) do call('HINCRBY', meta, field, n) end
   if ends > 0 then
-    -- The usual time between two ends tells a refused producer when a place will be free.
+    -- The usual time between two ends tells a refused producer when a place will be free. A queue that had nothing to
+    -- do was not slow: no end is waited for before its job was claimed.
     local last, gap = unpack(call('HMGET', meta, 'end_ms', 'end_gap_ms'))
-    local since = math.max(0, now - tonumber(last or now)) / ends
+    local since = math.max(0, now - math.max(tonumber(last) or 0, earliest)) / ends
     gap = gap and gap + (since - gap) * (1 - 0.9 ^ ends) or since
     call('HSET', meta, 'end_ms', int(now), 'end_gap_ms', string.format('%.3f', gap))
   end
@@ -166,7 +167,7 @@ local function finish_lease(id, r, fence, offset, state, document, reason, now)
     if not background then call('ZADD', streams, now + stream_retention_ms, id) end
   end
   end_job(id, r, state, reason, now)
-  ends = ends + 1
+  ends, earliest = ends + 1, math.min(earliest or now, r[CLAIMED])
   if r[OFFSET] > 0 then bump('tokens', r[OFFSET]) end
   return 'done'
 end

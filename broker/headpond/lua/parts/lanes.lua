@@ -61,11 +61,27 @@ end
 -- not before the tenant's jobs ahead of it are paid for. `fair` caches what one script has read; pay writes it back.
 local fair = {}
 
+local function is_idle(band)
+  if call('ZCARD', leases) > 0 or call('EXISTS', ready_key('any', band)) > 0 then return false end
+  for _, lane in ipairs(call('SMEMBERS', lanes)) do
+    if call('EXISTS', ready_key(lane, band)) > 0 then return false end
+  end
+  return true
+end
+
 local function fair_tag(band, tenant, cost)
   local f = fair[band]
   if not f then
     f = { v = tonumber(call('HGET', meta, 'v:' .. band)) or 0, last = {}, weight = {} }
     fair[band] = f
+    local key = prefix .. 'fair:' .. band
+    local latest = tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2])
+    if latest and is_idle(band) then
+      -- All that was asked for has been served. Nobody owes anything, and nobody is remembered.
+      f.v = math.max(f.v, latest)
+      call('HSET', meta, 'v:' .. band, f.v)
+      call('DEL', key)
+    end
   end
   if not f.last[tenant] then
     f.last[tenant] = tonumber(call('ZSCORE', prefix .. 'fair:' .. band, tenant)) or 0

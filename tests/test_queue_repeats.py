@@ -1,0 +1,196 @@
+"""Q1: repeating any call gives the same reply and the same state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from headpond import JobState, upkeep
+from headpond import operations as ops
+from headpond.operations import Append, LeaseStatus, Submitted
+from queue_bench import Bench, entry, tokens
+
+
+def repeat_submit(b: Bench) -> Callable[[], Any]:
+    return lambda: [x is Submitted.CONFLICT for x in b.submit("chat/a", "chat/b")]
+
+
+def repeat_bounded_submit(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    return lambda: b.queue.submit([entry("chat/a"), entry("chat/b")], max_queued=1)
+
+
+def repeat_claim(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a", "chat/b", "chat/c")
+    return lambda: b.queue.claim("A", seq=7, nonce="n", slots=2, fingerprint="f")
+
+
+def repeat_empty_claim(b: Bench) -> Callable[[], Any]:
+    return lambda: b.queue.claim("A", seq=7, nonce="n", slots=2, fingerprint="f")
+
+
+def repeat_claim_of_a_bound_job(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    lease = b.lease()
+    b.append(lease, tokens(0, 5))
+    b.queue.park([(lease.id, lease.fence)], strike=False)
+    return lambda: b.queue.claim("B", seq=1, nonce="n", slots=2, fingerprint="another")
+
+
+def repeat_renew(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a", "chat/b", "chat/c")
+    kept, unnamed, cancelled = b.claim(slots=3).leases
+    b.queue.cancel(cancelled.id)
+    assert unnamed.id == "chat/b"
+    return lambda: b.renew("A", kept, cancelled)
+
+
+def repeat_append(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a", "chat/b")
+    one, other = b.claim(slots=2).leases
+    both = [Append(one.id, one.fence, tokens(0, 3)), Append(other.id, other.fence, tokens(0, 2))]
+    return lambda: b.queue.append(both)
+
+
+def repeat_append_with_a_gap(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    lease = b.lease()
+    return lambda: b.append(lease, tokens(4, 6))
+
+
+def repeat_finish(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    lease = b.lease()
+    b.append(lease, tokens(0, 3))
+    return lambda: b.finish(lease, offset=3)
+
+
+def repeat_failed_finish(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    lease = b.lease()
+    return lambda: b.finish(lease, offset=0, state=JobState.FAILED)
+
+
+def repeat_park(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a", "chat/b")
+    one, other = b.claim(slots=2).leases
+    b.queue.cancel(other.id)
+    return lambda: b.queue.park([(one.id, one.fence), (other.id, other.fence)], strike=True)
+
+
+def repeat_cancel_of_a_waiting_job(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    return lambda: b.queue.cancel("chat/a")
+
+
+def repeat_cancel_of_a_running_job(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    b.append(b.lease(), tokens(0, 2))
+    return lambda: b.queue.cancel("chat/a")
+
+
+def repeat_cancel_of_nothing(b: Bench) -> Callable[[], Any]:
+    return lambda: b.queue.cancel("chat/none")
+
+
+def repeat_tick(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/late", deadline_s=5)
+    b.submit("chat/due", delay_s=1)
+    b.submit("chat/run")
+    b.lease()
+    b.clock.move(2)
+    b.queue.tick()
+    b.clock.move(3)
+    return b.queue.tick
+
+
+def repeat_late_tick(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    b.lease()
+    b.clock.move(40)
+    return b.queue.tick
+
+
+def repeat_hello(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    return lambda: b.queue.run(ops.hello("another server", storage=False))
+
+
+def repeat_hello_with_storage(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    b.finish(b.lease(), offset=0)
+    b.submit("chat/b")
+    return lambda: b.queue.run(ops.hello("the same", storage=True))
+
+
+def repeat_register(b: Bench) -> Callable[[], Any]:
+    return lambda: b.register("A")
+
+
+def repeat_unregister(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    b.lease()
+    return lambda: b.queue.unregister("A")
+
+
+def repeat_trim(b: Bench) -> Callable[[], Any]:
+    b.queue.run(ops.hello("the same", storage=True))
+    b.queue.run(upkeep.open_queue("claim", lineage="L"))
+    b.queue.run(upkeep.open_queue("open", lineage="L"))
+    b.submit("chat/a")
+    b.finish(b.lease(), offset=0)
+    last = b.queue.journal(limit=100)[-1].journal_id
+    inc = int(b.queue.meta()["inc"])
+    return lambda: b.queue.run(upkeep.trim(inc=inc, through=last, ended=["chat/a"]))
+
+
+def repeat_open(b: Bench) -> Callable[[], Any]:
+    b.queue.run(ops.hello("the same", storage=True))
+    b.submit("chat/a")
+    b.queue.run(upkeep.open_queue("claim", lineage="L"))
+    return lambda: b.queue.run(upkeep.open_queue("open", lineage="L"))
+
+
+def repeat_close(b: Bench) -> Callable[[], Any]:
+    return lambda: b.queue.run(upkeep.open_queue("close", reason="being restored"))
+
+
+@pytest.mark.parametrize(
+    "prepare", [value for name, value in sorted(globals().items()) if name.startswith("repeat_")],
+    ids=lambda f: f.__name__.removeprefix("repeat_"),
+)  # fmt: skip
+def test_a_repeated_call_gets_the_same_reply_and_changes_nothing(
+    bench: Bench, prepare: Callable[[Bench], Callable[[], Any]]
+) -> None:
+    call = prepare(bench)
+    first = call()
+    state = bench.dump()
+    assert call() == first
+    assert bench.dump() == state
+    assert state
+
+
+def test_a_repeated_submit_is_known(bench: Bench) -> None:
+    assert bench.submit("chat/a", "chat/b", "chat/a") == [Submitted.NEW, Submitted.NEW, Submitted.KNOWN]
+    state = bench.dump()
+    assert bench.submit("chat/a", "chat/b") == [Submitted.KNOWN, Submitted.KNOWN]
+    assert bench.dump() == state
+
+
+def test_a_repeated_park_is_told_parked_even_when_the_job_runs_elsewhere(bench: Bench) -> None:
+    bench.submit("chat/a")
+    lease = bench.lease("A")
+    assert bench.queue.park([(lease.id, lease.fence)], strike=False) == [LeaseStatus.PARKED]
+    bench.lease("B")
+    state = bench.dump()
+    assert bench.queue.park([(lease.id, lease.fence)], strike=False) == [LeaseStatus.PARKED]
+    assert bench.dump() == state
+
+
+def test_a_row_that_cannot_be_read_does_not_stop_the_queue(bench: Bench) -> None:
+    bench.submit("chat/bad", "chat/good")
+    bench.server.read("HSET", bench.keys.named("run"), "chat/bad", b"\xc1not a row")
+    assert [lease.id for lease in bench.claim(slots=2).leases] == ["chat/good"]
+    assert bench.queue.cancel("chat/bad") is None

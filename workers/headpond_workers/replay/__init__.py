@@ -1,0 +1,1 @@
+"""Running a replay bundle on this machine, in a process that may die of it."""
