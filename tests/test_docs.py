@@ -16,13 +16,15 @@ import pytest
 import typer.main
 from pydantic import BaseModel
 
-from headpond import keys, operations, upkeep, wire
+from headpond import codec, keys, operations, upkeep, wire
 from headpond.cli import exits
 from headpond.cli.app import build_app
-from headpond.jobs import FinishReason, JobRequest, JobState, Priority, Result
+from headpond.connections import script_key
+from headpond.held import IDLE_RENEWAL_S
+from headpond.jobs import FinishReason, JobRequest, JobState, Priority, Result, Sampling
 from headpond.model_tables import ENGINES, AdapterTable, DraftTable, ModelTable
 from headpond.models import MODEL_SCHEMA, ModelRow, pack_model
-from headpond.scripts import STATIC_KEYS, load_script
+from headpond.scripts import load_script
 from headpond.settings import RUN_FILE, RedisSettings, StorageSettings
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.supervision import embedded_seaweed, embedded_valkey, launcher, programs, scaling
@@ -78,20 +80,58 @@ def test_every_key_is_described_with_its_type() -> None:
     in_code = dict(re.findall(r"^(headpond:\S+)\s+(\w+)", keys.__doc__ or "", re.MULTILINE))
 
     assert described == in_code
-    assert {f"headpond:{{q}}:{name}" for name in STATIC_KEYS} <= described.keys()
     assert keys.MODELS in described
     made = keys.queue_keys("q")
     assert made.events("<id>") in described
     assert made.ready("<lane>", "<band>") in described
     assert made.wake("<lane>") in described
+    assert made.notice("<boot>") in described
     derived = {name for text in ALL_LUA.values() for name in re.findall(r"prefix \.\. '(\w+):'", text)}
     assert derived == {key.split(":")[2] for key in described if "<" in key}
-    assert ", ".join(f"`{name}`" for name in STATIC_KEYS) in section(FORMAT, "Keys")
+    fixed = {name for text in ALL_LUA.values() for name in re.findall(r"prefix \.\. '(\w+)'", text)}
+    assert {"meta", *fixed} == {key.split(":")[2] for key in described if "<" not in key and key != keys.MODELS}
 
 
-def test_the_scripts_take_the_keys_in_the_order_that_they_are_sent() -> None:
-    (taken,) = re.findall(r"^local ([a-z_,\s]+) = unpack\(KEYS\)$", PARTS["head"], re.MULTILINE)
-    assert tuple(re.split(r",\s+", taken)) == STATIC_KEYS
+def test_a_script_is_given_one_key_and_derives_each_other_one_under_its_own_name() -> None:
+    key = script_key("chat").decode()
+    assert key == keys.queue_keys("chat").named("meta")
+    assert f"`{key.replace('chat', 'q')}`, which names the queue" in section(FORMAT, "Keys")
+    assert [name for name, text in ALL_LUA.items() if re.search(r"\bKEYS\b", re.sub(r"--.*", "", text))] == ["head"]
+    (first, cut) = re.findall(
+        r"^local meta, call, prefix = KEYS\[(\d)\], redis\.call, string\.sub\(KEYS\[1\], 1, (-\d+)\)$",
+        PARTS["head"],
+        re.MULTILINE,
+    )[0]
+    # Lua cuts after the place that it names, Python before it.
+    assert (first, key[: int(cut) + 1]) == ("1", keys.queue_keys("chat").prefix)
+    (named, made) = re.findall(
+        r"^local (data, [a-z_,\s]+) = ((?:prefix \.\. '\w+',?\s+)+)", PARTS["head"], re.MULTILINE
+    )[0]
+    literals = re.findall(r"'(\w+)'", made)
+    assert re.split(r",\s+", named) == literals
+    # The table of departures tells how many keys are not sent.
+    assert f"to pack the {len(literals) + 1} keys without" in section(STATES, "Departures from the design")
+
+
+def test_the_scripts_that_take_and_give_one_array_are_named() -> None:
+    calls: list[operations.Operation[Any]] = [
+        operations.submit([operations.Entry("chat/a", b"\xff", "d")]),
+        operations.claim(
+            "b", seq=1, nonce="n", slots=1, settle=[operations.Settlement("i", "f", operations.Settle.PARKED)]
+        ),
+        operations.append([operations.Append("chat/a", "f", wire.TokenRun(0, (1,), ("a",)))]),
+    ]
+    packed = {call.script for call in calls}
+    for call in calls:
+        assert isinstance(call.args[-1], bytes)
+        assert isinstance(codec.unpack_raw(call.args[-1], kind="arguments"), list)
+    taken = {name for name, text in SCRIPTS.items() if re.search(r"cmsgpack\.unpack\(ARGV\[\d\]\)", text)}
+    given = {name for name, text in SCRIPTS.items() if re.search(r"^ *return cmsgpack\.pack\(", text, re.MULTILINE)}
+    assert taken == given == packed
+    (told,) = re.findall(
+        r"but for ((?:`\w+`(?:, | and )?)+), which are called most", section(FORMAT, "Arguments of scripts")
+    )
+    assert set(re.findall(r"`(\w+)`", told)) == packed
 
 
 def test_every_lane_that_a_worker_reads_is_described() -> None:
@@ -113,14 +153,34 @@ def test_the_scripts_and_the_codec_agree_on_the_run_row() -> None:
     named = {name.upper().removesuffix("_MS"): place for place, name in enumerate(RUN_ROW, start=1)}
     del named["VERSION"]
     assert places == named
-    # A row is read whole or not at all: what is asked for is its last element.
-    (last,) = re.findall(r"type\(row\) == 'table' and row\[(\w+)\]", PARTS["rows"])
+    # A row is read whole or not at all: what is asked for is the last element of each of its two arrays.
+    (first,) = re.findall(r"type\(head\) == 'table' and head\[(\w+)\]", PARTS["rows"])
+    (last, before) = re.findall(r"type\(tail\) ~= 'table' or not tail\[(\w+) - (\w+)\]", PARTS["rows"])[0]
+    assert places[first] == places[before] == wire.RUN_HEAD
     assert places[last] == len(RUN_ROW)
+    assert f"the elements 0 to {wire.RUN_HEAD - 1} (`rows.RUN_HEAD` of them)" in section(FORMAT, "Run row")
+
+
+def test_what_an_append_needs_is_in_the_first_part_of_a_run_row() -> None:
+    """It leaves the second packed: an element of that would be nil there."""
+    used = set()
+    for name in ("append", "streams", "preemption"):
+        used |= set(re.findall(r"\br\[([A-Z_]+)\]", SCRIPTS.get(name) or PARTS[name]))
+    (refusal,) = re.findall(r"^local function refusal\(r, fence\)$.*?^end$", PARTS["rows"], re.MULTILINE | re.DOTALL)
+    used |= set(re.findall(r"\br\[([A-Z_]+)\]", refusal))
+    first = {name.upper().removesuffix("_MS") for name in RUN_ROW[1 : wire.RUN_HEAD]}
+    assert used == first
 
 
 def test_a_new_job_gets_a_row_with_every_element() -> None:
     (row,) = re.findall(r"local r = \{(.*?)\}", SCRIPTS["submit"], re.DOTALL)
-    assert len(re.split(r",\s+", row)) == len(RUN_ROW)
+    values = dict(zip(RUN_ROW, re.split(r",\s+", row.strip()), strict=True))
+    told = {"version": "1", "state": "'queued'", "gen": "inc", "band": "band", "lane": "'any'", "submitted_ms": "now"}
+    assert {name: values.pop(name) for name in (*told, "pinned")} == told | {"pinned": "pinned"}
+    assert set(values.values()) == {"''", "0"}
+    for field in dataclasses.fields(wire.RunRow):
+        if field.name in values:
+            assert (values[field.name] == "''") == (field.type == "str"), field.name
 
 
 def test_rows_and_documents_are_described_field_by_field() -> None:
@@ -133,7 +193,12 @@ def test_rows_and_documents_are_described_field_by_field() -> None:
     assert numbered("Attempts") == [field.name for field in dataclasses.fields(wire.Attempt)]
     assert numbered("Call")[1:] == [field.name for field in dataclasses.fields(wire.Call)]
     assert len(numbered("Call")) == len(body)
-    assert names(section(FORMAT, "Call"), "field", "type") == list(JobRequest.model_fields)
+    assert names(section(FORMAT, "Call"), "field", "type", "default") == list(JobRequest.model_fields)
+    told = names(section(FORMAT, "Call"), "field", "type", "default", column=2)
+    shown = {None: "nil", (): "empty", Sampling(): "all defaults"}
+    defaults = [field.default for field in JobRequest.model_fields.values()]
+    assert told == [shown.get(default, str(default)) for default in defaults]
+    assert JobRequest(prompt="p").asked() == {"prompt": "p"}
 
     tokens = msgpack.unpackb(wire.pack_tokens(wire.TokenRun(0, (1,), ("a",))))
     assert numbered("Token entry")[1:] == [field.name for field in dataclasses.fields(wire.TokenRun)]
@@ -185,17 +250,41 @@ def arguments(text: str, opening: str) -> Iterator[str]:
         yield text[found.end() : at - 1]
 
 
+META_FIELD = re.compile(r"'([a-z_]+:?)(?:[a-z]*)'")
+"""A name in Lua; what begins with a word and a colon is completed by Lua."""
+
+
 def fields_of_meta(command: str) -> set[str]:
-    """The fields that Lua names in a command on meta; what begins with a word and a colon is completed by Lua."""
+    """The fields that Lua names in a command on meta, at once or noted for later."""
     used = set()
     for text in ALL_LUA.values():
-        for call in arguments(text, f"call('{command}', meta, "):
-            used |= set(re.findall(r"'([a-z_]+:?)(?:[a-z]*)'", call))
+        for sender in ("call", "put"):
+            for call in arguments(text, f"{sender}('{command}', meta, "):
+                used |= set(META_FIELD.findall(call))
+    return used
+
+
+def counted_fields_of_meta() -> set[str]:
+    """What is counted by bump(), and what claim gathers in `set`: their commands name no field themselves."""
+    unnamed = {
+        call
+        for text in ALL_LUA.values()
+        for command in ("HSET", "HINCRBY")
+        for call in arguments(text, f"('{command}', meta, ")
+        if not META_FIELD.search(call)
+    }
+    assert unnamed == {"field, n", "unpack(set)"}
+    used = {name for text in ALL_LUA.values() for call in arguments(text, "bump(") for name in META_FIELD.findall(call)}
+    for line in SCRIPTS["claim"].splitlines():
+        if re.match(r"\s*(?:local set|set\[)", line):
+            used |= set(META_FIELD.findall(line))
     return used
 
 
 def test_every_field_of_meta_is_described() -> None:
-    used = fields_of_meta("HGET") | fields_of_meta("HMGET") | fields_of_meta("HSET") | fields_of_meta("HINCRBY")
+    counted = counted_fields_of_meta()
+    assert counted == {"count:", "strikes", "tokens", "picks", "v:"}
+    used = counted.union(*(fields_of_meta(command) for command in ("HGET", "HMGET", "HSET", "HINCRBY")))
     cells = names(section(FORMAT, "Meta"), "field", "meaning")
     described = {re.sub(r"<\w+>", "", name) for name in cells}
 
@@ -237,6 +326,11 @@ def test_the_manual_gives_the_numbers_of_the_scripts() -> None:
     strikes = names(section(STATES, "Strikes"), "strikes in a row", "the job")
     assert strikes[1:] == [lua["SUSPECT_STRIKES"], lua["MAX_STRIKES"]]
     assert f"the {lua['MAX_FAULTS']}th (`MAX_FAULTS`)" in section(STATES, "Strikes")
+    assert f"until {int(lua['LOADING_MS']) // 60000} minutes (`LOADING_MS`)" in section(STATES, "Versions")
+    assert f"One that holds none renews every {IDLE_RENEWAL_S:g} s" in section(STATES, "Lease life")
+    assert f"was within {lua['SWEEP_EVERY_MS']} ms" in section(STATES, "Departures from the design")
+    (most,) = re.findall(r"if #ids > (\d+) then return redis\.error_reply", SCRIPTS["submit"])
+    assert f"One call of `submit` takes at most {most} jobs" in section(FORMAT, "Bounds")
 
 
 def test_bounds_are_those_of_the_code() -> None:

@@ -93,6 +93,27 @@ def test_a_queue_without_storage_is_open_from_its_first_use(bench: Bench) -> Non
     assert bench.lease().id == "chat/a"
 
 
+def test_a_worker_that_claims_in_vain_from_a_closed_queue_serves_its_version(shared_url: str) -> None:
+    bench = bench_on(shared_url, Clock(), storage=True)
+    try:
+        bench.register("A", lease_s=2.0, version_wait_s=20.0)
+        bench.submit("chat/pinned", pinned="v1")
+        # Without leases it renews seldom: its claims say that it lives, and others sweep meanwhile.
+        for second in range(60):
+            bench.clock.move(1)
+            bench.queue.tick()
+            if second % 2:
+                assert bench.claim().state == "closed"
+        assert bench.row("chat/pinned").state is JobState.QUEUED
+        for _ in range(60):
+            bench.clock.move(1)
+            bench.queue.tick()
+        assert bench.row("chat/pinned").state is JobState.FAILED
+    finally:
+        bench.server.close()
+        bench.raw.close()
+
+
 def test_an_empty_queue_with_storage_is_closed_until_its_persister_opens_it(shared_url: str) -> None:
     bench = bench_on(shared_url, Clock(), storage=True)
     try:

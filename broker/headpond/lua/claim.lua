@@ -30,6 +30,8 @@ if #args > 8 then
 end
 local reply = { open and 'open' or state_of[2], -1, now, settled }
 if slots == 0 or not open then
+  -- A worker that holds nothing renews seldom: its claims say that it lives, also where there is nothing to have.
+  if slots > 0 then call('HSET', workers, boot .. ':seen', int(now)) end
   flush(now)
   return cmsgpack.pack(reply)
 end
