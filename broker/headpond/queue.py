@@ -26,6 +26,7 @@ from headpond.jobs import JobState
 from headpond.keys import MODELS, lanes_of, queue_keys
 from headpond.models import ModelRow, pack_model, unpack_model
 from headpond.replies import StreamEntry, parse_entries, parse_read, parse_scores, retry_after_s
+from headpond.script_lines import ScriptLines
 from headpond.scripts import NOT_MET, load_script
 from headpond.waiter import Waiter
 from headpond.wire import Attempt, RunRow, unpack_attempts, unpack_run
@@ -56,6 +57,7 @@ class Server:
         self.address = address
         self.greeter = Greeter(clock=clock)
         self.redis = connect(address, self.greeter)
+        self._lines = ScriptLines(self.redis)
         self.blocking = connect_blocking(address)
         self._clock = clock
 
@@ -86,9 +88,9 @@ class Server:
         call = (1, script_key(name), now, *operation.args)
         try:
             try:
-                reply = _send(self.redis, "EVALSHA", script.sha, *call)
+                reply = self._lines.call("EVALSHA", script.sha, *call)
             except NoScriptError:
-                reply = _send(self.redis, "EVAL", script.source, *call)
+                reply = self._lines.call("EVAL", script.source, *call)
         except UNREACHABLE as error:
             raise self.address.unavailable(error) from error
         except ResponseError as error:
@@ -150,6 +152,7 @@ class Server:
         self.read("HSET", MODELS, name, pack_model(row))
 
     def close(self) -> None:
+        self._lines.close()
         self.redis.close()
         self.blocking.close()
 
