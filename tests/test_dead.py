@@ -26,6 +26,7 @@ from headpond.jobs import JOB_SLUG, JobId, JobRequest
 from headpond.keys import queue_keys
 from headpond.models import ModelRow
 from headpond.operations import hello
+from headpond.operators import Operator
 from headpond.queue import JobQueue
 from headpond.upkeep import open_queue
 from headpond_workers.supervision.embedded_valkey import running_valkey
@@ -380,6 +381,12 @@ def test_retry_finishes_on_a_repaired_model_with_the_same_seed(poisoned: Deploym
 
 
 @pytest.fixture
+def operator(deployment: Deployment) -> Iterator[Operator]:
+    with Operator(deployment.url) as operator:
+        yield operator
+
+
+@pytest.fixture
 def chat(deployment: Deployment) -> JobQueue:
     deployment.configure(MODEL)
     deployment.server().configure_model("chat", ModelRow("scripted", 2, False, 8192))
@@ -403,53 +410,55 @@ def quarantine(chat: JobQueue) -> Callable[[str], None]:
     return quarantine
 
 
-def test_a_retry_of_a_retry_counts_on(client: Client, chat: JobQueue, quarantine: Callable[[str], None]) -> None:
+def test_a_retry_of_a_retry_counts_on(
+    client: Client, operator: Operator, chat: JobQueue, quarantine: Callable[[str], None]
+) -> None:
     client.submit("chat", "x", id="chat/a", seed=5)
     ids = ["chat/a"]
     for _ in range(3):
         quarantine(ids[-1])
-        retried = client.dead("chat").retry(ids[-1])
+        retried = operator.dead("chat").retry(ids[-1])
         assert retried.new
-        assert not client.dead("chat").retry(ids[-1]).new
+        assert not operator.dead("chat").retry(ids[-1]).new
         ids.append(retried.id)
     assert ids == ["chat/a", "chat/a.retry1", "chat/a.retry2", "chat/a.retry3"]
-    assert [job.id for job in client.dead("chat").jobs()] == []
+    assert [job.id for job in operator.dead("chat").jobs()] == []
     assert chat.depths().ready == 1
-    assert client.dead("chat").show("chat/a.retry3").seed == 5
+    assert operator.dead("chat").show("chat/a.retry3").seed == 5
 
 
 def test_a_retry_keeps_the_version_that_the_job_was_pinned_to(
-    client: Client, chat: JobQueue, quarantine: Callable[[str], None]
+    client: Client, operator: Operator, chat: JobQueue, quarantine: Callable[[str], None]
 ) -> None:
     job = client.submit("chat@local-abc", "x", id="chat/a")
     for seq in range(3):
         (lease,) = chat.claim("b", seq=seq + 1, nonce=f"n{seq}", slots=1, version="local-abc", fingerprint="f").leases
         chat.park([(lease.id, lease.fence)], strike=True, reason="no")
     assert job.state() is JobState.DEAD
-    retried = client.dead("chat").retry("chat/a")
-    shown = client.dead("chat").show(retried.id)
+    retried = operator.dead("chat").retry("chat/a")
+    shown = operator.dead("chat").show(retried.id)
     assert (shown.pinned, shown.state) == ("local-abc", JobState.QUEUED)
 
 
 def test_a_full_queue_or_a_taken_id_leaves_the_job_listed(
-    client: Client, chat: JobQueue, quarantine: Callable[[str], None]
+    client: Client, operator: Operator, chat: JobQueue, quarantine: Callable[[str], None]
 ) -> None:
     client.submit("chat", "x", id="chat/a")
     quarantine("chat/a")
     for name in ("b", "c"):
         client.submit("chat", "y", id=f"chat/{name}")
     with pytest.raises(QueueFull):
-        client.dead("chat").retry("chat/a")
-    assert [job.id for job in client.dead("chat").jobs()] == ["chat/a"]
+        operator.dead("chat").retry("chat/a")
+    assert [job.id for job in operator.dead("chat").jobs()] == ["chat/a"]
     client.job("chat/b").cancel()
     client.submit("chat", "another", id="chat/a.retry1")
     with pytest.raises(IdConflict, match=r"chat/a\.retry1"):
-        client.dead("chat").retry("chat/a")
-    assert [job.id for job in client.dead("chat").jobs()] == ["chat/a"]
+        operator.dead("chat").retry("chat/a")
+    assert [job.id for job in operator.dead("chat").jobs()] == ["chat/a"]
 
 
 def test_a_damaged_job_hides_no_other_from_the_list(
-    client: Client, deployment: Deployment, chat: JobQueue, quarantine: Callable[[str], None]
+    client: Client, operator: Operator, deployment: Deployment, chat: JobQueue, quarantine: Callable[[str], None]
 ) -> None:
     for name in ("a", "b", "c"):
         client.submit("chat", "x", id=f"chat/{name}")
@@ -458,7 +467,7 @@ def test_a_damaged_job_hides_no_other_from_the_list(
     chat.server.read("HSET", keys.named("run"), "chat/a", b"\xc1")
     chat.server.read("HDEL", keys.named("data"), "chat/b")
     chat.server.read("HSET", keys.named("attempts"), "chat/c", b"\x92\x01\x91\x01")
-    jobs = {job.id: job for job in client.dead("chat").jobs()}
+    jobs = {job.id: job for job in operator.dead("chat").jobs()}
     assert "run row" in jobs["chat/a"].damage
     assert "data entry" in jobs["chat/b"].damage
     assert "attempts" in jobs["chat/c"].damage
@@ -490,23 +499,23 @@ def test_nothing_quarantined_is_said_so(deployment: Deployment, chat: JobQueue) 
     assert document(run("dead", "list", "--json", cwd=deployment.folder)) == {"jobs": []}
 
 
-def test_an_unstarted_job_has_a_bundle_too(client: Client, chat: JobQueue) -> None:
+def test_an_unstarted_job_has_a_bundle_too(client: Client, operator: Operator, chat: JobQueue) -> None:
     client.submit("chat", "x", id="chat/a", delay=100)
-    bundle = client.dead("chat").show("chat/a")
+    bundle = operator.dead("chat").show("chat/a")
     assert (bundle.state, bundle.token_ids, bundle.attempts, bundle.fingerprint) == (JobState.DELAYED, (), (), "")
     with pytest.raises(NotQuarantined):
-        client.dead("chat").drop("chat/a")
+        operator.dead("chat").drop("chat/a")
 
 
-def test_a_running_job_shows_its_present_lease(client: Client, chat: JobQueue) -> None:
+def test_a_running_job_shows_its_present_lease(client: Client, operator: Operator, chat: JobQueue) -> None:
     client.submit("chat", "x", id="chat/a")
     chat.claim("boot", seq=1, nonce="n", slots=1, version="local-a", fingerprint="f", host="gpu7")
-    (attempt,) = client.dead("chat").show("chat/a").attempts
+    (attempt,) = operator.dead("chat").show("chat/a").attempts
     assert (attempt.how, attempt.worker, attempt.host, attempt.ended_ms) == ("running", "boot", "gpu7", 0)
 
 
 def test_with_storage_nothing_is_dropped_before_its_end_is_committed(
-    client: Client, deployment: Deployment, chat: JobQueue, quarantine: Callable[[str], None]
+    client: Client, operator: Operator, deployment: Deployment, chat: JobQueue, quarantine: Callable[[str], None]
 ) -> None:
     client.submit("chat", "x", id="chat/a")
     quarantine("chat/a")
@@ -514,9 +523,9 @@ def test_with_storage_nothing_is_dropped_before_its_end_is_committed(
     for step in ("claim", "open"):
         chat.run(open_queue(step, lineage="L"))
     with pytest.raises(NotCommitted):
-        client.dead("chat").drop("chat/a")
+        operator.dead("chat").drop("chat/a")
     assert "not in storage yet" in told(run("dead", "drop", "chat/a", cwd=deployment.folder), 6)
-    assert [job.id for job in client.dead("chat").jobs()] == ["chat/a"]
+    assert [job.id for job in operator.dead("chat").jobs()] == ["chat/a"]
 
 
 slugs = st.from_regex(JOB_SLUG, fullmatch=True).filter(str.isascii)

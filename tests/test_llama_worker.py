@@ -12,6 +12,7 @@ import pytest
 
 from conftest import Deployment, eventually
 from headpond import Client, FinishReason, JobState
+from headpond.operators import Operator
 from headpond_workers.models.prepare import prepare
 from headpond_workers.replay.events import Event, Step
 from headpond_workers.replay.run import How, Replay, While, run_replay
@@ -132,7 +133,8 @@ def test_a_bundle_of_a_real_answer_replays_to_its_tokens_and_an_abort_is_named(
             break
     job.cancel()
     worker.kill()
-    bundle = client.dead("chat").show(job.id)
+    with Operator(deployment.url) as operator:
+        bundle = operator.dead("chat").show(job.id)
     had = len(bundle.token_ids)
     assert 12 <= had < 40
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from headpond.connections import BLOCK_S, Patience, find_redis
 from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
@@ -17,9 +17,6 @@ from headpond.operations import submit as submit_operation
 from headpond.queue import JobQueue, Server
 from headpond.results import answer
 from headpond.submission import WINDOW_CHUNKS, chunked, is_refused, prepare, prepare_many, raise_refusals
-
-if TYPE_CHECKING:
-    from headpond.dead import DeadJobs
 
 
 class Client:
@@ -113,17 +110,6 @@ class Client:
         RedisUnavailable."""
         job_id = JobId.parse(id)
         return Job(self._queue(job_id.model), job_id)
-
-    def dead(self, model: str) -> DeadJobs:
-        """The quarantined jobs of a model: list, show, retry, drop, export. Raises UnknownModel, RedisUnavailable."""
-        # An operator's business, so a producer does not pay for importing it.
-        from headpond.dead import DeadJobs
-
-        return DeadJobs(self.queue(model), max_queued=self._models[model].max_queued)
-
-    def queue(self, model: str) -> JobQueue:
-        """The queue itself, for upkeep. Raises UnknownModel, RedisUnavailable."""
-        return self._queue(model)
 
     def _queue(self, model: str) -> JobQueue:
         # Asking for an unknown name must not make a queue of it.

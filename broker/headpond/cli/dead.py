@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headpond.cli.jobs import JobArgument, JsonOption, UrlOption
-from headpond.client import Client
 from headpond.jobs import JobId
+from headpond.operators import Operator
 from headpond.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def list_jobs(
 
       headpond dead list chat --json | jq -r '.jobs[].id'
     """
-    with Client(redis) as client:
-        names = sorted(client.models()) if model is None else [model]
-        jobs = [job for name in names for job in client.dead(name).jobs(limit=limit)]
+    with Operator(redis) as operator:
+        names = operator.models() if model is None else [model]
+        jobs = [job for name in names for job in operator.dead(name).jobs(limit=limit)]
     if as_json:
         typer.echo(json.dumps({"jobs": [asdict(job) for job in jobs]}))
     elif jobs:
@@ -88,8 +88,8 @@ def show(
 
       headpond dead show chat/order-17 --json | jq '.attempts[] | {host, how, reason}'
     """
-    with Client(redis) as client:
-        bundle = _dead_jobs(client, job).show(job)
+    with Operator(redis) as operator:
+        bundle = _dead_jobs(operator, job).show(job)
     if as_json:
         typer.echo(json.dumps(bundle.document()))
     else:
@@ -110,8 +110,8 @@ def retry(job: JobArgument, as_json: JsonOption = False, redis: UrlOption = None
 
       headpond dead list chat --json | jq -r '.jobs[].id' | xargs -n 1 headpond dead retry
     """
-    with Client(redis) as client:
-        retried = _dead_jobs(client, job).retry(job)
+    with Operator(redis) as operator:
+        retried = _dead_jobs(operator, job).retry(job)
     if as_json:
         typer.echo(json.dumps({"id": job, "retried_as": retried.id, "new": retried.new}))
         return
@@ -128,8 +128,8 @@ def drop(job: JobArgument, as_json: JsonOption = False, redis: UrlOption = None)
 
       headpond dead export chat/order-17 order-17.json && headpond dead drop chat/order-17
     """
-    with Client(redis) as client:
-        _dead_jobs(client, job).drop(job)
+    with Operator(redis) as operator:
+        _dead_jobs(operator, job).drop(job)
     typer.echo(json.dumps({"id": job, "dropped": True}) if as_json else f"{job} is dropped")
 
 
@@ -153,8 +153,8 @@ def export(
     """
     from headpond.bundle import pack_bundle, write_bundle
 
-    with Client(redis) as client:
-        bundle = _dead_jobs(client, job).show(job)
+    with Operator(redis) as operator:
+        bundle = _dead_jobs(operator, job).show(job)
     if file == "-":
         sys.stdout.write(pack_bundle(bundle).decode("ascii"))
         sys.stdout.flush()
@@ -171,8 +171,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(dead_app, name="dead")
 
 
-def _dead_jobs(client: Client, job: str) -> DeadJobs:
-    return client.dead(JobId.parse(job).model)
+def _dead_jobs(operator: Operator, job: str) -> DeadJobs:
+    return operator.dead(JobId.parse(job).model)
 
 
 def _print_list(jobs: list[DeadJob]) -> None:

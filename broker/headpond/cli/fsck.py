@@ -12,8 +12,8 @@ import typer
 from headpond import upkeep
 from headpond.cli.exits import FAULTS_LEFT
 from headpond.cli.jobs import JsonOption, UrlOption
-from headpond.client import Client
 from headpond.keys import queue_keys
+from headpond.operators import Operator
 from headpond.queue import JobQueue
 from headpond.terminal import escape_controls
 
@@ -43,9 +43,9 @@ def fsck(
     """
     checked: list[dict[str, Any]] = []
     left = 0
-    with Client(redis) as client:
-        for model in dict.fromkeys(models or sorted(client.models())):
-            jobs, faults = _check(client.queue(model), repair=repair)
+    with Operator(redis) as operator:
+        for model in dict.fromkeys(models or operator.models()):
+            jobs, faults = _check(operator.queue(model), repair=repair)
             left += sum(fault.remedy == LEFT for fault in faults)
             checked.append(
                 {
