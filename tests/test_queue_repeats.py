@@ -9,6 +9,7 @@ import pytest
 
 from headpond import JobState, upkeep
 from headpond import operations as ops
+from headpond.jobs import Priority
 from headpond.operations import Append, LeaseStatus, Submitted
 from queue_bench import Bench, entry, tokens
 
@@ -25,6 +26,13 @@ def repeat_bounded_submit(b: Bench) -> Callable[[], Any]:
 def repeat_claim(b: Bench) -> Callable[[], Any]:
     b.submit("chat/a", "chat/b", "chat/c")
     return lambda: b.queue.claim("A", seq=7, nonce="n", slots=2, fingerprint="f")
+
+
+def repeat_claim_over_bands(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a", "chat/b", cost=100)
+    b.submit("chat/c", "chat/d", band=Priority.INTERACTIVE, cost=300)
+    b.submit(*(f"chat/{n}" for n in range(9)), tenant="t", band=Priority.BATCH)
+    return lambda: b.queue.claim("A", seq=7, nonce="n", slots=13, fingerprint="f")
 
 
 def repeat_empty_claim(b: Bench) -> Callable[[], Any]:
