@@ -202,3 +202,14 @@ def test_a_row_that_cannot_be_read_does_not_stop_the_queue(bench: Bench) -> None
     bench.server.read("HSET", bench.keys.named("run"), "chat/bad", b"\xc1not a row")
     assert [lease.id for lease in bench.claim(slots=2).leases] == ["chat/good"]
     assert bench.queue.cancel("chat/bad") is None
+
+
+def test_a_request_that_cannot_be_read_does_not_stop_the_queue_and_leaves_its_job_in_no_limbo(bench: Bench) -> None:
+    bench.submit("chat/delayed", delay_s=1)
+    bench.submit("chat/queued", "chat/good")
+    for job_id in ("chat/delayed", "chat/queued"):
+        bench.server.read("HSET", bench.keys.named("data"), job_id, b"\xc1not an entry")
+    bench.clock.move(1)
+    bench.queue.tick()
+    assert bench.queue.cancel("chat/queued") is JobState.CANCELLED
+    assert {lease.id for lease in bench.claim(slots=3).leases} == {"chat/delayed", "chat/good"}
