@@ -162,3 +162,28 @@ def test_what_is_owed_is_owed_as_long_as_something_runs_or_waits(bench: Bench, s
             bench.queue.park([lease_key(lease)])
     bench.queue.submit(jobs_of("busy", [10] * 20) + jobs_of("new", [10] * 20))
     assert {owner(lease) for lease in bench.claim(slots=20).leases} <= {"new", "still"}
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired"])
+def test_jobs_that_ended_unserved_are_not_paid_for(bench: Bench, end: str) -> None:
+    bench.register("A", weights={"fickle": 2.0})
+    bench.queue.submit(jobs_of("steady", [10] * 60))
+    gone = jobs_of("fickle", [1000] * 50, deadline_s=1 if end == "expired" else None)
+    bench.queue.submit(gone)
+    if end == "cancelled":
+        for e in gone:
+            bench.queue.cancel(e.id)
+    bench.clock.move(1)
+    bench.queue.tick()
+    assert {bench.row(e.id).state.value for e in gone} == {end}
+    bench.submit("chat/fickle-after", tenant="fickle", cost=10)
+    assert "fickle" in {owner(lease) for lease in bench.claim(slots=2).leases}
+
+
+def test_a_job_that_was_cancelled_while_it_ran_is_paid_for(bench: Bench) -> None:
+    bench.queue.submit(jobs_of("greedy", [1000]))
+    greedy = bench.lease()
+    bench.queue.submit(jobs_of("steady", [10] * 30))
+    bench.queue.cancel(greedy.id)
+    bench.submit("chat/greedy-after", tenant="greedy", cost=10)
+    assert {owner(lease) for lease in bench.claim(slots=29).leases} == {"steady"}

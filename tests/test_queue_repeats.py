@@ -9,6 +9,7 @@ import pytest
 
 from headpond import JobState, upkeep
 from headpond import operations as ops
+from headpond.jobs import Priority
 from headpond.operations import Append, LeaseStatus, Submitted
 from queue_bench import Bench, entry, tokens
 
@@ -25,6 +26,13 @@ def repeat_bounded_submit(b: Bench) -> Callable[[], Any]:
 def repeat_claim(b: Bench) -> Callable[[], Any]:
     b.submit("chat/a", "chat/b", "chat/c")
     return lambda: b.queue.claim("A", seq=7, nonce="n", slots=2, fingerprint="f")
+
+
+def repeat_claim_over_bands(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a", "chat/b", cost=100)
+    b.submit("chat/c", "chat/d", band=Priority.INTERACTIVE, cost=300)
+    b.submit(*(f"chat/{n}" for n in range(9)), tenant="t", band=Priority.BATCH)
+    return lambda: b.queue.claim("A", seq=7, nonce="n", slots=13, fingerprint="f")
 
 
 def repeat_empty_claim(b: Bench) -> Callable[[], Any]:
@@ -194,3 +202,14 @@ def test_a_row_that_cannot_be_read_does_not_stop_the_queue(bench: Bench) -> None
     bench.server.read("HSET", bench.keys.named("run"), "chat/bad", b"\xc1not a row")
     assert [lease.id for lease in bench.claim(slots=2).leases] == ["chat/good"]
     assert bench.queue.cancel("chat/bad") is None
+
+
+def test_a_request_that_cannot_be_read_does_not_stop_the_queue_and_leaves_its_job_in_no_limbo(bench: Bench) -> None:
+    bench.submit("chat/delayed", delay_s=1)
+    bench.submit("chat/queued", "chat/good")
+    for job_id in ("chat/delayed", "chat/queued"):
+        bench.server.read("HSET", bench.keys.named("data"), job_id, b"\xc1not an entry")
+    bench.clock.move(1)
+    bench.queue.tick()
+    assert bench.queue.cancel("chat/queued") is JobState.CANCELLED
+    assert {lease.id for lease in bench.claim(slots=3).leases} == {"chat/delayed", "chat/good"}

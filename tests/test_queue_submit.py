@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from headpond import Client
+from headpond import AsyncClient, Client
 from headpond.errors import IdConflict, InvalidRequest, ManyRefused, QueueFull
 from headpond.models import ModelRow
 from headpond.operations import Submitted
@@ -157,3 +159,22 @@ def test_a_bad_request_among_many_is_named_and_none_is_sent(bench: Bench, shared
     with Client(shared_url) as client, pytest.raises(InvalidRequest, match=r"requests\[1\]: .*max_tokens"):
         client.submit_many(name, [{"prompt": "fine"}, {"prompt": "bad", "max_tokens": 0}])
     assert bench.queue.ids() == []
+
+
+def test_the_asynchronous_client_submits_many_alike(bench: Bench, shared_url: str) -> None:
+    name = bench.queue.name
+    bench.server.configure_model(name, ModelRow("scripted", 220, storage=False, context_tokens=64))
+    requests = [{"prompt": f"p{n}", "id": f"{name}/{n}"} for n in range(250)]
+
+    async def submit() -> tuple[list[str], ManyRefused]:
+        async with AsyncClient(shared_url) as client:
+            jobs = await client.submit_many(name, requests[:150], tenant="t")
+            with pytest.raises(ManyRefused) as refused:
+                await client.submit_many(name, requests, tenant="t")
+            return [job.id for job in jobs], refused.value
+
+    ids, error = asyncio.run(submit())
+    assert ids == [request["id"] for request in requests[:150]]
+    assert list(error.accepted) == [request["id"] for request in requests[:220]]
+    assert [place for place, _ in error.refused] == list(range(220, 250))
+    assert [lease.id for _ in range(5) for lease in bench.claim(slots=50).leases] == list(error.accepted)

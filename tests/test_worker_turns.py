@@ -17,16 +17,16 @@ lease_s = {lease_s}
 answer_tokens = {tokens}
 """
 PROMPT = "Tell me of the mill."
-QUANTUM = 60
+QUANTUM, TOKENS = 60, 300
 
 
 def test_a_batch_job_gives_its_slot_to_an_interactive_one_and_goes_on_as_if_undisturbed(
     deployment: Deployment, client: Client
 ) -> None:
-    deployment.configure(MODEL.format(speed=100, slots=1, lease_s=2.0, tokens=200))
+    deployment.configure(MODEL.format(speed=100, slots=1, lease_s=2.0, tokens=TOKENS))
     worker = deployment.start("chat", "chat-0")
     queue = deployment.queue("chat")
-    batch = client.submit("chat", PROMPT, id="chat/batch", seed=7, priority="batch")
+    batch = client.submit("chat", PROMPT, id="chat/batch", seed=7, max_tokens=1000, priority="batch")
     reading = Reading(batch)
     await_tokens(queue, batch, 5)
     urgent = client.submit("chat", "Quick!", id="chat/urgent", max_tokens=20, priority="interactive")
@@ -37,13 +37,13 @@ def test_a_batch_job_gives_its_slot_to_an_interactive_one_and_goes_on_as_if_undi
     result = batch.result(timeout=30)
 
     assert_read_once(reading, result)
-    calm = client.submit("chat", PROMPT, id="chat/calm", seed=7).result(timeout=30)
+    calm = client.submit("chat", PROMPT, id="chat/calm", seed=7, max_tokens=1000).result(timeout=30)
     assert (result.token_ids, result.text) == (calm.token_ids, calm.text)
-    assert len(result.token_ids) == 200
+    assert len(result.token_ids) == TOKENS
     (given_up,) = queue.attempts("chat/batch")
     assert (given_up.how, given_up.from_offset) == ("preempted", 0)
     # The quantum, and what was made until the worker had heard of it.
-    assert QUANTUM <= given_up.to_offset < QUANTUM + 30
+    assert QUANTUM <= given_up.to_offset < TOKENS // 2
     row = row_of(queue, batch)
     assert (row.attempt, row.strikes, row.faults) == (2, 0, 0)
     assert row_of(queue, urgent).ended_ms <= row.claimed_ms

@@ -81,7 +81,9 @@ local function end_job(id, r, state, reason, now)
   if r[STATE] == 'running' then
     release(id, r)
     if state == 'cancelled' or state == 'expired' then notify(r[WORKER]) end
-  elseif r[STATE] == 'queued' then unqueue(id, r)
+  elseif r[STATE] == 'queued' then
+    unqueue(id, r)
+    refund(id, r)
   elseif r[STATE] == 'delayed' then call('ZREM', delayed, id) end
   put('ZREM', deadlines, id)
   forget_strike(id, r)

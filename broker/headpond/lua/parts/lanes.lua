@@ -92,6 +92,16 @@ local function fair_tag(band, tenant, cost)
   return start
 end
 
+-- A job that ends before anybody claimed it has cost nothing: its tenant's next one comes so much sooner.
+local function refund(id, r)
+  local raw = call('HGET', data, id)
+  if r[ATTEMPT] > 0 or not raw then return end
+  local key, header = prefix .. 'fair:' .. r[BAND], header_of(raw)
+  if call('ZSCORE', key, header[3]) then
+    call('ZINCRBY', key, -header[6] / (tonumber(call('HGET', weights, header[3])) or 1), header[3])
+  end
+end
+
 local function pay()
   for band, f in pairs(fair) do
     for tenant, last in pairs(f.last) do call('ZADD', prefix .. 'fair:' .. band, last, tenant) end

@@ -43,3 +43,11 @@ local function refusal(r, fence)
   if r[STATE] == 'cancelled' or r[STATE] == 'expired' then return r[STATE] end
   return 'fenced'
 end
+
+-- The header of a data entry: version, digest, tenant, band, pinned version, cost. One that cannot be read is nobody's
+-- and costs 1: an error amid a script would leave its job in no set.
+local function header_of(raw)
+  local ok, _, header = pcall(cmsgpack.unpack_one, raw)
+  if ok and type(header) == 'table' and header[6] then return header end
+  return { 1, '', '', '', '', 1 }
+end

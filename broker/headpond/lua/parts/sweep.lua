@@ -4,12 +4,6 @@ local SWEEP_LIMIT = 100      -- jobs that one sweep moves
 local SERVING_MS = 5000      -- a worker that said nothing for so long, and for two leases, serves nothing
 local LOADING_MS = 900000    -- so long one that loads its model, which it does in silence, may be what is waited for
 
--- The header of a data entry: version, digest, tenant, band, pinned version, cost.
-local function header_of(raw)
-  local _, header = cmsgpack.unpack_one(raw)
-  return header
-end
-
 local function is_served(version, now)
   local all = call('HGETALL', workers)
   for i = 1, #all, 2 do
