@@ -225,6 +225,13 @@ def repeat_claim(b: Bench) -> Callable[[], Any]:
     return lambda: b.queue.claim("A", seq=7, nonce="n", slots=2, fingerprint="f")
 
 
+def repeat_claim_over_bands(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a", "chat/b", band=Priority.BATCH)
+    b.submit("chat/c", "chat/d", band=Priority.NORMAL)
+    b.submit("chat/e", "chat/f", band=Priority.INTERACTIVE)
+    return lambda: b.queue.claim("A", seq=7, nonce="n", slots=6, fingerprint="f")
+
+
 def repeat_empty_claim(b: Bench) -> Callable[[], Any]:
     return lambda: b.queue.claim("A", seq=7, nonce="n", slots=2, fingerprint="f")
 

@@ -41,11 +41,11 @@ local jobs = {}
 if call('HGET', workers, boot .. ':seq') == seq then
   local all = call('HGETALL', held)
   for i = 1, #all, 2 do
-    local its_seq, fence = string.match(all[i + 1], '^(%d+):(.+)$')
+    local its_seq, fence, n = string.match(all[i + 1], '^(%d+):(.+%.(%d+))$')
     local r = its_seq == seq and load_run(all[i])
-    if r and not refusal(r, fence) then jobs[#jobs + 1] = { all[i], r } end
+    if r and not refusal(r, fence) then jobs[#jobs + 1] = { all[i], r, tonumber(n) } end
   end
-  table.sort(jobs, function(a, b) return a[2][TAG] < b[2][TAG] end)
+  table.sort(jobs, function(a, b) return a[3] < b[3] end)
 else
   sweep(now)
   call('HSET', workers, boot .. ':seq', seq)
