@@ -252,6 +252,14 @@ def repeat_renew(b: Bench) -> Callable[[], Any]:
     return lambda: b.renew("A", kept, cancelled)
 
 
+def repeat_renew_that_is_late(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    lease = b.lease("B")
+    ticks(b, 4.9, 4.9)
+    b.clock.move(0.2)
+    return lambda: b.renew("B", lease)
+
+
 def repeat_append(b: Bench) -> Callable[[], Any]:
     b.submit("chat/a", "chat/b")
     one, other = b.claim(slots=2).leases
@@ -360,6 +368,12 @@ def repeat_open(b: Bench) -> Callable[[], Any]:
 
 def repeat_close(b: Bench) -> Callable[[], Any]:
     return lambda: b.queue.run(upkeep.open_queue("close", reason="being restored"))
+
+
+def ticks(b: Bench, *gaps_s: float) -> None:
+    for gap_s in gaps_s:
+        b.clock.move(gap_s)
+        b.queue.tick()
 
 
 @pytest.mark.parametrize(
@@ -1371,6 +1385,22 @@ def test_the_third_strike_in_a_row_quarantines(bench: Bench) -> None:
     assert [(a.attempt, a.boot, a.how, a.reason) for a in bench.queue.attempts("chat/a")] == [
         (n + 1, f"boot{n}", "failed", f"out of memory {n}") for n in range(3)
     ]
+
+
+@pytest.mark.parametrize("call", ["claim", "renew"])
+def test_a_lease_that_ends_in_a_call_of_its_own_worker_is_no_strike(bench: Bench, call: str) -> None:
+    bench.submit("chat/a")
+    for _ in range(2):
+        bench.queue.park([lease_key(bench.lease("B"))], strike=True)
+    lease = bench.lease("B")
+    ticks(bench, 4.9, 4.9)
+    bench.clock.move(0.2)
+    if call == "renew":
+        assert bench.renew("B", lease) == [LeaseStatus.FENCED]
+    else:
+        assert [again.id for again in bench.claim("B").leases] == ["chat/a"]
+    row = bench.row("chat/a")
+    assert (row.state.ended, row.strikes, row.faults) == (False, 2, 2)
 
 
 def test_a_job_that_ends_its_leases_by_faults_too_often_is_quarantined_in_spite_of_progress(bench: Bench) -> None:

@@ -47,7 +47,7 @@ if call('HGET', workers, boot .. ':seq') == seq then
   end
   table.sort(jobs, function(a, b) return a[3] < b[3] end)
 else
-  sweep(now)
+  sweep(now, boot)
   call('HSET', workers, boot .. ':seq', seq)
   local mine = version == '' and { 'any', 'suspect' } or { 'any', version, 'suspect', 'suspect@' .. version }
   local counters = call('HMGET', meta, 'picks', 'v:interactive', 'v:normal', 'v:batch')

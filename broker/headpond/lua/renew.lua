@@ -9,7 +9,7 @@ local held = prefix .. 'held:' .. boot
 if ARGV[4] ~= '' then call('HSET', workers, boot, ARGV[4]) end
 call('HSET', workers, boot .. ':seen', int(now))
 forgive(boot, now)
-sweep(now)
+sweep(now, boot)
 call('HDEL', meta, 'graced')
 local replies, named = {}, {}
 for i = 6, #ARGV, 2 do

@@ -83,7 +83,8 @@ local function move_leases(now, back)
   end
 end
 
-local function sweep(now)
+-- speaker: the boot whose call this is. It lives, so a lease of its that just ended is nobody's fault (Q11).
+local function sweep(now, speaker)
   local back = last_tick and now < last_tick
   local late = last_tick and now - last_tick > lease_ms / 2
   if back or (late and not graced) then
@@ -117,7 +118,9 @@ local function sweep(now)
   for _, id in ipairs(due(leases)) do
     local r = load_run(id)
     left = left - 1
-    if r then take_back(id, r, now, 'expired', 'its worker was silent for a whole lease')
+    if r then
+      local how = r[WORKER] == speaker and 'unnamed' or 'expired'
+      take_back(id, r, now, how, 'its worker was silent for a whole lease')
     else call('ZREM', leases, id) end
   end
   for _, member in ipairs(due(waits)) do
