@@ -260,6 +260,15 @@ def repeat_renew_that_is_late(b: Bench) -> Callable[[], Any]:
     return lambda: b.renew("B", lease)
 
 
+def repeat_renew_that_gives_back_an_urgent_job(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/batch", band=Priority.BATCH)
+    batch = b.lease()
+    b.append(batch, tokens(0, 60))
+    b.submit("chat/urgent", band=Priority.INTERACTIVE)
+    b.lease()
+    return lambda: b.queue.renew("A", last_seq=2, row=b"", pairs=[lease_key(batch)], full_version="v1")
+
+
 def repeat_append(b: Bench) -> Callable[[], Any]:
     b.submit("chat/a", "chat/b")
     one, other = b.claim(slots=2).leases
@@ -1385,6 +1394,17 @@ def test_the_third_strike_in_a_row_quarantines(bench: Bench) -> None:
     assert [(a.attempt, a.boot, a.how, a.reason) for a in bench.queue.attempts("chat/a")] == [
         (n + 1, f"boot{n}", "failed", f"out of memory {n}") for n in range(3)
     ]
+
+
+def test_a_lease_that_is_not_named_comes_back_though_an_older_one_of_its_job_is(bench: Bench) -> None:
+    bench.submit("chat/a")
+    old = bench.lease("A")
+    bench.queue.unregister("A")
+    new = bench.lease("A")
+    assert bench.renew("A", old) == [LeaseStatus.FENCED]
+    row = bench.row("chat/a")
+    assert (row.state, row.attempt, row.strikes) == (JobState.QUEUED, 2, 0)
+    assert bench.renew("A", new) == [LeaseStatus.FENCED]
 
 
 @pytest.mark.parametrize("call", ["claim", "renew"])
