@@ -137,6 +137,12 @@ class Bench:
         assert row is not None
         return row
 
+    def ticks(self, *gaps_s: float) -> None:
+        """Sweep, each time so long after the last."""
+        for gap_s in gaps_s:
+            self.clock.move(gap_s)
+            self.queue.tick()
+
     def wake_tokens(self, lane: str = "any") -> int:
         return int(self.server.read("LLEN", self.keys.wake(lane)))
 

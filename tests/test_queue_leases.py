@@ -11,7 +11,7 @@ from headpond import operations as ops
 from headpond.operations import Lease, LeaseStatus, QueuePolicy
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess
-from queue_bench import LEASE_S, RETENTION_S, Bench, keep_data, server_as_it_was, tokens
+from queue_bench import LEASE_S, RETENTION_S, Bench, keep_data, lease_key, server_as_it_was, tokens
 
 
 def assert_shut_out(bench: Bench, lease: Lease, *, offset: int) -> None:
@@ -235,3 +235,30 @@ def test_a_process_that_replaces_another_takes_over_its_row(bench: Bench) -> Non
     assert sorted(rows) == ["B", "C"]
     assert rows["C"].pid == 9
     assert rows["C"].seen_ms == bench.clock.now_ms
+
+
+def test_a_lease_that_is_not_named_comes_back_though_an_older_one_of_its_job_is(bench: Bench) -> None:
+    bench.submit("chat/a")
+    old = bench.lease("A")
+    bench.queue.unregister("A")
+    new = bench.lease("A")
+    assert bench.renew("A", old) == [LeaseStatus.FENCED]
+    row = bench.row("chat/a")
+    assert (row.state, row.attempt, row.strikes) == (JobState.QUEUED, 2, 0)
+    assert bench.renew("A", new) == [LeaseStatus.FENCED]
+
+
+@pytest.mark.parametrize("call", ["claim", "renew"])
+def test_a_lease_that_ends_in_a_call_of_its_own_worker_is_no_strike(bench: Bench, call: str) -> None:
+    bench.submit("chat/a")
+    for _ in range(2):
+        bench.queue.park([lease_key(bench.lease("B"))], strike=True)
+    lease = bench.lease("B")
+    bench.ticks(4.9, 4.9)
+    bench.clock.move(0.2)
+    if call == "renew":
+        assert bench.renew("B", lease) == [LeaseStatus.FENCED]
+    else:
+        assert [again.id for again in bench.claim("B").leases] == ["chat/a"]
+    row = bench.row("chat/a")
+    assert (row.state.ended, row.strikes, row.faults) == (False, 2, 2)

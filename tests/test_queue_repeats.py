@@ -11,7 +11,7 @@ from headpond import JobState, upkeep
 from headpond import operations as ops
 from headpond.jobs import Priority
 from headpond.operations import Append, LeaseStatus, Submitted
-from queue_bench import Bench, entry, tokens
+from queue_bench import Bench, entry, lease_key, tokens
 
 
 def repeat_submit(b: Bench) -> Callable[[], Any]:
@@ -53,6 +53,23 @@ def repeat_renew(b: Bench) -> Callable[[], Any]:
     b.queue.cancel(cancelled.id)
     assert unnamed.id == "chat/b"
     return lambda: b.renew("A", kept, cancelled)
+
+
+def repeat_renew_that_is_late(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a")
+    lease = b.lease("B")
+    b.ticks(4.9, 4.9)
+    b.clock.move(0.2)
+    return lambda: b.renew("B", lease)
+
+
+def repeat_renew_that_gives_back_an_urgent_job(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/batch", band=Priority.BATCH)
+    batch = b.lease()
+    b.append(batch, tokens(0, 60))
+    b.submit("chat/urgent", band=Priority.INTERACTIVE)
+    b.lease()
+    return lambda: b.queue.renew("A", last_seq=2, row=b"", pairs=[lease_key(batch)], full_version="v1")
 
 
 def repeat_append(b: Bench) -> Callable[[], Any]:

@@ -74,8 +74,8 @@ HOLES = [
         "Q8",
         job_that_its_live_worker_forgot,
         kept=(JobState.QUEUED, 0),
-        broken=(JobState.RUNNING, 1),
-        cuts=(LuaCut("renew.lua", "if not named[id] and", "if false and"),),
+        broken=(JobState.RUNNING, 0),
+        cuts=(LuaCut("renew.lua", "if not named[id .. '\\n' .. fence] and", "if false and"),),
     ),
     Hole(
         "a renewal takes back the lease of a claim whose reply is on its way",
@@ -90,7 +90,7 @@ HOLES = [
         "Q8",
         eight_jobs_over_pauses_of_the_server,
         kept=(0, 0),
-        broken=(8, 8),
+        broken=(8, 4),
         cuts=(LuaCut("parts/sweep.lua", "if back or (late and not graced) then", "if back then"),),
     ),
     Hole(

@@ -61,7 +61,7 @@ if call('HGET', workers, boot .. ':seq') == int(seq) then
   end
   table.sort(jobs, function(a, b) return a[3] < b[3] end)
 else
-  due = sweep_if_due(now)
+  due = sweep_if_due(now, boot)
   call('HSET', workers, boot .. ':seq', int(seq), boot .. ':seen', int(now))
   -- Other lanes than `any` are named in the set `lanes` while they hold jobs.
   local mine = { 'any' }

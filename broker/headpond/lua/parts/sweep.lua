@@ -81,7 +81,8 @@ local function move_leases(now, back)
   for _, member in ipairs(call('ZRANGE', waits, 0, -1)) do call('ZINCRBY', waits, int(now - last_tick), member) end
 end
 
-local function sweep(now)
+-- speaker: the boot whose call this is. It lives, so a lease of its that just ended is nobody's fault (Q11).
+local function sweep(now, speaker)
   local back = last_tick and now < last_tick
   local late = last_tick and now - last_tick > lease_ms / 2
   if back or (late and not graced) then
@@ -115,7 +116,8 @@ local function sweep(now)
   for _, id in ipairs(due(leases)) do
     local r = load_run(id)
     left = left - 1
-    if r then take_back(id, r, now, 'expired', 'its worker was silent for a whole lease')
+    if r and r[WORKER] == speaker then take_back(id, r, now, 'unnamed', 'its worker spoke too late')
+    elseif r then take_back(id, r, now, 'expired', 'its worker was silent for a whole lease')
     else call('ZREM', leases, id) end
   end
   for _, member in ipairs(due(waits)) do
@@ -151,9 +153,9 @@ end
 local SWEEP_EVERY_MS = 20
 
 -- Sweep where something is due or the last sweep is a while ago. Returns what next_due gives afterwards.
-local function sweep_if_due(now)
+local function sweep_if_due(now, speaker)
   local due = next_due(now)
   if due ~= 0 and last_tick and now >= last_tick and now - last_tick < SWEEP_EVERY_MS then return due end
-  sweep(now)
+  sweep(now, speaker)
   return next_due(now)
 end
