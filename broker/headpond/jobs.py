@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ulid import ULID
 
+from headpond.codec import pack
 from headpond.errors import InvalidRequest
 
 MODEL_NAME = re.compile(r"[a-z][a-z0-9._-]{0,62}")
@@ -164,14 +166,12 @@ class JobRequest(_Frozen):
         return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4], "big")
 
 
-_canonical = json.JSONEncoder(separators=(",", ":")).encode
-
-
 def digest_of(asked: Mapping[str, Any], *, pinned: str = "") -> str:
-    """Of what a request asks for, and of the version that it is pinned to. asked: `JobRequest.asked()`, whose fields
-    have one order."""
-    canonical = _canonical([asked, pinned] if pinned else asked)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    """Of what a request asks for, and of the version that it is pinned to: 32 hex digits.
+
+    asked: `JobRequest.asked()`, whose fields have one order, so that the same request packs to the same bytes.
+    """
+    return hashlib.sha256(pack([asked, pinned] if pinned else asked)).hexdigest()[:32]
 
 
 def parse_request(fields: object) -> JobRequest:
@@ -183,6 +183,10 @@ def parse_request(fields: object) -> JobRequest:
         name = ".".join(str(part) for part in first["loc"]) or "request"
         message = first["msg"].removeprefix("Value error, ")
         raise InvalidRequest(f"{name}: {message}", field=name) from None
+
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+"""The digits of a ULID."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +202,16 @@ class JobId:
     @classmethod
     def new(cls, model: str) -> JobId:
         return cls(check_model_name(model), str(ULID()))
+
+    @classmethod
+    def many(cls, model: str) -> Iterator[JobId]:
+        """New ids without end, rising in their order. Each is a ULID; neighbours share time and randomness but for a
+        counter in the last four characters, so that a thousand take no longer than the first."""
+        check_model_name(model)
+        while True:
+            stem = str(ULID())[:-4]
+            for counter in product(_CROCKFORD, repeat=4):
+                yield cls(model, stem + "".join(counter))
 
     @classmethod
     def parse(cls, text: str) -> JobId:

@@ -42,6 +42,7 @@ def prepare(
     *,
     known: Mapping[str, ModelRow],
     id: str | None = None,
+    new_ids: Iterator[JobId] | None = None,
     delay: float = 0.0,
     deadline: float | None = None,
     priority: str = Priority.NORMAL,
@@ -49,6 +50,7 @@ def prepare(
     **options: Any,
 ) -> Submission:
     """Check everything that can be checked without the model. model: its name, or name@version for that version alone.
+    new_ids: where the id comes from if none is given.
 
     Raises InvalidRequest, UnknownModel.
     """
@@ -56,7 +58,8 @@ def prepare(
     row = known.get(name)
     if row is None:
         raise UnknownModel(name[:100], known)
-    new_id = JobId(name, str(ULID())) if id is None else JobId.parse(id)
+    fresh = new_ids or (JobId(name, str(ULID())) for _ in range(1))
+    new_id = next(fresh) if id is None else JobId.parse(id)
     if new_id.model != name:
         raise InvalidRequest(
             f"The id '{id}' is of the model '{new_id.model}', not of '{name}': write {name}/{new_id.slug}",
@@ -117,11 +120,12 @@ def prepare_many(
     Raises InvalidRequest, whose text names the first bad one by its place, and UnknownModel.
     """
     submissions = []
+    new_ids = JobId.many(parse_model(model)[0])
     for n, request in enumerate(requests):
         arguments = {**common, **request}
         try:
             prompt, messages = arguments.pop("prompt", None), arguments.pop("messages", None)
-            submissions.append(prepare(model, prompt, messages, known=known, **arguments))
+            submissions.append(prepare(model, prompt, messages, known=known, new_ids=new_ids, **arguments))
         except UnknownModel:
             raise
         except InvalidRequest as error:
@@ -152,27 +156,24 @@ def parse_priority(priority: str) -> Priority:
 
 
 def _request(prompt: str | None, messages: object, options: dict[str, Any]) -> JobRequest:
-    sampling = {key: options.pop(key) for key in ("temperature", "top_p", "seed") if key in options}
-    for key in ("temperature", "top_p"):
-        if type(sampling.get(key)) is int:  # 0 and 1 are floats to a person
-            sampling[key] = float(sampling[key])
-    stop = options.pop("stop", ())
-    return parse_request(
-        {
-            "prompt": prompt,
-            "messages": _listed(messages),
-            "sampling": sampling,
-            "stop": [stop] if isinstance(stop, str) else _listed(stop),
-            "stop_token_ids": _listed(options.pop("stop_token_ids", ())),
-            **options,
-        }
-    )
+    fields: dict[str, Any] = {"prompt": prompt}
+    # What is not asked for is not checked either: its default is good.
+    if sampling := {key: options.pop(key) for key in ("temperature", "top_p", "seed") if key in options}:
+        for key in ("temperature", "top_p"):
+            if type(sampling.get(key)) is int:  # 0 and 1 are floats to a person
+                sampling[key] = float(sampling[key])
+        fields["sampling"] = sampling
+    if messages is not None:
+        fields["messages"] = _listed(messages)
+    for key in ("stop", "stop_token_ids"):
+        value = options.pop(key, ())
+        if value != ():
+            fields[key] = [value] if key == "stop" and isinstance(value, str) else _listed(value)
+    return parse_request(fields | options)
 
 
 def _listed(values: object) -> object:
     """A sequence as a list, its mappings as dicts. Anything else is left for the request's own check to refuse."""
-    if values is None or values == ():
-        return values
     if not isinstance(values, Sequence) or isinstance(values, str):
         return values
     return [dict(value) if isinstance(value, Mapping) else value for value in values]

@@ -36,36 +36,45 @@ for n, id in ipairs(ids) do
   end
 end
 
+local function new_row(band, pinned)
+  return { 1, 'queued', '', inc, 0, 0, 0, band, 0, 0, '', 0, 'any', now, 0, 0, 0, '', '', '', '', 0, '', pinned, '' }
+end
+
 -- What is new is written with few commands, however many jobs there are.
-local bodies, rows, members, new = {}, {}, {}, {}
+local bodies, rows, members, new, encoders = {}, {}, {}, {}, {}
 for n, id in ipairs(ids) do
   if replies[n] == 'new' then
     local i = n * 9 - 8
     local band, pinned, delay, deadline = batch[i + 4], batch[i + 5], batch[i + 7], batch[i + 8]
-    local r = { 1, 'queued', '', inc, 0, 0, 0, band, 0, 0, '', 0, 'any', now, 0, 0, 0, '', '', '', '', 0, '',
-      pinned, '' }
     new[#new + 1] = id
     bodies[#bodies + 1], bodies[#bodies + 2] = id, batch[i + 1]
-    if delay > 0 then
-      r[STATE], r[LANE] = 'delayed', lane_of(r)
-      call('ZADD', delayed, now + delay, id)
-      -- Its own lane must hear of it before the next block ends.
-      if call('ZRANGE', delayed, 0, 0)[1] == id then wake(r[LANE]) end
-    else
-      r[TAG] = fair_tag(band, batch[i + 3], batch[i + 6])
-      if pinned ~= '' then make_ready(id, r, now)
-      else
-        local key = ready_key('any', band)
-        members[key] = members[key] or {}
-        local list = members[key]
-        list[#list + 1], list[#list + 2] = r[TAG], id
+    if pinned == '' and delay == 0 and deadline == 0 then
+      -- The usual job, in as little as can be: it differs from those of its band in its tag alone.
+      local key, tag = ready_key('any', band), fair_tag(band, batch[i + 3], batch[i + 6])
+      local list = members[key]
+      if not list then
+        list = {}
+        members[key], encoders[key] = list, encoder_by_tag(new_row(band, pinned))
       end
+      list[#list + 1], list[#list + 2] = tag, id
+      rows[#rows + 1], rows[#rows + 2] = id, encoders[key](tag)
+    else
+      local r = new_row(band, pinned)
+      if delay > 0 then
+        r[STATE], r[LANE] = 'delayed', lane_of(r)
+        call('ZADD', delayed, now + delay, id)
+        -- Its own lane must hear of it before the next block ends.
+        if call('ZRANGE', delayed, 0, 0)[1] == id then wake(r[LANE]) end
+      else
+        r[TAG] = fair_tag(band, batch[i + 3], batch[i + 6])
+        make_ready(id, r, now)
+      end
+      if deadline > 0 then
+        call('ZADD', deadlines, now + deadline, id)
+        if call('ZRANGE', deadlines, 0, 0)[1] == id then wake(r[LANE]) end
+      end
+      rows[#rows + 1], rows[#rows + 2] = id, encode(r)
     end
-    if deadline > 0 then
-      call('ZADD', deadlines, now + deadline, id)
-      if call('ZRANGE', deadlines, 0, 0)[1] == id then wake(r[LANE]) end
-    end
-    rows[#rows + 1], rows[#rows + 2] = id, encode(r)
   end
 end
 if #new > 0 then
