@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 import time
@@ -17,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import eventually
-from headpond import Client, JobState, upkeep
+from headpond import AsyncClient, Client, JobState, upkeep
 from headpond import operations as ops
 from headpond.connections import RedisAddress
 from headpond.errors import IdConflict, JobCancelled, JobGone, QueueFull
 from headpond.folding import StreamFold, fold_tokens
-from headpond.jobs import Priority, Result
+from headpond.jobs import Chunk, Priority, Result
 from headpond.keys import QueueKeys, queue_keys
 from headpond.models import ModelRow
 from headpond.operations import Append, Claimed, Entry, Lease, LeaseStatus, QueuePolicy, Submitted
@@ -1470,6 +1471,55 @@ def test_readers_of_a_job_that_is_gone_are_told(bench: Bench, shared_url: str) -
             with pytest.raises(JobGone) as gone:
                 call()
             assert gone.value.job_id == job_id
+
+
+async def read_asynchronously(url: str, given: list[Chunk]) -> None:
+    async with AsyncClient(url) as client:
+        async for chunk in client.job("chat/a").stream():
+            given.append(chunk)
+
+
+def read_synchronously(url: str, given: list[Chunk]) -> None:
+    with Client(url) as client:
+        for chunk in client.job("chat/a").stream():
+            given.append(chunk)
+
+
+@pytest.mark.parametrize("read", [read_synchronously, read_asynchronously], ids=["sync", "async"])
+def test_a_reader_that_began_anew_in_what_a_server_forgot_gets_every_token(
+    own: Bench, valkey: ValkeyProcess, tmp_path: Path, read: Callable[[str, list[Chunk]], Any]
+) -> None:
+    own.submit("chat/a")
+    lease = own.lease("A")
+    own.append(lease, tokens(0, 4))
+    kept = keep_data(valkey, tmp_path / "kept")
+    given: list[Chunk] = []
+
+    def follow() -> None:
+        reading = read(valkey.url, given)
+        if reading is not None:
+            asyncio.run(reading)
+
+    reader = threading.Thread(target=follow, daemon=True)
+    reader.start()
+    own.queue.park([lease_key(lease)])
+    other = own.lease("B", fingerprint="another")
+    assert other.offset == 0
+    own.append(other, TokenRun(0, (70, 71), (" x", " y")))
+    eventually(lambda: given and given[-1].token_ids == (70, 71), what="the tokens of the other model")
+    # All that is forgotten: the reader obeyed a rewound to 0, and the server holds four tokens.
+    server_as_it_was(own, valkey, kept)
+    assert own.append(lease, tokens(4, 6)) == ops.Outcome(LeaseStatus.APPENDED, 6)
+    assert own.finish(lease, offset=6).status is LeaseStatus.DONE
+    reader.join(10)
+    assert not reader.is_alive()
+    has: list[int] = []
+    for chunk in given:
+        if chunk.restarted:
+            del has[chunk.offset :]
+        assert chunk.offset == len(has)
+        has += chunk.token_ids
+    assert has == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_reader_that_waits_for_a_job_that_vanishes_is_told_at_its_next_time_out(
