@@ -14,6 +14,7 @@ from queue_machine.snapshot import Snapshot
 from queue_machine.sweeping import forgive, sweep
 
 QUANTUM_TOKENS = 60
+BANDS = ("interactive", "normal", "batch")
 
 
 def submit(model: Model, entries: Sequence[Entry], max_queued: int, now_ms: int) -> list[Submitted]:
@@ -139,11 +140,11 @@ def renew(
             model.take_back(job, now_ms)
     answers = []
     for (job_id, fence), answer in zip(pairs, told, strict=True):
-        job = model.jobs.get(job_id)
-        refused = job.refusal(fence) if job else LeaseStatus.FENCED
-        if job is not None and refused is None:
-            job.lease_end_ms = now_ms + LEASE_MS
-            preempt = answer is LeaseStatus.PREEMPT and told_to_park(model, job, full_version)
+        named_job = model.jobs.get(job_id)
+        refused = named_job.refusal(fence) if named_job else LeaseStatus.FENCED
+        if named_job is not None and refused is None:
+            named_job.lease_end_ms = now_ms + LEASE_MS
+            preempt = answer is LeaseStatus.PREEMPT and told_to_park(model, named_job, full_version)
             answers.append(LeaseStatus.PREEMPT if preempt else LeaseStatus.OK)
         else:
             answers.append(refused or LeaseStatus.FENCED)
@@ -196,9 +197,15 @@ def decide_dead(model: Model, job_id: str, *, drop: bool) -> DeadAnswer:
 def depths(model: Model, now_ms: int) -> Depths:
     queued, running = model.queued(), model.running()
     delayed = [job for job in model.jobs.values() if job.state is JobState.DELAYED]
-    by_band = [sum(job.band == band for job in queued) for band in ("interactive", "normal", "batch")]
+    interactive, normal, batch = (sum(job.band == band for job in queued) for band in BANDS)
     return Depths(
-        *by_band, sum(job.suspect for job in queued), len(delayed), sum(job.due_ms <= now_ms for job in delayed),
-        len(running), sum(job.lease_end_ms <= now_ms for job in running),
-        sum(job.listed for job in model.jobs.values()),
-    )  # fmt: skip
+        interactive=interactive,
+        normal=normal,
+        batch=batch,
+        suspects=sum(job.suspect for job in queued),
+        delayed=len(delayed),
+        due=sum(job.due_ms <= now_ms for job in delayed),
+        running=len(running),
+        lapsed=sum(job.lease_end_ms <= now_ms for job in running),
+        dead=sum(job.listed for job in model.jobs.values()),
+    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from headpond.jobs import JobState
 from headpond.operations import Claimed, Lease, LeaseStatus, Settle, Settlement
-from queue_machine.answers import finish, park
+from queue_machine.answers import BANDS, finish, park
 from queue_machine.jobs import TrueJob
 from queue_machine.model import LEASE_MS, Model
 from queue_machine.snapshot import Snapshot
@@ -14,7 +14,6 @@ from queue_machine.sweeping import forgive, sweep
 from queue_machine.workers import Process
 
 BATCH_EVERY = 8
-BANDS = ("interactive", "normal", "batch")
 
 
 def settle(model: Model, settlements: Sequence[Settlement], now_ms: int) -> list[LeaseStatus]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, settings
@@ -46,7 +47,7 @@ def run(world: World, *, seed: int, steps: int, shrink: bool = False) -> Ran:
 
     shrink: look for a shorter way to a failure, which takes minutes.
     """
-    machine = type(QueueMachine.__name__, (QueueMachine,), {"world": world, "reached": Counter()})
+    machine: Any = type(QueueMachine.__name__, (QueueMachine,), {"world": world, "reached": Counter()})
     calls = world.calls
     phases = [Phase.generate, Phase.shrink] if shrink else [Phase.generate]
     limits = settings(

@@ -115,7 +115,7 @@ class Model:
                 del self.readers[job_id]
             elif reader.tokens[: job.offset] != job.tokens:
                 # It obeyed a `rewound` that the server forgot, and so lacks tokens that the server holds again, or has
-                # others. `rewound` does not tell it so: such a reader must read anew, and here it does.
+                # others. It finds that out by itself, and reads anew: StreamFold.verified.
                 self.reached["reader misled"] += 1
                 del self.readers[job_id]
             elif reader.end is not None and job.state is not reader.end:
