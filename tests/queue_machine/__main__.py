@@ -111,7 +111,7 @@ def main() -> int:
                 rate = record["steps"] / record["seconds"]
                 print(f"seed {seed}: {record['steps']} steps, {record['calls']} calls, {rate:.0f} steps/s", flush=True)
     total = sum(r.get("steps", 0) for r in document["runs"] if r["commit"] == at)
-    print(f"{total} steps on {at[:12]}; {failed} of these seeds failed")
+    print(f"{total} steps on {at}; {failed} of these seeds failed")
     return 1 if failed else 0
 
 
