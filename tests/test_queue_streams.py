@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headpond import JobState
+from conftest import eventually
+from headpond import AsyncClient, Client, JobState
 from headpond import operations as ops
 from headpond.folding import StreamFold, fold_tokens
+from headpond.jobs import Chunk
 from headpond.operations import Append, LeaseStatus
 from headpond.wire import (
     Ended,
@@ -22,7 +28,7 @@ from headpond.wire import (
     pack_tokens,
 )
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess
-from queue_bench import Bench, keep_data, server_as_it_was, tokens
+from queue_bench import Bench, keep_data, lease_key, server_as_it_was, tokens
 
 
 def test_an_entry_is_named_by_gen_and_offset_and_several_share_an_offset(bench: Bench) -> None:
@@ -259,3 +265,52 @@ def test_a_reader_who_has_a_part_is_given_the_exact_rest(sizes: list[int], after
             assert chunk.text == "".join(f" {i}" for i in chunk.token_ids)
             given_ids += chunk.token_ids
     assert given_ids == list(range(after, offset))
+
+
+async def read_asynchronously(url: str, given: list[Chunk]) -> None:
+    async with AsyncClient(url) as client:
+        async for chunk in client.job("chat/a").stream():
+            given.append(chunk)
+
+
+def read_synchronously(url: str, given: list[Chunk]) -> None:
+    with Client(url) as client:
+        for chunk in client.job("chat/a").stream():
+            given.append(chunk)
+
+
+@pytest.mark.parametrize("read", [read_synchronously, read_asynchronously], ids=["sync", "async"])
+def test_a_reader_that_began_anew_in_what_a_server_forgot_gets_every_token(
+    own: Bench, valkey: ValkeyProcess, tmp_path: Path, read: Callable[[str, list[Chunk]], Any]
+) -> None:
+    own.submit("chat/a")
+    lease = own.lease("A")
+    own.append(lease, tokens(0, 4))
+    kept = keep_data(valkey, tmp_path / "kept")
+    given: list[Chunk] = []
+
+    def follow() -> None:
+        reading = read(valkey.url, given)
+        if reading is not None:
+            asyncio.run(reading)
+
+    reader = threading.Thread(target=follow, daemon=True)
+    reader.start()
+    own.queue.park([lease_key(lease)])
+    other = own.lease("B", fingerprint="another")
+    assert other.offset == 0
+    own.append(other, TokenRun(0, (70, 71), (" x", " y")))
+    eventually(lambda: given and given[-1].token_ids == (70, 71), what="the tokens of the other model")
+    # All that is forgotten: the reader obeyed a rewound to 0, and the server holds four tokens.
+    server_as_it_was(own, valkey, kept)
+    assert own.append(lease, tokens(4, 6)) == ops.Outcome(LeaseStatus.APPENDED, 6)
+    assert own.finish(lease, offset=6).status is LeaseStatus.DONE
+    reader.join(10)
+    assert not reader.is_alive()
+    has: list[int] = []
+    for chunk in given:
+        if chunk.restarted:
+            del has[chunk.offset :]
+        assert chunk.offset == len(has)
+        has += chunk.token_ids
+    assert has == [0, 1, 2, 3, 4, 5]

@@ -145,6 +145,11 @@ class AsyncJob:
         while fold.ended is None:
             rest = None
             try:
+                if fold.to_verify:
+                    there = [await queue.has_event(self.id, entry_id) for entry_id, _ in fold.rewinds]
+                    rewinds = zip(fold.rewinds, there, strict=True)
+                    if fold.verified([at for (_, at), is_there in rewinds if not is_there]):
+                        last = "0-0"
                 entries = await queue.wait_for_events(self.id, after=last, block_s=block_s)
                 if not entries:
                     await queue.run(ops.tick())
@@ -158,9 +163,11 @@ class AsyncJob:
                 yield rest
             for entry_id, fields in entries:
                 last = entry_id
-                chunk = fold.feed(fields)
+                chunk = fold.feed(fields, entry_id)
                 if chunk is not None:
                     yield chunk
+                if fold.to_verify:
+                    break
 
     async def result(self, timeout: float | None = None) -> Result:
         """Wait until the job has ended, at most `timeout` seconds; see `Job.result`."""

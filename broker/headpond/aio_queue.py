@@ -125,6 +125,10 @@ class AsyncJobQueue:
     async def events(self, job_id: str) -> list[StreamEntry]:
         return parse_entries(await self.server.read("XRANGE", queue_keys(self.name).events(job_id), "-", "+"))
 
+    async def has_event(self, job_id: str, entry_id: str) -> bool:
+        """See JobQueue."""
+        return bool(await self.server.read("XRANGE", queue_keys(self.name).events(job_id), entry_id, entry_id))
+
     async def last_event(self, job_id: str) -> str:
         key = queue_keys(self.name).events(job_id)
         found = await self.server.read("XREVRANGE", key, "+", "-", "COUNT", 1)

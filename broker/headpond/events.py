@@ -36,6 +36,8 @@ def read_stream(queue: JobQueue, job_id: str, *, after: int = 0, known: bool = F
     while fold.ended is None:
         rest = None
         try:
+            if fold.to_verify and fold.verified([at for i, at in fold.rewinds if not queue.has_event(job_id, i)]):
+                last = "0-0"
             entries = queue.wait_for_events(job_id, after=last, block_s=block_s)
             if not entries:
                 # A waiting reader keeps time moving where no worker is alive (Q8).
@@ -50,9 +52,11 @@ def read_stream(queue: JobQueue, job_id: str, *, after: int = 0, known: bool = F
             yield rest
         for entry_id, fields in entries:
             last = entry_id
-            chunk = fold.feed(fields)
+            chunk = fold.feed(fields, entry_id)
             if chunk is not None:
                 yield chunk
+            if fold.to_verify:
+                break
 
 
 def ended_result(queue: JobQueue, job_id: str) -> Result | None:

@@ -20,9 +20,14 @@ class StreamFold:
 
     given: int = 0
     ended: Ended | None = None
+    rewinds: list[tuple[str, int]] = field(default_factory=list)
+    """Entry id and offset of each rewound that made tokens void."""
+    to_verify: bool = False
+    """A rewound followed an earlier one. A server that went back in time may have forgotten that, and hold again what
+    it made void: whoever reads looks whether `rewinds` are still there, and says so to `verified`."""
     _restarted: bool = field(default=False)
 
-    def feed(self, fields: dict[bytes, bytes]) -> Chunk | None:
+    def feed(self, fields: dict[bytes, bytes], entry_id: str = "") -> Chunk | None:
         """Raises MalformedDocument."""
         if b"t" in fields:
             return self._tokens(unpack_tokens(fields[b"t"]))
@@ -30,9 +35,24 @@ class StreamFold:
             event = unpack_event(fields[b"e"])
             if isinstance(event, Ended):
                 self.ended = event
-            elif isinstance(event, Rewound) and event.offset < self.given:
-                self.given, self._restarted = event.offset, True
+            elif isinstance(event, Rewound):
+                self.to_verify = bool(self.rewinds)
+                if event.offset < self.given:
+                    self.given, self._restarted = event.offset, True
+                    self.rewinds.append((entry_id, event.offset))
         return None
+
+    def verified(self, forgotten: Iterable[int]) -> bool:
+        """forgotten: offsets of the rewinds that the stream no longer has. Returns whether to read it from its start:
+        then what follows the lowest of them is void, and what was void is given again."""
+        self.to_verify = False
+        lowest = min(forgotten, default=None)
+        if lowest is None:
+            return False
+        if lowest < self.given:
+            self.given, self._restarted = lowest, True
+        self.rewinds.clear()
+        return True
 
     def end_with(self, result: Result) -> Chunk | None:
         """Take the rest from the result of an ended job whose stream has been folded into it."""

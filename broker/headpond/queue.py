@@ -259,6 +259,10 @@ class JobQueue:
         start = after if after == "-" else f"({after}"
         return parse_entries(self.server.read("XRANGE", queue_keys(self.name).events(job_id), start, "+"))
 
+    def has_event(self, job_id: str, entry_id: str) -> bool:
+        """Whether an entry that was read stands in a job's stream still."""
+        return bool(self.server.read("XRANGE", queue_keys(self.name).events(job_id), entry_id, entry_id))
+
     def last_event(self, job_id: str) -> str:
         found = self.server.read("XREVRANGE", queue_keys(self.name).events(job_id), "+", "-", "COUNT", 1)
         return parse_entries(found)[0][0] if found else "0-0"

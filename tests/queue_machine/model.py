@@ -1,0 +1,134 @@
+"""What must be true of a queue: the part that goes back in time with its server, and the part that does not."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from headpond.jobs import JobState
+from queue_machine.fairness import Fairness
+from queue_machine.jobs import TrueJob
+from queue_machine.reader import StreamReader
+from queue_machine.workers import Writing
+
+QUEUE = "chat"
+LEASE_MS = 10_000
+RETENTION_MS = 100_000
+STREAM_RETENTION_MS = 20_000
+SUSPECT_WAIT_MS = 30_000
+VERSION_WAIT_MS = 60_000
+SERVING_MS = 2 * LEASE_MS
+"""A version is served while one of its workers spoke within so long."""
+
+
+@dataclass(slots=True)
+class ServerTruth:
+    """What the server has acknowledged. seqs: of each boot's last claim. picks: how many jobs were ever claimed.
+    journal: (kind, id) by journal id, of what no trim has taken. owed: lanes whose wake token a consumer has taken: it,
+    or whoever ends its block next, will claim (invariant 6)."""
+
+    jobs: dict[str, TrueJob] = field(default_factory=dict)
+    fairness: Fairness = field(default_factory=Fairness)
+    seqs: dict[str, int] = field(default_factory=dict)
+    picks: int = 0
+    last_tick_ms: int | None = None
+    graced: bool = False
+    open: bool = True
+    inc: int = 0
+    journal: dict[str, tuple[str, str]] = field(default_factory=dict)
+    owed: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Model:
+    """fences: all that were ever handed out. highest_inc: of all lives of the server. written: what the call at hand
+    must have added to the journal. handed_out: leases of late, also those that are long over.
+    reached: how often what seldom happens has happened; what never did was not checked."""
+
+    storage: bool = False
+    reached: Counter[str] = field(default_factory=Counter)
+    server: ServerTruth = field(default_factory=ServerTruth)
+    readers: dict[str, StreamReader] = field(default_factory=dict)
+    journal_seen: str = ""
+    fences: set[str] = field(default_factory=set)
+    highest_inc: int = 0
+    serials: int = 0
+    written: list[tuple[str, str]] = field(default_factory=list)
+    handed_out: deque[Writing] = field(default_factory=lambda: deque(maxlen=40))
+
+    @property
+    def jobs(self) -> dict[str, TrueJob]:
+        return self.server.jobs
+
+    def new_serial(self) -> int:
+        self.serials += 1
+        return self.serials
+
+    def running(self) -> list[TrueJob]:
+        return [job for job in self.jobs.values() if job.state is JobState.RUNNING]
+
+    def queued(self) -> list[TrueJob]:
+        return [job for job in self.jobs.values() if job.state is JobState.QUEUED]
+
+    def suspect_runs(self) -> bool:
+        return any(job.alone for job in self.running())
+
+    def write_journal(self, kind: str, job_id: str) -> None:
+        if self.storage:
+            self.written.append((kind, job_id))
+
+    def end(self, job: TrueJob, state: JobState, now_ms: int) -> None:
+        if job.state is JobState.QUEUED and not job.attempt:
+            # Paid for, and never served.
+            self.server.fairness.shares[job.band].unsettle(job.entry.tenant)
+        self.reached[f"{job.state.value} job {state.value}"] += 1
+        job.state, job.struck_by, job.alone, job.ended_ms = state, "", False, now_ms
+        job.listed = state is JobState.DEAD
+        if not self.storage:
+            job.kept_from_ms = now_ms
+        self.write_journal("end", job.id)
+
+    def take_back(self, job: TrueJob, now_ms: int, *, fault: bool = False, silent: bool = False) -> None:
+        self.reached["strike by silence" if silent else "strike by a fault" if fault else "lease given back"] += 1
+        if job.lose_lease(fault=fault, silent=silent):
+            self.end(job, JobState.DEAD, now_ms)
+        else:
+            job.wait(now_ms)
+
+    def forget(self, job: TrueJob) -> None:
+        self.reached["dropped"] += 1
+        del self.jobs[job.id]
+        self.readers.pop(job.id, None)
+
+    def copy_server(self) -> ServerTruth:
+        return copy.deepcopy(self.server)
+
+    def go_back(self, kept: ServerTruth) -> None:
+        """The server holds what it held when `kept` was copied. Everybody else knows what they know."""
+        self.server = copy.deepcopy(kept)
+        # No consumer's block outlives its server: each of them claims as soon as it is back.
+        self.server.owed = {"any", *(job.lane for job in kept.jobs.values())}
+        for job_id, reader in list(self.readers.items()):
+            job = self.jobs.get(job_id)
+            if job is None or job.serial != reader.serial:
+                del self.readers[job_id]
+            elif reader.tokens[: job.offset] != job.tokens:
+                # It obeyed a `rewound` that the server forgot, and so lacks tokens that the server holds again, or has
+                # others. It finds that out by itself, and reads anew: StreamFold.verified.
+                self.reached["reader misled"] += 1
+                del self.readers[job_id]
+            elif reader.end is not None and job.state is not reader.end:
+                # Its end is among what the server lost, and the reader was told all that there was.
+                self.readers[job_id] = StreamReader(job.serial, list(job.tokens), last=reader.last, lagging=True)
+            else:
+                self.reached["reader ahead"] += len(reader.tokens) > job.offset
+                reader.lagging = reader.end is None
+
+    def seen(self) -> list[str]:
+        """What SCRIPT of snapshot.py takes: keys, and the last entries that were read of them."""
+        found = ["journal", self.journal_seen] if self.journal_seen else []
+        for job_id, reader in self.readers.items():
+            if reader.last:
+                found += (f"events:{job_id}", reader.last)
+        return found

@@ -1,0 +1,79 @@
+"""Scripts with a rule taken out on purpose. A machine that does not find each of them checks nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from headpond.scripts import Script, load_script
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """rule: what the scripts no longer keep. original, changed: text of a script or of a part."""
+
+    rule: str
+    original: str
+    changed: str
+
+    def load(self, name: str) -> Script:
+        """As headpond.scripts.load_script. Scripts in which the rule does not stand are as they were."""
+        source = load_script(name).source.replace(self.original, self.changed)
+        return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+    def touches(self, name: str) -> bool:
+        return self.original in load_script(name).source
+
+
+MUTATIONS = (
+    Mutation(
+        "a writer is known by its fence",
+        "if not r or fence == '' or r[FENCE] ~= fence then return 'fenced' end",
+        "if not r or fence == '' then return 'fenced' end",
+    ),
+    Mutation(
+        "a claim leaves a wake token where work is left",
+        "if has_jobs(lane) and not (suspect and is_suspect(lane)) then wake(lane)\n    else call(",
+        "if false then wake(lane)\n    else call(",
+    ),
+    Mutation(
+        "the end of a suspect's lease wakes whoever waits for the next",
+        "if is_suspect(lane) and has_jobs(lane) then wake(lane) end",
+        "",
+    ),
+    Mutation(
+        "progress clears strikes",
+        ">= PROGRESS_TOKENS then r[STRIKES] = 0",
+        ">= PROGRESS_TOKENS then r[STRIKES] = r[STRIKES]",
+    ),
+    Mutation("the third strike quarantines", "local MAX_STRIKES = 3", "local MAX_STRIKES = 4"),
+    Mutation(
+        "one suspect runs at a time",
+        "if not (suspect and is_suspect(lane)) then\n        local first",
+        "if true then\n        local first",
+    ),
+    Mutation("a boot that speaks again is forgiven", "local all = call('HGETALL', key)", "local all = {}"),
+    Mutation("a lost reply of a claim is given again", "call('HGET', workers, boot .. ':seq') == seq", "false"),
+    Mutation("what a worker does not name comes back", "and tonumber(its_seq) <= last_seq then", "and false then"),
+    Mutation("a claim whose reply is on its way is left alone", "and tonumber(its_seq) <= last_seq then", "then"),
+    Mutation("a partly covered append adds its tail alone", "if start < offset then", "if false then"),
+    Mutation("an end names the last offset", "if offset ~= r[OFFSET] then return 'gap' end", ""),
+    Mutation("tenants take turns", "local start = math.max(f.v, f.last[tenant])", "local start = f.v"),
+    Mutation(
+        "a returned job keeps its tag", "local lane = lane_of(r)\n", "local lane = lane_of(r)\n  r[TAG] = r[TAG] + 1\n"
+    ),
+    Mutation("a server that comes back has a higher incarnation", "inc = math.max(now, inc + 1000)", "inc = inc"),
+    Mutation(
+        "readers ahead of a server that went back are told so",
+        "      write_rewound(id, r, r[OFFSET], 'the server restarted')\n      saves",
+        "      saves",
+    ),
+    Mutation("a pause of the server is nobody's silence", "if back or (late and not graced) then", "if false then"),
+    Mutation("the journal tells of each end", "  write_journal('end', id, now)\n  call", "  call"),
+    Mutation("a stale persister trims nothing", "if int(inc) ~= ARGV[2] then return 'stale' end", ""),
+    Mutation(
+        "an ended job is dropped after its commit alone",
+        "if not storage then call('ZADD', ended",
+        "do call('ZADD', ended",
+    ),
+)

@@ -1,0 +1,105 @@
+"""What time alone brings about (Q8), and whose strike is taken back (Q11)."""
+
+from __future__ import annotations
+
+import msgpack
+
+from headpond.jobs import JobState
+from queue_machine.jobs import TrueJob
+from queue_machine.model import LEASE_MS, RETENTION_MS, SERVING_MS, STREAM_RETENTION_MS, SUSPECT_WAIT_MS, Model
+from queue_machine.snapshot import Snapshot
+
+
+def forgive(model: Model, boot: str, now_ms: int) -> None:
+    for job in model.queued():
+        if job.struck_by == boot:
+            job.forgive(now_ms)
+            model.reached["strike forgiven"] += 1
+
+
+def sweep(model: Model, now_ms: int, before: Snapshot, after: Snapshot, *, speaker: str = "") -> None:
+    """All that is due. speaker: the boot whose call it is; it lives, so it gives no strike by silence.
+
+    What depends on who serves a version is read from `after`, and must be allowed by `before`.
+    """
+    _move_leases(model, now_ms)
+    live = [job for job in model.jobs.values() if not job.state.ended]
+    for job in live:
+        if job.deadline_ms is not None and job.deadline_ms <= now_ms:
+            model.end(job, JobState.EXPIRED, now_ms)
+    due = [job for job in live if job.state is JobState.DELAYED and job.due_ms <= now_ms]
+    for job in sorted(due, key=lambda job: (job.due_ms, job.id)):
+        # Its turn is reckoned from now.
+        job.tag = model.server.fairness.turns[job.band].tag(job.entry)
+        job.wait(now_ms)
+    for job in live:
+        if job.state is JobState.RUNNING and job.lease_end_ms <= now_ms:
+            silent = job.boot != speaker
+            model.take_back(job, now_ms, fault=silent, silent=silent)
+    for job in live:
+        if job.state is JobState.QUEUED:
+            _end_waits(model, job, now_ms, before, after)
+    for job in list(model.jobs.values()):
+        if job.stream_until_ms is not None and job.stream_until_ms <= now_ms:
+            # Its result holds the same tokens. With storage the stream stays until the end is committed.
+            kept = model.storage and not job.durable
+            model.reached["stream dropped"] += not kept
+            job.stream_until_ms = now_ms + STREAM_RETENTION_MS if kept else None
+        if job.kept_from_ms is not None and job.kept_from_ms + RETENTION_MS <= now_ms:
+            model.forget(job)
+
+
+def _move_leases(model: Model, now_ms: int) -> None:
+    """Where nobody looked for half a lease, or time went back, no worker can be blamed for silence."""
+    server = model.server
+    last = server.last_tick_ms
+    server.last_tick_ms = now_ms
+    if last is None:
+        return
+    back, late = now_ms < last, now_ms - last > LEASE_MS / 2
+    if back or (late and not server.graced):
+        for job in model.running():
+            job.lease_end_ms = (now_ms if back else max(now_ms, job.lease_end_ms)) + LEASE_MS
+        server.graced = server.graced or late
+        model.reached["leases moved"] += 1
+
+
+def _end_waits(model: Model, job: TrueJob, now_ms: int, before: Snapshot, after: Snapshot) -> None:
+    front_ms, waits = job.waiting_from_ms + SUSPECT_WAIT_MS, before.zset("waits")
+    if job.suspect and front_ms <= now_ms:
+        model.reached["suspect at the front"] += not job.front
+        job.front = True
+    if not job.version or job.id not in after.run:
+        return
+    row = after.row(job.id)
+    if job.entry.pinned:
+        gave_up = row.state is JobState.FAILED and row.ended_ms == now_ms
+    else:
+        gave_up = row.state in (JobState.QUEUED, JobState.RUNNING) and row.served_by != job.served_by
+    if gave_up:
+        assert not serves(before, job.version, now_ms), f"{job.id} gave up {job.version}, which is served"
+        assert waits.get(f"gone:{job.lane}", now_ms + 1) <= now_ms, f"{job.id} gave up {job.version} without a wait"
+        if job.entry.pinned:
+            model.reached["version gone"] += 1
+            model.end(job, JobState.FAILED, now_ms)
+        else:
+            # Whose wait as a suspect ended after this one is first in its new lane too.
+            front = job.front and waits[f"gone:{job.lane}"] <= front_ms
+            model.reached["version given up"] += 1
+            job.served_by = ""
+            job.wait(now_ms)
+            job.front = front
+
+
+def serves(snapshot: Snapshot, version: str, now_ms: int) -> bool:
+    """Whether a worker of this version spoke of late."""
+    rows = snapshot.hash("workers")
+    return any(
+        msgpack.unpackb(row)[1] == version and now_ms - int(rows.get(f"{boot}:seen", b"0")) < SERVING_MS
+        for boot, row in rows.items()
+        if ":" not in boot
+    )
+
+
+def is_suspect(lane: str) -> bool:
+    return lane.startswith("suspect")
