@@ -173,7 +173,7 @@ def test_what_an_append_needs_is_in_the_first_part_of_a_run_row() -> None:
 
 
 def test_a_new_job_gets_a_row_with_every_element() -> None:
-    (row,) = re.findall(r"local r = \{(.*?)\}", SCRIPTS["submit"], re.DOTALL)
+    (row,) = re.findall(r"return \{ (1, 'queued'.*?) \}", SCRIPTS["submit"], re.DOTALL)
     values = dict(zip(RUN_ROW, re.split(r",\s+", row.strip()), strict=True))
     told = {"version": "1", "state": "'queued'", "gen": "inc", "band": "band", "lane": "'any'", "submitted_ms": "now"}
     assert {name: values.pop(name) for name in (*told, "pinned")} == told | {"pinned": "pinned"}

@@ -53,7 +53,7 @@ MUTATIONS = (
         "if true then\n        local first",
     ),
     Mutation("a boot that speaks again is forgiven", "local all = call('HGETALL', key)", "local all = {}"),
-    Mutation("a lost reply of a claim is given again", "call('HGET', workers, boot .. ':seq') == seq", "false"),
+    Mutation("a lost reply of a claim is given again", "call('HGET', workers, boot .. ':seq') == int(seq)", "false"),
     Mutation("what a worker does not name comes back", "and tonumber(its_seq) <= last_seq then", "and false then"),
     Mutation("a claim whose reply is on its way is left alone", "and tonumber(its_seq) <= last_seq then", "then"),
     Mutation("a partly covered append adds its tail alone", "if start < offset then", "if false then"),
@@ -69,11 +69,11 @@ MUTATIONS = (
         "      saves",
     ),
     Mutation("a pause of the server is nobody's silence", "if back or (late and not graced) then", "if false then"),
-    Mutation("the journal tells of each end", "  write_journal('end', id, now)\n  call", "  call"),
+    Mutation("the journal tells of each end", "  write_journal('end', id, now)\n  bump", "  bump"),
     Mutation("a stale persister trims nothing", "if int(inc) ~= ARGV[2] then return 'stale' end", ""),
     Mutation(
         "an ended job is dropped after its commit alone",
-        "if not storage then call('ZADD', ended",
-        "do call('ZADD', ended",
+        "if not storage then put('ZADD', ended",
+        "do put('ZADD', ended",
     ),
 )

@@ -120,7 +120,7 @@ def parse(raw: bytes) -> Snapshot:
             snapshot.hashes[name] = dict(_pairs(value))
         elif name == "lanes":
             snapshot.sets[name] = frozenset(member.decode() for member in value)
-        elif name.startswith("wake:"):
+        elif name.startswith(("wake:", "notice:")):
             snapshot.lists[name] = value
         elif name == "journal" or name.startswith("events:"):
             snapshot.streams[name] = Stream(value[0], tuple(_entry(entry) for entry in value[1] or ()))

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from headpond.connections import RedisAddress, server_id, static_keys
+from headpond.connections import RedisAddress, script_key, server_id
 from headpond.keys import queue_keys
 from headpond.operations import Operation, hello
 from headpond.queue import Server
-from headpond.scripts import STATIC_KEYS, Script, load_script
+from headpond.scripts import Script, load_script
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess
 from queue_machine.model import QUEUE
 from queue_machine.snapshot import SCRIPT, Snapshot, parse
@@ -81,7 +81,7 @@ class World:
         for each in [operation, other or operation][: 2 if again else 1]:
             script = self.scripts(each.script)
             now = str(self.clock.now_ms)
-            pipe.execute_command("EVALSHA", script.sha, len(STATIC_KEYS), *static_keys(QUEUE), now, *each.args)
+            pipe.execute_command("EVALSHA", script.sha, 1, script_key(QUEUE), now, *each.args)
             self._read(pipe, seen)
         self.calls += 1 + again
         replies = pipe.execute(raise_on_error=False)
