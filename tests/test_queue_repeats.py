@@ -72,6 +72,18 @@ def repeat_renew_that_gives_back_an_urgent_job(b: Bench) -> Callable[[], Any]:
     return lambda: b.queue.renew("A", last_seq=2, row=b"", pairs=[lease_key(batch)], full_version="v1")
 
 
+def repeat_renew_of_a_job_that_was_told_long_ago(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a", "chat/b", band=Priority.BATCH)
+    one, other = b.claim(slots=2).leases
+    b.queue.append([Append(x.id, x.fence, tokens(0, 60)) for x in (one, other)])
+    b.submit("chat/urgent", band=Priority.INTERACTIVE)
+    pairs = [lease_key(one), lease_key(other)]
+    told = b.queue.renew("A", last_seq=1, row=b"", pairs=pairs, full_version="v1")
+    assert told == [LeaseStatus.PREEMPT, LeaseStatus.OK]
+    b.ticks(3, 3)
+    return lambda: b.queue.renew("A", last_seq=1, row=b"", pairs=pairs, full_version="v1")
+
+
 def repeat_append(b: Bench) -> Callable[[], Any]:
     b.submit("chat/a", "chat/b")
     one, other = b.claim(slots=2).leases

@@ -12,7 +12,7 @@
     invariants.py    what is true at every moment
     world.py         the server, the clock, one call and its repeat
     calls.py         one call of the machine, and all that is checked after it
-    producers.py, writers.py, zombies.py, upkeep.py, going_back.py      what may be done next: the rules
+    producers.py, writers.py, preemption.py, zombies.py, upkeep.py, going_back.py   what may be done next: the rules
     machine.py       all rules together, and a run of many steps
     mutations.py     scripts with a rule taken out, to show that the machine can fail
     __main__.py      many steps by hand: python -m queue_machine --seeds 1-40 --steps 25000

@@ -48,15 +48,21 @@ def submit(model: Model, entries: Sequence[Entry], max_queued: int, now_ms: int)
     return answers
 
 
-def told_to_park(model: Model, job: TrueJob, version: str) -> bool:
-    """Whether PREEMPT may be answered (Q12)."""
+def preempted(model: Model, job: TrueJob, version: str, after: Snapshot, *, told: bool) -> bool:
+    """Whether PREEMPT is the answer (Q12). told: whether it was; that is right where more jobs could make room than
+    interactive ones wait, and wrong where fewer were told."""
     if not version or job.band != "batch" or job.offset - job.claimed_offset < QUANTUM_TOKENS:
         return False
-    return any(other.band == "interactive" and other.lane in ("any", version) for other in model.queued())
+    waiting = sum(other.band == "interactive" and other.lane in ("any", version) for other in model.queued())
+    if waiting and told:
+        model.reached["told to park"] += 1
+    return told and waiting > 0 if len(after.zset("preempts")) >= waiting else True
 
 
-def append(model: Model, batch: Sequence[Append], full_version: str, told: Sequence[Outcome]) -> list[Outcome]:
-    """told: the server's answers; PREEMPT where it may be is taken as it comes."""
+def append(
+    model: Model, batch: Sequence[Append], full_version: str, told: Sequence[Outcome], after: Snapshot
+) -> list[Outcome]:
+    """told: the server's answers; see `preempted`."""
     answers = []
     for each, answer in zip(batch, told, strict=True):
         job = model.jobs.get(each.id)
@@ -70,11 +76,8 @@ def append(model: Model, batch: Sequence[Append], full_version: str, told: Seque
             model.reached["gap"] += 1
             continue
         job.tokens += each.tokens.ids[job.offset - each.tokens.offset :]
-        status = LeaseStatus.APPENDED
-        if answer.status is LeaseStatus.PREEMPT and told_to_park(model, job, full_version):
-            status = LeaseStatus.PREEMPT
-            model.reached["told to park"] += 1
-        answers.append(Outcome(status, job.offset))
+        yields = preempted(model, job, full_version, after, told=answer.status is LeaseStatus.PREEMPT)
+        answers.append(Outcome(LeaseStatus.PREEMPT if yields else LeaseStatus.APPENDED, job.offset))
     return answers
 
 
@@ -144,8 +147,8 @@ def renew(
         refused = named_job.refusal(fence) if named_job else LeaseStatus.FENCED
         if named_job is not None and refused is None:
             named_job.lease_end_ms = now_ms + LEASE_MS
-            preempt = answer is LeaseStatus.PREEMPT and told_to_park(model, named_job, full_version)
-            answers.append(LeaseStatus.PREEMPT if preempt else LeaseStatus.OK)
+            yields = preempted(model, named_job, full_version, after, told=answer is LeaseStatus.PREEMPT)
+            answers.append(LeaseStatus.PREEMPT if yields else LeaseStatus.OK)
         else:
             answers.append(refused or LeaseStatus.FENCED)
     return answers

@@ -69,6 +69,12 @@ MUTATIONS = (
         "      saves",
     ),
     Mutation("a pause of the server is nobody's silence", "if back or (late and not graced) then", "if false then"),
+    Mutation(
+        "a batch job is told to make room",
+        "  call('ZADD', preempts, now, id)\n  return true",
+        "  return false",
+    ),
+    Mutation("a job runs for a quantum before it makes room", "local QUANTUM_TOKENS = 60", "local QUANTUM_TOKENS = 6"),
     Mutation("the journal tells of each end", "  write_journal('end', id, now)\n  bump", "  bump"),
     Mutation("a stale persister trims nothing", "if int(inc) ~= ARGV[2] then return 'stale' end", ""),
     Mutation(

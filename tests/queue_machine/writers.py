@@ -164,7 +164,7 @@ class Writers(Calls):
         version = self._full_version(process)
         told: list[Outcome] = self.call(
             appending(batch, version),
-            lambda told, _: told == answers.append(self.model, batch, version, told),
+            lambda told, after: told == answers.append(self.model, batch, version, told, after),
             again=again,
         )
         for writing, outcome in zip(list(process.held), told, strict=True):

@@ -30,7 +30,7 @@ class Zombies(Writers):
             batch = [self.tokens_of(Writing(*writing.pair, 0, writing.mark, [0] * offset, offset), size, "next")]
             self.changes_nothing(
                 appending(batch),
-                lambda told: told == answers.append(self.model, batch, "", told) and told[0].status.over,
+                lambda told: told == answers.append(self.model, batch, "", told, self.now) and told[0].status.over,
             )
         elif how == "finish":
             done = ops.finish(*writing.pair, offset=offset, state=JobState.FINISHED, result=pack([0] * offset))

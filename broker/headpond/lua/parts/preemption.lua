@@ -11,7 +11,7 @@ local function to_preempt(id, r, version, now)
     if told then call('ZREM', preempts, id) end
     return false
   end
-  if told then return true end
+  if told and tonumber(told) > now - PREEMPT_WAIT_MS then return true end
   call('ZREMRANGEBYSCORE', preempts, '-inf', now - PREEMPT_WAIT_MS)
   if call('ZCARD', preempts) >= waiting then return false end
   call('ZADD', preempts, now, id)
