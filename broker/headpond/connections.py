@@ -33,6 +33,8 @@ UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
 CONNECT_TIMEOUT_S = 1.0
 REPLY_TIMEOUT_S = 2.2
 """Asked twice: a server that accepts and says nothing is given up within 5 s."""
+MAX_CONNECTIONS = 1 << 16
+"""Of one client. It opens one for each thread that is amid a call."""
 BLOCK_S = 2.5
 """The longest that a call blocks on the server before it looks around."""
 
@@ -203,6 +205,7 @@ def connect(address: RedisAddress, greeter: Greeter) -> redis.Redis:
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         socket_timeout=REPLY_TIMEOUT_S,
         retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), 1),
+        max_connections=MAX_CONNECTIONS,
         driver_info=_DRIVER,
         redis_connect_func=greeter.meet,
     )

@@ -39,7 +39,7 @@ class ScriptLines:
             return self._call(command)
         except _BROKEN:
             # What else is free has most likely lost the same server.
-            self._drop_all()
+            self.close()
             time.sleep(RETRY_AFTER_S)
         return self._call(command)
 
@@ -57,8 +57,10 @@ class ScriptLines:
             self._free.append(connection)
             raise
         except BaseException:
-            # The reply may still be on its way: whoever used this connection next would take it for his own.
+            # The reply may still be on its way: whoever used this connection next would take it for his own. It opens
+            # again when it is used again; a new one in its place would count against the pool's bound.
             connection.disconnect()
+            self._free.append(connection)
             raise
         self._free.append(connection)
         return reply
@@ -70,13 +72,12 @@ class ScriptLines:
                 self._free = deque()
                 self._pid = os.getpid()
 
-    def _drop_all(self) -> None:
-        while self._free:
+    def close(self) -> None:
+        """Close what is free; it opens again when it is used again."""
+        for _ in range(len(self._free)):
             try:
-                connection = self._free.pop()
+                connection = self._free.popleft()
             except IndexError:
                 return
             connection.disconnect()
-
-    def close(self) -> None:
-        self._drop_all()
+            self._free.append(connection)
