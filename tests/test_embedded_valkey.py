@@ -76,7 +76,7 @@ def test_the_server_refuses_writes_rather_than_forget_a_job(valkey: ValkeyProces
     assert settings == {
         "maxmemory-policy": "noeviction",
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": "no",
         "save": "",
     }
 

@@ -34,6 +34,7 @@ from headpond.model_tables import ENGINES, ModelTable, Table
 CONFIG_NAME = "headpond.toml"
 STATE_FOLDER = ".headpond"
 RUN_FILE = "run.json"
+EMBEDDED_VALKEY_FOLDER = "valkey"
 
 
 _T = TypeVar("_T", bound=Table)

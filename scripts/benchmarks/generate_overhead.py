@@ -31,7 +31,9 @@ slots = {LLAMA_SLOTS}
 context_tokens = 512
 threads = 1
 """
-HEADPOND = "a worker process, Valkey (append-only file, everysec), one producer process that reads every stream"
+HEADPOND = (
+    "a worker process, Valkey (append-only file, synced each second), one producer process that reads every stream"
+)
 PEER = "the engine in a process of its own, called from one thread a job; token ids are collected, nothing else"
 
 

@@ -26,7 +26,7 @@ class Side(StrEnum):
 
 
 STOCK = "dramatiq's RedisBroker as it comes"
-SERVER = "on an embedded Valkey (append-only file, everysec)"
+SERVER = "on an embedded Valkey (append-only file, synced each second)"
 
 
 def make_broker(side: Side, url: str, *, slots: int | None = None, lease_s: float = 10.0) -> dramatiq.Broker:

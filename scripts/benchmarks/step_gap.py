@@ -30,7 +30,7 @@ from headpond_workers.supervision.private_files import last_lines, private_folde
 
 HEADPOND = (
     "JobLoop in a worker process with all that a worker has but a model: a thread a job, leases, Detokenizer, "
-    "TokenWriter on an embedded Valkey (append-only file, everysec)"
+    "TokenWriter on an embedded Valkey (append-only file, synced each second)"
 )
 PEER = "a bare loop over the same batch, in a process of its own; token ids are collected, nothing else"
 _HERE = Path(__file__).resolve().parent

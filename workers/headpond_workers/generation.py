@@ -21,6 +21,7 @@ from headpond.errors import (
 from headpond.folding import fold_tokens
 from headpond.held import HeldLease
 from headpond.jobs import FinishReason, JobRequest, JobState, Result, Timings, Usage, parse_request
+from headpond.operations import LeaseStatus
 from headpond.queue import JobQueue
 from headpond.wire import TokenRun, pack_result
 from headpond_workers.continuation import continue_job
@@ -117,11 +118,16 @@ class Generation:
         while held.lost is None:
             try:
                 prior = fold_tokens(self.queue.events(held.lease.id))
+                row = None if len(prior.ids) == held.lease.offset else self.queue.run_row(held.lease.id)
             except RedisUnavailable as error:
                 logger.warning("resume_delayed job=%s error=%s", held.lease.id, error)
                 time.sleep(RETRY_S)
                 continue
             if len(prior.ids) != held.lease.offset:
+                if row is None or row.fence != held.lease.fence:
+                    # The server went back to before this claim, or others have the job by now.
+                    held.lost = LeaseStatus.FENCED
+                    break
                 # Under this lease nobody else writes, so this cannot be: do not guess which tokens are right.
                 raise RuntimeError(
                     f"{held.lease.id}: {len(prior.ids)} tokens in the stream, {held.lease.offset} leased"

@@ -1,4 +1,5 @@
-"""The persister process: ticks each second, and runs the persistence actor on a dramatiq Worker.
+"""The persister process: ticks each second, and runs the persistence actor on a dramatiq Worker. Where the Valkey is
+embedded it also brings the append-only file to the disk.
 
     python -m headpond_workers.persister --config headpond.toml
 
@@ -26,9 +27,10 @@ from headpond.errors import ConfigError, HeadpondError, ServiceUnavailable
 from headpond.keys import PERSISTENCE_QUEUE
 from headpond.operations import QueuePolicy
 from headpond.queue import Server
-from headpond.settings import Settings, load_settings
+from headpond.settings import EMBEDDED_VALKEY_FOLDER, Settings, load_settings
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.persistence.actor import LEASE_S, RETENTION_S, Persistence
+from headpond_workers.persistence.aof_sync import AofSync
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.storage_settings import storage_of
 
@@ -52,6 +54,7 @@ class Persister:
         self._blobs = S3Blobs(storage)
         self._server = Server(address)
         self._leave = threading.Event()
+        self._aof = AofSync(settings.state_folder / EMBEDDED_VALKEY_FOLDER) if settings.redis.url is None else None
         writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
         self._persistence = Persistence(address, self._blobs, writer=writer, model_server=self._server)
 
@@ -59,6 +62,8 @@ class Persister:
         """Work until SIGTERM or SIGINT. Returns the exit code."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: self._leave.set())
+        if self._aof is not None:
+            self._aof.start()
         if not self._await_servers():
             return 0
         broker = self._persistence.broker

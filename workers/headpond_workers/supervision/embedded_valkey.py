@@ -26,12 +26,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from headpond.errors import DeploymentError
+from headpond.settings import EMBEDDED_VALKEY_FOLDER
+from headpond_workers.persistence.aof_sync import AofSync
 from headpond_workers.supervision.launcher import allowed_environment
 from headpond_workers.supervision.ports import LOOPBACK, free_ports
 from headpond_workers.supervision.private_files import private_folder, write_private
 from headpond_workers.supervision.server_process import POLL_INTERVAL_S, ServerProcess
 
-FOLDER = "valkey"
+FOLDER = EMBEDDED_VALKEY_FOLDER
 ACCESS_FILE = "access.json"
 
 _CONF = """\
@@ -45,9 +47,10 @@ daemonize no
 supervised no
 logfile ""
 always-show-logo no
-# Everything acknowledged is in the operating system's hands at once, and on disk a second later.
+# Everything acknowledged is in the operating system's hands at once. With everysec it would not be while a sync runs.
+# headpond brings it to the disk each second: see headpond_workers/persistence/aof_sync.py.
 appendonly yes
-appendfsync everysec
+appendfsync no
 save ""
 # A full server refuses writes; it never forgets a job to make room.
 maxmemory-policy noeviction
@@ -152,9 +155,13 @@ def running_valkey(folder: Path) -> Iterator[ValkeyProcess]:
     """A server with its data below `folder`, started, and stopped at the end whatever happens."""
     process = ValkeyProcess(folder)
     process.start()
+    # In a deployment the persister does this.
+    sync = AofSync(process.folder)
+    sync.start()
     try:
         yield process
     finally:
+        sync.stop()
         process.stop()
 
 
