@@ -35,6 +35,15 @@ def repeat_claim_over_bands(b: Bench) -> Callable[[], Any]:
     return lambda: b.queue.claim("A", seq=7, nonce="n", slots=13, fingerprint="f")
 
 
+def repeat_claim_that_settles_a_late_lease_with_a_gap(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a", "chat/b")
+    lease = b.lease("A")
+    b.ticks(4.9, 4.9)
+    b.clock.move(0.2)
+    over = ops.Settlement(*lease_key(lease), ops.Settle.FINISHED, offset=5)
+    return lambda: b.queue.claim("A", seq=7, nonce="n", slots=2, version="v1", fingerprint="f", settle=[over])
+
+
 def repeat_empty_claim(b: Bench) -> Callable[[], Any]:
     return lambda: b.queue.claim("A", seq=7, nonce="n", slots=2, fingerprint="f")
 

@@ -12,13 +12,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
 import report
-from document import Document, load_document, measure, to_json
+from document import Document, Measurement, load_document, measure, to_json
 from machine import ROOT
 from pairs import MIN_PAIRS
 
@@ -114,15 +114,20 @@ def _measured(options: argparse.Namespace) -> Document:
         }  # fmt: skip
         only = options.only if options.command == "queue" else []
         # Each needs packages that the others can do without.
+        run: Callable[..., list[Measurement]]
         match options.command:
             case "queue":
-                from queue_suite import measure_queue as run
+                from queue_suite import measure_queue
 
-                arguments["only"] = only
+                run, arguments["only"] = measure_queue, only
             case "generate":
-                from generate_overhead import measure_generate as run
+                from generate_overhead import measure_generate
+
+                run = measure_generate
             case _:
-                from engine_loop import measure_engine as run
+                from engine_loop import measure_engine
+
+                run = measure_engine
         return measure(options.command, quick=options.quick, seed=options.seed, only=only, run=lambda: run(**arguments))
 
 

@@ -60,7 +60,7 @@ class StockProducer:
         self.broker: Any = RedisBroker(url=url)  # type: ignore[no-untyped-call]
         self._actor = dramatiq.actor(actor_name=GENERATE, queue_name=MODEL, broker=self.broker)(_nobody)
         # The broker learns this much from the server once, at its first message.
-        self.broker._max_unpack_size()
+        self.broker._max_unpack_size()  # type: ignore[no-untyped-call]
         self._pipe = _PipelinedBroker(self.broker)
 
     def submit(self, prompts: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ _SCRIPTS = ("cmdstat_evalsha", "cmdstat_eval")
 
 def script_calls(client: redis.Redis) -> int:
     """Calls of scripts since the server's start. What a script calls in its turn is not among them."""
-    found = cast("dict[str, Any]", client.info("commandstats"))
+    found = client.info("commandstats")
     return sum(int(found[name]["calls"]) for name in _SCRIPTS if name in found)
 
 
@@ -52,10 +52,10 @@ class CommandCount:
 def used_memory(client: redis.Redis) -> int:
     """Bytes, once the server has written out what it buffers for its append-only file."""
     until = time.monotonic() + SETTLE_TIMEOUT_S
-    while int(cast("dict[str, Any]", client.info("persistence"))["aof_buffer_length"]) > 0:
+    while int(client.info("persistence")["aof_buffer_length"]) > 0:
         if time.monotonic() >= until:
             raise BenchmarkError(f"The append-only file was not written within {SETTLE_TIMEOUT_S:g} s.")
-    return int(cast("dict[str, Any]", client.info("memory"))["used_memory"])
+    return int(client.info("memory")["used_memory"])
 
 
 def leave_append_only_file(client: redis.Redis) -> None:

@@ -19,7 +19,10 @@ if #args > 8 then
   for i = 9, #args, 5 do
     local id, fence, what, offset, reason = unpack(args, i, i + 4)
     if what == 'finished' or what == 'failed' then
-      settled[#settled + 1] = finish_lease(id, rows[id], fence, offset, what, '', reason, now)
+      local status = finish_lease(id, rows[id], fence, offset, what, '', reason, now)
+      -- Its worker lives and will send what is missing: the sweep below must not end the lease, nor a repeat find it so.
+      if status == 'gap' then put('ZADD', leases, now + lease_ms, id) end
+      settled[#settled + 1] = status
     else
       local status = park_lease(id, rows[id], fence, what == 'faulty' and 'failed' or what, reason, now)
       if what == 'preempted' and status == 'parked' then given_up = given_up + 1 end
