@@ -12,7 +12,8 @@
     invariants.py    what is true at every moment
     world.py         the server, the clock, one call and its repeat
     calls.py         one call of the machine, and all that is checked after it
-    producers.py, writers.py, preemption.py, zombies.py, upkeep.py, going_back.py   what may be done next: the rules
+    producers.py, writers.py, preemption.py, zombies.py, upkeep.py, moments.py, going_back.py
+                     what may be done next: the rules
     machine.py       all rules together, and a run of many steps
     mutations.py     scripts with a rule taken out, to show that the machine can fail
     __main__.py      many steps by hand: python -m queue_machine --seeds 1-40 --steps 25000
@@ -23,6 +24,6 @@ worker is told to park, it says what is allowed. Every other call or so is repea
 is said. A few examples do it in earnest: SIGKILL, the AOF of that moment, and a new connection's greeting.
 
 After each call the invariants of the protocol are checked: 1 (one place), 2 (fences), 3 and 4 (streams and readers),
-5 (ends), 6 (wake tokens), 7 (strikes), 9 (repeats), 10 (tenants' lag). Invariant 8, what storage folds to, and
-sessions, the rest of 10, have no scripts to call yet; they are not checked here.
+5 (ends), 6 (wake tokens), 7 (strikes), 9 (repeats), 10 (tenants' lag, and until when each has paid). Invariant 8,
+what storage folds to, and sessions, the rest of 10, have no scripts to call yet; they are not checked here.
 """

@@ -33,14 +33,12 @@ def submit(model: Model, entries: Sequence[Entry], max_queued: int, now_ms: int)
             known[entry.id] = entry
             waiting += 1
             new.append(entry)
-    for entry in new:
-        job = TrueJob(entry, model.new_serial(), now_ms)
+    jobs = [TrueJob(entry, model.new_serial(), now_ms) for entry in new]
+    model.begin_to_wait([job for job in jobs if not job.entry.delay_s], now_ms)
+    for entry, job in zip(new, jobs, strict=True):
         model.jobs[entry.id] = job
         if entry.delay_s:
             job.state = JobState.DELAYED
-        else:
-            job.tag = model.server.fairness.turns[job.band].tag(entry)
-            job.wait(now_ms)
         if entry.pinned:
             # It may wait for its version while its tenant's others, that were paid for after it, are served.
             model.server.fairness.shares[job.band].unsettle(entry.tenant)
@@ -98,6 +96,7 @@ def finish(
         assert unpack(result, kind="result") == job.tokens, f"a worker's tokens of {job_id} are not those of its stream"
         job.result, job.stream_until_ms = result, now_ms + STREAM_RETENTION_MS
     model.end(job, state, now_ms)
+    model.finished.append(job.claimed_ms)
     return LeaseStatus.DONE
 
 
@@ -135,7 +134,7 @@ def renew(
     after: Snapshot,
 ) -> list[LeaseStatus]:
     forgive(model, boot, now_ms)
-    sweep(model, now_ms, before, after, speaker=boot)
+    sweep(model, now_ms, before, after, speaker=boot, renews=True)
     model.server.graced = False
     named = set(pairs)
     for job in model.running():

@@ -117,6 +117,7 @@ class Calls(RuleBasedStateMachine):
         sent = self.world.send(operation, seen=self.model.seen(), again=again, other=other)
         said = f"{operation.script}{tuple(operation.args)!r} was answered {sent.answer!r}"
         assert expect(sent.answer, sent.after), said
+        self.model.settle_ends(self.now_ms)
         self.check(sent.after)
         if sent.after_again is not None:
             assert sent.again == repeated(sent.answer), f"{said}, and when repeated {sent.again!r}"
@@ -137,12 +138,12 @@ class Calls(RuleBasedStateMachine):
         assert expect(sent.answer), said
         assert sent.after.same(before), f"{said}, and changed {before.differences(sent.after)}"
 
-    def start_process(self, seat: int) -> Process:
-        """A new process in a seat: it replaces the one that was there."""
+    def start_process(self, seat: int, *, loads: bool = False) -> Process:
+        """A new process in a seat: it replaces the one that was there. loads: it says so until it renews."""
         lives = SEATS[seat]
         version, fingerprint, slots = lives[self.boots % len(lives)]
         self.boots += 1
-        process = Process(f"{seat}-{self.boots}", seat, version, fingerprint, slots)
+        process = Process(f"{seat}-{self.boots}", seat, version, fingerprint, slots, loads=loads)
         register = ops.register(
             process.boot, host="host", instance=f"{QUEUE}-{seat}", row=self.row(process), version=version,
             fingerprint=fingerprint, policy=POLICY,
@@ -161,7 +162,7 @@ class Calls(RuleBasedStateMachine):
         return pack_worker(
             WorkerRow(
                 process.boot, QUEUE, process.version, "host", 1, f"{QUEUE}-{process.seat}", process.slots,
-                len(process.held), WorkerState.READY, "", 1,
+                len(process.held), WorkerState.LOADING if process.loads else WorkerState.READY, "", 1,
             )
         )  # fmt: skip
 

@@ -19,9 +19,11 @@ def weight(tenant: str) -> float:
 
 @dataclass(slots=True)
 class Turns:
-    """Start tags of one band. v: the tag that was last claimed, the highest so far. paid: by tenant."""
+    """Start tags of one band. v: the tag that was last claimed, the highest so far. begun: whether there was one, or a
+    rest. paid: until when each tenant's jobs are paid for, in virtual time; without those whose jobs all are."""
 
     v: float = 0.0
+    begun: bool = False
     paid: dict[str, float] = field(default_factory=dict)
 
     def tag(self, entry: Entry) -> float:
@@ -29,8 +31,23 @@ class Turns:
         self.paid[entry.tenant] = start + entry.cost / weight(entry.tenant)
         return start
 
+    def refund(self, entry: Entry) -> None:
+        """It ended, and nobody ever claimed it."""
+        if entry.tenant in self.paid:
+            self.paid[entry.tenant] -= entry.cost / weight(entry.tenant)
+
+    def rest(self) -> None:
+        """All that was asked for has been served: nobody owes anything."""
+        if self.paid:
+            self.v, self.begun = max(self.v, *self.paid.values()), True
+            self.paid.clear()
+
     def claimed(self, tag: float) -> None:
-        self.v = max(self.v, tag)
+        self.v, self.begun = max(self.v, tag), True
+
+    def forget_paid_up(self) -> None:
+        if self.begun:
+            self.paid = {tenant: paid for tenant, paid in self.paid.items() if paid > self.v}
 
 
 @dataclass(slots=True)
@@ -47,8 +64,8 @@ class _Race:
 class Shares:
     """Served cost over weight, for each pair of tenants of one band that have jobs waiting.
 
-    A tenant's jobs that were paid for and ended unserved, or that wait for another version, put it off what it is
-    due by no fault of the order: it is left out until its next jobs begin at V again.
+    A tenant's jobs that wait for another version, or that ended unserved before others of it that have their turns
+    by then, put it off what it is due by no fault of the order: it is left out until its next jobs begin at V again.
     """
 
     races: dict[tuple[str, str], _Race] = field(default_factory=dict)
@@ -59,6 +76,12 @@ class Shares:
     def unsettle(self, tenant: str) -> None:
         self.unsettled.add(tenant)
         self.largest.setdefault(tenant, 0.0)
+
+    def rest(self) -> None:
+        """As Turns.rest: nobody waits, and whoever comes next begins at V."""
+        self.races.clear()
+        self.unsettled.clear()
+        self.largest.clear()
 
     def served(self, entry: Entry) -> None:
         share = entry.cost / weight(entry.tenant)

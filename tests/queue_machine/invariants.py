@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 
 from headpond.jobs import JobState
 from headpond.operations import Entry
+from queue_machine.answers import BANDS
 from queue_machine.jobs import TrueJob
 from queue_machine.model import RETENTION_MS, SUSPECT_WAIT_MS, Model
 from queue_machine.reader import StreamReader
@@ -21,6 +22,8 @@ def check(model: Model, now: Snapshot) -> None:
     _readers_get_every_token_once(model, now)
     _each_end_is_journalled_once(model, now)
     _work_wakes_somebody(model, now)
+    _workers_are_told(model, now)
+    _turns_are_true(model, now)
     _no_tenant_lags(model)
 
 
@@ -89,9 +92,10 @@ def _one_suspect_at_a_time(model: Model, now: Snapshot) -> None:
     }
     assert {name: time for name, time in waits.items() if name.startswith("s:")} == suspects
     for lane, _, members in now.ready():
-        if lane not in ("any", "suspect") and members:
-            assert f"lane:{lane}" in waits or f"gone:{lane}" in waits, f"nobody asks whether {lane} is served"
-            assert lane in now.sets["lanes"]
+        if lane != "any" and members:
+            assert lane in now.sets["lanes"], f"{lane} holds jobs and is not named"
+            asked = lane == "suspect" or f"lane:{lane}" in waits or f"gone:{lane}" in waits
+            assert asked, f"nobody asks whether {lane} is served"
 
 
 def _readers_get_every_token_once(model: Model, now: Snapshot) -> None:
@@ -136,6 +140,26 @@ def _work_wakes_somebody(model: Model, now: Snapshot) -> None:
     for lane, _, members in now.ready():
         if members and not (blocked and is_suspect(lane)):
             assert now.has_token(lane) or lane in model.server.owed, f"{lane} can be claimed from, and nobody is woken"
+
+
+def _workers_are_told(model: Model, now: Snapshot) -> None:
+    """Q10: a worker whose job was cancelled or expired finds a notice. Notices go by themselves after a minute."""
+    found = {name.removeprefix("notice:") for name in now.lists if name.startswith("notice:")}
+    assert model.told <= found, f"{model.told - found} were not told that jobs of theirs ended"
+    assert found <= model.server.noticed, f"{found - model.server.noticed} were told of nothing"
+    model.told.clear()
+
+
+def _turns_are_true(model: Model, now: Snapshot) -> None:
+    """Q6: virtual time, until when each tenant has paid, and the time between two ends."""
+    for band in BANDS:
+        turns, found = model.server.fairness.turns[band], now.zset(f"fair:{band}")
+        near = found.keys() == turns.paid.keys() and all(abs(turns.paid[x] - paid) < 1e-6 for x, paid in found.items())
+        assert near, f"tenants of {band} have paid until {dict(found)}, not {turns.paid}"
+        assert abs(now.number(f"v:{band}") - turns.v) < 1e-6, f"{band} is at {now.meta(f'v:{band}')}, not {turns.v}"
+    assert now.number("picks") == model.server.picks
+    assert now.number("end_ms") == (model.server.end_ms or 0)
+    assert abs(now.number("end_gap_ms") - (model.server.end_gap_ms or 0)) < 0.02
 
 
 def _no_tenant_lags(model: Model) -> None:

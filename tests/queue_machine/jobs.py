@@ -44,6 +44,7 @@ class TrueJob:
     claimed_offset: int = 0
     fingerprint: str = ""
     served_by: str = ""
+    claimed_ms: int = 0
     lease_end_ms: int = 0
     waiting_from_ms: int = 0
     front: bool = False
@@ -126,7 +127,9 @@ class TrueJob:
         self.strikes, self.faults, self.struck_by = self.strikes_before, self.faults - 1, ""
         self.wait(now_ms)
 
-    def lease(self, *, boot: str, seq: int, fence: str, version: str, fingerprint: str, end_ms: int) -> None:
+    def lease(
+        self, *, boot: str, seq: int, fence: str, version: str, fingerprint: str, now_ms: int, end_ms: int
+    ) -> None:
         self.alone = self.suspect
         if self.tokens and self.fingerprint != fingerprint:
             self.tokens = []
@@ -134,7 +137,7 @@ class TrueJob:
         self.attempt += 1
         self.claimed_offset = self.offset
         self.fingerprint, self.served_by = fingerprint, version
-        self.struck_by, self.lease_end_ms = "", end_ms
+        self.struck_by, self.claimed_ms, self.lease_end_ms = "", now_ms, end_ms
 
     def differences(self, row: RunRow) -> dict[str, tuple[object, object]]:
         """What the server's row says otherwise: true, found."""
@@ -142,12 +145,12 @@ class TrueJob:
         true = (
             self.state, self.fence, self.parked, self.attempt, self.strikes, self.faults, self.offset, self.struck_by,
             self.claimed_offset, self.band, self.entry.pinned, self.submitted_ms, self.ended_ms, self.durable,
-            self.served_by, self.fingerprint, self.boot,
+            self.served_by, self.fingerprint, self.boot, self.claimed_ms,
         )  # fmt: skip
         told = (
             row.state, row.fence, row.parked, row.attempt, row.strikes, row.faults, row.offset, row.struck,
             row.claimed_offset, row.band, row.pinned, row.submitted_ms, row.ended_ms, row.durable,
-            row.served_by, row.fingerprint, row.worker,
+            row.served_by, row.fingerprint, row.worker, row.claimed_ms,
         )  # fmt: skip
         if true == told and abs(self.tag - row.tag) < _TAG_ERROR and (not queued or row.lane == self.lane):
             return {}
@@ -169,6 +172,7 @@ class TrueJob:
             "served_by",
             "fingerprint",
             "worker",
+            "claimed_ms",
             "tag",
             "lane",
         ]

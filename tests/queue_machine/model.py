@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from headpond.jobs import JobState
@@ -20,13 +21,18 @@ SUSPECT_WAIT_MS = 30_000
 VERSION_WAIT_MS = 60_000
 SERVING_MS = 2 * LEASE_MS
 """A version is served while one of its workers spoke within so long."""
+LOADING_MS = 900_000
+"""A worker that loads its model does so in silence, and for so long may be what a version waits for."""
+SWEEP_EVERY_MS = 20
+"""A claim for which nothing is due leaves time alone for so long."""
 
 
 @dataclass(slots=True)
 class ServerTruth:
     """What the server has acknowledged. seqs: of each boot's last claim. picks: how many jobs were ever claimed.
     journal: (kind, id) by journal id, of what no trim has taken. owed: lanes whose wake token a consumer has taken: it,
-    or whoever ends its block next, will claim (invariant 6)."""
+    or whoever ends its block next, will claim (invariant 6). noticed: boots that were told that a job of theirs ended,
+    and have not heard it. end_ms, end_gap_ms: of the last job that ran to its end; the usual time between two."""
 
     jobs: dict[str, TrueJob] = field(default_factory=dict)
     fairness: Fairness = field(default_factory=Fairness)
@@ -38,12 +44,16 @@ class ServerTruth:
     inc: int = 0
     journal: dict[str, tuple[str, str]] = field(default_factory=dict)
     owed: set[str] = field(default_factory=set)
+    noticed: set[str] = field(default_factory=set)
+    end_ms: int | None = None
+    end_gap_ms: float | None = None
 
 
 @dataclass(slots=True)
 class Model:
     """fences: all that were ever handed out. highest_inc: of all lives of the server. written: what the call at hand
-    must have added to the journal. handed_out: leases of late, also those that are long over.
+    must have added to the journal. told: boots that it must have given a notice. finished: when those jobs were claimed
+    that it let finish or fail. handed_out: leases of late, also those that are long over.
     reached: how often what seldom happens has happened; what never did was not checked."""
 
     storage: bool = False
@@ -55,6 +65,8 @@ class Model:
     highest_inc: int = 0
     serials: int = 0
     written: list[tuple[str, str]] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+    finished: list[int] = field(default_factory=list)
     handed_out: deque[Writing] = field(default_factory=lambda: deque(maxlen=40))
 
     @property
@@ -78,10 +90,49 @@ class Model:
         if self.storage:
             self.written.append((kind, job_id))
 
+    def begin_to_wait(self, jobs: Sequence[TrueJob], now_ms: int) -> None:
+        """Jobs get their turns, all in one call. None of them is queued yet."""
+        bands = self.server.fairness
+        idle = {band for band in {job.band for job in jobs} if self._idle(band)}
+        for band in idle:
+            self.reached["band at rest"] += bool(bands.turns[band].paid)
+            bands.turns[band].rest()
+            bands.shares[band].rest()
+        for job in jobs:
+            job.tag = bands.turns[job.band].tag(job.entry)
+            job.wait(now_ms)
+
+    def _idle(self, band: str) -> bool:
+        return not self.running() and not any(job.band == band for job in self.queued())
+
+    def _refund(self, job: TrueJob) -> None:
+        """It was paid for, and never served."""
+        bands, tenant = self.server.fairness, job.entry.tenant
+        bands.turns[job.band].refund(job.entry)
+        self.reached["refund"] += 1
+        behind = [j for j in self.queued() if not j.attempt and (j.band, j.entry.tenant) == (job.band, tenant)]
+        if any(other.tag > job.tag for other in behind):
+            # They keep the turns that they have.
+            bands.shares[job.band].unsettle(tenant)
+
+    def settle_ends(self, now_ms: int) -> None:
+        """Last of a call: what the queue knows of the time between two ends."""
+        server, count = self.server, len(self.finished)
+        if not count:
+            return
+        since = max(0, now_ms - max(server.end_ms or 0, min(now_ms, *self.finished))) / count
+        gap = server.end_gap_ms
+        server.end_ms = now_ms
+        server.end_gap_ms = since if gap is None else gap + (since - gap) * (1 - 0.9**count)
+        self.reached["ends in one call"] += count > 1
+        self.finished.clear()
+
     def end(self, job: TrueJob, state: JobState, now_ms: int) -> None:
         if job.state is JobState.QUEUED and not job.attempt:
-            # Paid for, and never served.
-            self.server.fairness.shares[job.band].unsettle(job.entry.tenant)
+            self._refund(job)
+        if job.state is JobState.RUNNING and state in (JobState.CANCELLED, JobState.EXPIRED):
+            self.server.noticed.add(job.boot)
+            self.told.add(job.boot)
         self.reached[f"{job.state.value} job {state.value}"] += 1
         job.state, job.struck_by, job.alone, job.ended_ms = state, "", False, now_ms
         job.listed = state is JobState.DEAD

@@ -82,4 +82,28 @@ MUTATIONS = (
         "if not storage then put('ZADD', ended",
         "do put('ZADD', ended",
     ),
+    Mutation("a job that nobody claimed costs nothing", "    refund(id, r)\n", ""),
+    Mutation("an idle band forgets who owes it", "if latest and is_idle(band) then", "if false then"),
+    Mutation(
+        "a worker is told at once that its job ended",
+        "    if state == 'cancelled' or state == 'expired' then notify(r[WORKER]) end\n",
+        "",
+    ),
+    Mutation(
+        "a slot that was given up is no turn of the batch band",
+        "if what == 'preempted' and status == 'parked' then given_up = given_up + 1 end",
+        "",
+    ),
+    Mutation(
+        "a pause of the server is no wait for a version",
+        "call('ZINCRBY', waits, int(now - last_tick), member)",
+        "call('ZINCRBY', waits, 0, member)",
+    ),
+    Mutation("a claim sees to what is due", "if due ~= 0 and last_tick", "if last_tick"),
+    Mutation(
+        "a version is waited for while a worker loads its model",
+        "if row[8] == 'loading' and now - seen < LOADING_MS then return true end",
+        "",
+    ),
+    Mutation("the time between ends counts no wait for work", "math.min(earliest or now, r[CLAIMED])", "0"),
 )

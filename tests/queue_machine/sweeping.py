@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgpack
 
 from headpond.jobs import JobState
 from queue_machine.jobs import TrueJob
-from queue_machine.model import LEASE_MS, RETENTION_MS, SERVING_MS, STREAM_RETENTION_MS, SUSPECT_WAIT_MS, Model
+from queue_machine.model import (
+    LEASE_MS,
+    LOADING_MS,
+    RETENTION_MS,
+    SERVING_MS,
+    STREAM_RETENTION_MS,
+    SUSPECT_WAIT_MS,
+    SWEEP_EVERY_MS,
+    Model,
+)
 from queue_machine.snapshot import Snapshot
 
 
@@ -17,28 +28,53 @@ def forgive(model: Model, boot: str, now_ms: int) -> None:
             model.reached["strike forgiven"] += 1
 
 
-def sweep(model: Model, now_ms: int, before: Snapshot, after: Snapshot, *, speaker: str = "") -> None:
-    """All that is due. speaker: the boot whose call it is; it lives, so it gives no strike by silence.
+def sweep_if_due(model: Model, now_ms: int, before: Snapshot, after: Snapshot, *, speaker: str) -> None:
+    """What a claim does for time: nothing where nothing is due and somebody looked a moment ago."""
+    last = model.server.last_tick_ms
+    if last is None or not 0 <= now_ms - last < SWEEP_EVERY_MS or _is_due(model, now_ms, before):
+        sweep(model, now_ms, before, after, speaker=speaker)
+    else:
+        model.reached["claim without a sweep"] += 1
 
-    What depends on who serves a version is read from `after`, and must be allowed by `before`.
+
+def _is_due(model: Model, now_ms: int, before: Snapshot) -> bool:
+    times: list[float] = [time for name, time in before.zset("waits").items() if not name.startswith("s:")]
+    for job in model.jobs.values():
+        if not job.state.ended and job.deadline_ms is not None:
+            times.append(job.deadline_ms)
+        if job.state is JobState.DELAYED:
+            times.append(job.due_ms)
+        elif job.state is JobState.RUNNING:
+            times.append(job.lease_end_ms)
+        elif job.state is JobState.QUEUED and job.suspect and not job.front:
+            times.append(job.waiting_from_ms + SUSPECT_WAIT_MS)
+    return any(time <= now_ms for time in times)
+
+
+def sweep(
+    model: Model, now_ms: int, before: Snapshot, after: Snapshot, *, speaker: str = "", renews: bool = False
+) -> None:
+    """All that is due. speaker: the boot whose call it is; it lives, so it gives no strike by silence. renews: the call
+    has first written what that boot says of itself.
+
+    Which versions were given up is read from `after`, and must be allowed by who served then.
     """
-    _move_leases(model, now_ms)
+    workers = (after if renews else before).hash("workers")
+    moved_ms = _move_leases(model, now_ms)
     live = [job for job in model.jobs.values() if not job.state.ended]
     for job in live:
         if job.deadline_ms is not None and job.deadline_ms <= now_ms:
             model.end(job, JobState.EXPIRED, now_ms)
     due = [job for job in live if job.state is JobState.DELAYED and job.due_ms <= now_ms]
-    for job in sorted(due, key=lambda job: (job.due_ms, job.id)):
-        # Its turn is reckoned from now.
-        job.tag = model.server.fairness.turns[job.band].tag(job.entry)
-        job.wait(now_ms)
+    # Their turns are reckoned from now.
+    model.begin_to_wait(sorted(due, key=lambda job: (job.due_ms, job.id)), now_ms)
     for job in live:
         if job.state is JobState.RUNNING and job.lease_end_ms <= now_ms:
             silent = job.boot != speaker
             model.take_back(job, now_ms, fault=silent, silent=silent)
     for job in live:
         if job.state is JobState.QUEUED:
-            _end_waits(model, job, now_ms, before, after)
+            _end_waits(model, job, now_ms, moved_ms, workers, before, after)
     for job in list(model.jobs.values()):
         if job.stream_until_ms is not None and job.stream_until_ms <= now_ms:
             # Its result holds the same tokens. With storage the stream stays until the end is committed.
@@ -49,23 +85,37 @@ def sweep(model: Model, now_ms: int, before: Snapshot, after: Snapshot, *, speak
             model.forget(job)
 
 
-def _move_leases(model: Model, now_ms: int) -> None:
-    """Where nobody looked for half a lease, or time went back, no worker can be blamed for silence."""
+def _move_leases(model: Model, now_ms: int) -> int:
+    """Where nobody looked for half a lease, or time went back, no worker can be blamed for silence, nor could one of a
+    version have come. Returns by how many ms the waits moved."""
     server = model.server
     last = server.last_tick_ms
     server.last_tick_ms = now_ms
     if last is None:
-        return
+        return 0
     back, late = now_ms < last, now_ms - last > LEASE_MS / 2
     if back or (late and not server.graced):
         for job in model.running():
             job.lease_end_ms = (now_ms if back else max(now_ms, job.lease_end_ms)) + LEASE_MS
+        for job in model.queued():
+            job.waiting_from_ms += now_ms - last
         server.graced = server.graced or late
         model.reached["leases moved"] += 1
+        return now_ms - last
+    return 0
 
 
-def _end_waits(model: Model, job: TrueJob, now_ms: int, before: Snapshot, after: Snapshot) -> None:
-    front_ms, waits = job.waiting_from_ms + SUSPECT_WAIT_MS, before.zset("waits")
+def _end_waits(
+    model: Model,
+    job: TrueJob,
+    now_ms: int,
+    moved_ms: int,
+    workers: Mapping[str, bytes],
+    before: Snapshot,
+    after: Snapshot,
+) -> None:
+    front_ms = job.waiting_from_ms + SUSPECT_WAIT_MS
+    gone_ms = before.zset("waits").get(f"gone:{job.lane}", now_ms + 1) + moved_ms
     if job.suspect and front_ms <= now_ms:
         model.reached["suspect at the front"] += not job.front
         job.front = True
@@ -77,28 +127,28 @@ def _end_waits(model: Model, job: TrueJob, now_ms: int, before: Snapshot, after:
     else:
         gave_up = row.state in (JobState.QUEUED, JobState.RUNNING) and row.served_by != job.served_by
     if gave_up:
-        assert not serves(before, job.version, now_ms), f"{job.id} gave up {job.version}, which is served"
-        assert waits.get(f"gone:{job.lane}", now_ms + 1) <= now_ms, f"{job.id} gave up {job.version} without a wait"
+        assert not serves(workers, job.version, now_ms), f"{job.id} gave up {job.version}, which is served"
+        assert gone_ms <= now_ms, f"{job.id} gave up {job.version} without a wait"
         if job.entry.pinned:
             model.reached["version gone"] += 1
             model.end(job, JobState.FAILED, now_ms)
         else:
             # Whose wait as a suspect ended after this one is first in its new lane too.
-            front = job.front and waits[f"gone:{job.lane}"] <= front_ms
+            front = job.front and gone_ms <= front_ms
             model.reached["version given up"] += 1
             job.served_by = ""
             job.wait(now_ms)
             job.front = front
 
 
-def serves(snapshot: Snapshot, version: str, now_ms: int) -> bool:
-    """Whether a worker of this version spoke of late."""
-    rows = snapshot.hash("workers")
-    return any(
-        msgpack.unpackb(row)[1] == version and now_ms - int(rows.get(f"{boot}:seen", b"0")) < SERVING_MS
-        for boot, row in rows.items()
-        if ":" not in boot
-    )
+def serves(workers: Mapping[str, bytes], version: str, now_ms: int) -> bool:
+    """Whether a worker of this version spoke of late, or one that may become such a worker loads its model."""
+    for boot, row in workers.items():
+        if ":" not in boot:
+            its, silent_ms = msgpack.unpackb(row), now_ms - int(workers.get(f"{boot}:seen", b"0"))
+            if (its[1] == version and silent_ms < SERVING_MS) or (its[7] == "loading" and silent_ms < LOADING_MS):
+                return True
+    return False
 
 
 def is_suspect(lane: str) -> bool:

@@ -33,7 +33,7 @@ class Writing:
 @dataclass(slots=True)
 class Process:
     """One life of one worker process. seq: of the last claim whose reply it has. unanswered: whether a claim under the
-    next seq was made, and its reply lost. took: lanes whose wake token it has taken, and not claimed since."""
+    next seq was made, and its reply lost. loads: whether it says that it loads its model."""
 
     boot: str
     seat: int
@@ -43,11 +43,17 @@ class Process:
     seq: int = 0
     unanswered: bool = False
     held: list[Writing] = field(default_factory=list)
-    seen_ms: int = 0
+    loads: bool = False
 
     @property
     def lanes(self) -> list[str]:
         return ["any", "suspect"] + ([self.version, f"suspect@{self.version}"] if self.version else [])
+
+    @property
+    def newest(self) -> list[Writing]:
+        """Of each job that it holds, the last lease. A client never settles two of one job in one call: it has the
+        answer to the first before it claims on."""
+        return list({writing.id: writing for writing in self.held}.values())
 
     @property
     def free(self) -> int:

@@ -62,7 +62,20 @@ class Writers(Calls):
             )  # fmt: skip
             return True
 
-        told = self.call(asked(), expect, again=fate == "again", other=asked())
+        def repeated(told: Claimed) -> Claimed:
+            # What is done is answered alike. A lease that could not end for missing tokens may have ended by time, in
+            # the sweep of the first call.
+            settled = []
+            for settlement, status in zip(settlements, told.settled, strict=True):
+                job = self.model.jobs.get(settlement.id)
+                refused = job.refusal(settlement.fence) if job else LeaseStatus.FENCED
+                settled.append(refused or status if status is LeaseStatus.GAP else status)
+            told = replace(told, settled=tuple(settled))
+            # Nor does what the first one gave end a wait in the second.
+            only_settles = slots == 0 or not self.model.server.open
+            return told if only_settles else replace(told, next_due_s=claims.next_due_s(self.now, self.now_ms, told))
+
+        told = self.call(asked(), expect, again=fate == "again", other=asked(), repeated=repeated)
         received = [self._received(lease, seq) for lease in told.leases]
         self.model.handed_out.extend(received)
         if fate == "lost":
@@ -145,6 +158,36 @@ class Writers(Calls):
 
     @somebody_works
     @rule(
+        at=seat, whats=st.tuples(*3 * [st.sampled_from(tuple(Settle))]), twice=st.booleans(), claim=st.booleans(),
+        fate=st.sampled_from(("read", "again", "lost")),
+    )  # fmt: skip
+    def settle_all(self, at: int, whats: tuple[Settle, ...], twice: bool, claim: bool, fate: str) -> None:
+        """All that a process holds is over at once. twice: it names the first lease twice."""
+        self.step()
+        process = self.worker(at)
+        over = [Settlement(*w.pair, what, w.sent, "over") for w, what in zip(process.newest, whats, strict=False)]
+        named = [*over, over[0]] if twice else over
+        self.claim(process, named, process.free + len(over) if claim else 0, fate=fate)
+
+    @precondition(lambda self: self._notices())
+    @rule(again=lost)
+    def a_notice_is_heard(self, again: bool) -> None:
+        """Its worker, if it lives, renews at once."""
+        self.step()
+        boot = min(self._notices())
+        client: Any = self.world.server.redis
+        assert client.lpop(f"{queue_keys(QUEUE).prefix}notice:{boot}") == b"1"
+        self.model.server.noticed.discard(boot)
+        self.check(self.world.look(self.model.seen()))
+        for process in self.seats:
+            if process.boot == boot:
+                self.renew_of(process, 99, again=again)
+
+    def _notices(self) -> list[str]:
+        return [name.removeprefix("notice:") for name in self.now.lists if name.startswith("notice:")]
+
+    @somebody_works
+    @rule(
         at=seat, size=st.sampled_from(SIZES), shape=st.sampled_from(("next", "next", "gap", "overlap", "there")),
         again=lost,
     )  # fmt: skip
@@ -217,7 +260,7 @@ class Writers(Calls):
         self.step()
         process = self.worker(at)
         # 3: all of them, as at the end of a drain.
-        parked = list(process.held) if n == 3 else [process.held[n % len(process.held)]]
+        parked = process.newest if n == 3 else [process.held[n % len(process.held)]]
         pairs = [writing.pair for writing in parked]
         self.call(
             ops.park(pairs, strike=strike),
@@ -233,6 +276,7 @@ class Writers(Calls):
         self.renew_of(self.seats[at], left_out, again=again)
 
     def renew_of(self, process: Process, left_out: int, *, again: bool) -> None:
+        process.loads = False
         named = [writing for n, writing in enumerate(process.held) if n != left_out]
         pairs = [writing.pair for writing in named]
         version, before = self._full_version(process), self.now
@@ -268,14 +312,14 @@ class Writers(Calls):
                     self.renew_of(process, 99, again=again)
 
     @seldom("replace", 10)
-    @rule(at=seat, leaves=st.booleans(), again=lost)
-    def replace_a_process(self, at: int, leaves: bool, again: bool) -> None:
+    @rule(at=seat, leaves=st.booleans(), loads=st.integers(0, 3), again=lost)
+    def replace_a_process(self, at: int, leaves: bool, loads: int, again: bool) -> None:
         """It is killed, or it leaves as after a drain; another one comes in its place."""
         self.step("replace")
         process = self.seats[at]
         if leaves:
             self.call(ops.unregister(process.boot), lambda told, _: told == "ok" and self._left(process), again=again)
-        self.seats[at] = self.start_process(at)
+        self.seats[at] = self.start_process(at, loads=loads == 3)
 
     def _left(self, process: Process) -> bool:
         answers.unregister(self.model, process.boot, self.now_ms)
