@@ -13,7 +13,7 @@ from queue_machine.world import World
 
 FEW_STEPS = 3_000
 MANY_STEPS = 100_000
-STEPS_TO_A_FINDING = 12_000
+STEPS_TO_A_FINDING = 20_000
 SCRIPTS = (
     "append", "cancel", "claim", "dead", "depths", "finish", "fsck", "hello", "open", "park", "register", "renew",
     "submit", "tick", "trim", "unregister",
