@@ -2,9 +2,9 @@
 -- ARGV: now, version ('' unless all slots of the worker are taken), a msgpack array of, for each job: id, fence, start
 --       offset, number of tokens, token entry. One argument and one reply, for a client spends more on many than the
 --       server on all of this.
--- Reply: a msgpack array of, for each job, a status and the job's offset: 'appended', also for what is there already; 'preempt': appended,
--- and park this job for a more urgent one (Q12); 'gap' (send again from that offset); 'fenced', 'cancelled' or
--- 'expired' end the writer.
+-- Reply: a msgpack array of, for each job, a status and the job's offset: 'appended', also for what is there already;
+--        'preempt': appended, and park this job for a more urgent one (Q12); 'gap': send again from that offset;
+--        'fenced', 'cancelled' or 'expired' end the writer.
 -- Keeps: offsets are contiguous; an entry that is partly there appends only its tail.
 local replies, saves = {}, {}
 local batch, ids = cmsgpack.unpack(ARGV[3]), {}

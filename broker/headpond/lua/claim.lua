@@ -20,7 +20,7 @@ if #args > 8 then
     local id, fence, what, offset, reason = unpack(args, i, i + 4)
     if what == 'finished' or what == 'failed' then
       local status = finish_lease(id, rows[id], fence, offset, what, '', reason, now)
-      -- Its worker lives and will send what is missing: the sweep below must not end the lease, nor a repeat find it so.
+      -- Its worker lives and will send what is missing: the sweep below must not end its lease.
       if status == 'gap' then put('ZADD', leases, now + lease_ms, id) end
       settled[#settled + 1] = status
     else

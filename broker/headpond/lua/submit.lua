@@ -1,6 +1,6 @@
 -- submit: enqueue jobs, each at most once (Q4).
--- ARGV: now, max_queued (0: no bound), a msgpack array of, for each job (at most 1000): id, data entry, digest, tenant, band, pinned
---       version ('' for none), cost in tokens, delay_ms (0: now), deadline_ms from now (0: none)
+-- ARGV: now, max_queued (0: no bound), a msgpack array of, for each job (at most 1000): id, data entry, digest,
+--       tenant, band, pinned version ('' for none), cost in tokens, delay_ms (0: now), deadline_ms from now (0: none)
 -- Reply: a msgpack array of, for each job, 'new', 'known' (same request), 'conflict' (another request or tenant) or
 --        'full'.
 -- Keeps: the id is looked up before the bound, so that a repeat of an accepted submit is never refused.
