@@ -31,7 +31,7 @@ REPO = Path(__file__).resolve().parent.parent
 PROGRAM = REPO / "scripts" / "chaos_runs"
 PAGE = REPO / "docs" / "reliability.md"
 RECORDS = REPO / "docs" / "reliability"
-FLAT = ("faults", "proxies", "evidence", "verdict", "engines", "record", "page")
+FLAT = ("faults", "proxies", "evidence", "verdict", "engines", "record", "machine_steps", "page")
 """Modules of scripts/chaos_runs, which import each other by file name."""
 
 
@@ -473,9 +473,34 @@ def test_a_record_of_another_schema_or_shape_is_refused(modules: dict[str, Modul
 def test_the_page_is_what_its_records_render_to(modules: dict[str, ModuleType]) -> None:
     page = modules["page"]
     text = PAGE.read_text(encoding="utf-8")
-    assert text == page.replace_generated(text, page.render(modules["record"].load_records(RECORDS))), (
+    runs = modules["machine_steps"].load_machine_runs(RECORDS)
+    assert text == page.replace_generated(text, page.generated(modules["record"].load_records(RECORDS), runs)), (
         "docs/reliability.md and docs/reliability/chaos*.json disagree. Run: scripts/chaos render"
     )
+
+
+def test_runs_of_the_state_machine_are_told_with_their_seeds(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    steps = modules["machine_steps"]
+    assert steps.load_machine_runs(tmp_path) == []
+    runs = [{"seed": n, "commit": "abcdefabcdefabcdef", "steps": 1000, "calls": 2500, "fail_overs": 7} for n in (2, 1)]
+    file = tmp_path / steps.FILE
+    file.write_text(json.dumps({"schema": steps.SCHEMA, "v": 1, "runs": runs}))
+    text = steps.render_steps(steps.load_machine_runs(tmp_path))
+    assert "2,000 steps" in text
+    assert "5,000 calls of scripts over 2 seeds (1 to 2), with 14 servers" in text
+    assert "nothing was found wrong" in text
+    file.write_text(json.dumps({"schema": steps.SCHEMA, "v": 1, "runs": [{**runs[0], "failed": "x"}, runs[1]]}))
+    assert "seeds 2 found something wrong" in steps.render_steps(steps.load_machine_runs(tmp_path))
+    for broken in ('{"v": 1}', "[]", json.dumps({"schema": steps.SCHEMA, "v": 1, "runs": [{}]})):
+        file.write_text(broken)
+        with pytest.raises(MalformedDocument):
+            steps.load_machine_runs(tmp_path)
+
+
+def test_committed_runs_of_the_state_machine_found_nothing_wrong(modules: dict[str, ModuleType]) -> None:
+    runs = modules["machine_steps"].load_machine_runs(RECORDS)
+    assert [run.seed for run in runs if run.failed] == []
+    assert all(len(run.commit) == 40 for run in runs)  # a "+" behind it is a checkout with changes
 
 
 def test_committed_records_are_of_a_known_commit_and_found_nothing_wrong(modules: dict[str, ModuleType]) -> None:

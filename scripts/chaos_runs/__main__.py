@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import page
 from engines import TUNINGS, EngineName
 from faults import FaultKind
+from machine_steps import load_machine_runs
 from record import load_records, to_json
 from run import Parameters, run
 from storm import Limit
@@ -130,7 +131,8 @@ def _again(options: argparse.Namespace) -> str:
 def render_page() -> None:
     """Bring docs/reliability.md up to date with the records beside it. Raises MalformedDocument."""
     text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(page.replace_generated(text, page.render(load_records(RECORDS))), encoding="utf-8")
+    generated = page.generated(load_records(RECORDS), load_machine_runs(RECORDS))
+    PAGE.write_text(page.replace_generated(text, generated), encoding="utf-8")
     _say(f"wrote {PAGE}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from faults import KILLS, FaultKind
+from machine_steps import MachineRun, render_steps
 from record import Record
 
 BEGIN = "<!-- generated: begin. Do not edit; run scripts/chaos render -->"
@@ -28,6 +29,11 @@ def render(records: Sequence[tuple[str, Record]]) -> str:
         *(line for name, record in records for line in _details(name, record)),
     ]
     return "\n".join(lines)
+
+
+def generated(records: Sequence[tuple[str, Record]], runs: list[MachineRun]) -> str:
+    """All of the generated part."""
+    return f"{render(records)}\n\n{render_steps(runs)}"
 
 
 def replace_generated(text: str, generated: str) -> str:
