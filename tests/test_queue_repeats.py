@@ -44,6 +44,14 @@ def repeat_claim_that_settles_a_late_lease_with_a_gap(b: Bench) -> Callable[[], 
     return lambda: b.queue.claim("A", seq=7, nonce="n", slots=2, version="v1", fingerprint="f", settle=[over])
 
 
+def repeat_claim_that_settles_a_gap_after_a_silence(b: Bench) -> Callable[[], Any]:
+    b.submit("chat/a", "chat/b")
+    lease = b.lease("A")
+    b.clock.move(7)
+    over = ops.Settlement(*lease_key(lease), ops.Settle.FINISHED, offset=5)
+    return lambda: b.queue.claim("A", seq=7, nonce="n", slots=2, version="v1", fingerprint="f", settle=[over])
+
+
 def repeat_empty_claim(b: Bench) -> Callable[[], Any]:
     return lambda: b.queue.claim("A", seq=7, nonce="n", slots=2, fingerprint="f")
 

@@ -22,7 +22,8 @@ def settle(model: Model, settlements: Sequence[Settlement], now_ms: int) -> list
         if s.what in (Settle.FINISHED, Settle.FAILED):
             answers.append(finish(model, s.id, s.fence, s.offset, JobState(s.what.value), b"", now_ms))
             if answers[-1] is LeaseStatus.GAP:
-                model.jobs[s.id].lease_end_ms = now_ms + LEASE_MS
+                job = model.jobs[s.id]
+                job.lease_end_ms = max(job.lease_end_ms, now_ms + LEASE_MS)
         else:
             answers.append(park(model, s.id, s.fence, now_ms, fault=s.what is Settle.FAULTY))
     return answers

@@ -21,7 +21,8 @@ if #args > 8 then
     if what == 'finished' or what == 'failed' then
       local status = finish_lease(id, rows[id], fence, offset, what, '', reason, now)
       -- Its worker lives and will send what is missing: the sweep below must not end its lease.
-      if status == 'gap' then put('ZADD', leases, now + lease_ms, id) end
+      -- Never shorter: where a sweep has just given all leases more (Q8), a repeat must leave that.
+      if status == 'gap' then call('ZADD', leases, 'GT', now + lease_ms, id) end
       settled[#settled + 1] = status
     else
       local status = park_lease(id, rows[id], fence, what == 'faulty' and 'failed' or what, reason, now)
