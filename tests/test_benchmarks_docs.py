@@ -82,6 +82,7 @@ def test_committed_samples_are_of_a_whole_run_of_a_known_commit(report: ModuleTy
         assert found.benchmark in report.BENCHMARKS, again
         assert not found.quick, again
         assert not found.only, again
+        assert not report.missing(found), again
         assert found.machine["commit"], again
         for measurement in found.measurements:
             assert len(measurement.pairs) >= 10, again
