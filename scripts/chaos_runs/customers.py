@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from engines import Order
@@ -25,7 +26,7 @@ WHOLE_SHARE = 0.4
 """How many of the readings begin at the first token, whatever is there already."""
 
 
-class Customer(threading.Thread):
+class Customer(threading.Thread, ABC):
     """A thread whose failure is seen: `failure` holds what ended it before its time."""
 
     def __init__(self, name: str) -> None:
@@ -39,8 +40,9 @@ class Customer(threading.Thread):
         except BaseException as error:  # noqa: BLE001 - whoever waits for this thread raises it
             self.failure = error
 
+    @abstractmethod
     def work(self) -> None:
-        raise NotImplementedError
+        """Until `leaving` is set."""
 
     def check(self) -> None:
         """Raises what ended this thread."""
