@@ -31,6 +31,8 @@ from headpond.queue import JobQueue
 from headpond.upkeep import open_queue
 from headpond_workers.supervision.embedded_valkey import running_valkey
 
+pytestmark = pytest.mark.slow  # each starts worker processes, and some die of their job
+
 HEADPOND = Path(sys.executable).with_name("headpond")
 CRASH_TOKEN = 3
 MODEL = f"""

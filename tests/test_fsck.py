@@ -150,6 +150,7 @@ def test_fsck_shows_progress_on_a_terminal_alone(deployment: Deployment, client:
     assert shown.endswith(b"\r\x1b[K")
 
 
+@pytest.mark.slow
 def test_status_shows_ready_jobs_by_priority_suspects_what_is_due_and_rates(
     deployment: Deployment, client: Client, chat: JobQueue
 ) -> None:

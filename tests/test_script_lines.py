@@ -34,6 +34,7 @@ def clients(other: redis.Redis) -> int:
     return int(other.info("clients")["connected_clients"])
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_connections_again_and_again_is_called_all_the_same(
     queue: JobQueue, valkey: ValkeyProcess
 ) -> None:

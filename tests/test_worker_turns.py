@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from conftest import Deployment, eventually
 from headpond import AsyncClient, Client, Job, JobState
 from worker_flow import Reading, assert_read_once, await_tokens, row_of
+
+pytestmark = pytest.mark.slow  # each starts worker processes, and some die of their job
 
 MODEL = """
 [models.chat]
