@@ -14,7 +14,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from headpond.jobs import FinishReason, Message, Sampling
+from headpond.jobs import FinishReason
+from headpond.requests import Message
+from headpond.sampling import Sampling
 from headpond_workers.detokenizer import Detokenizer, Released
 from headpond_workers.engines.protocol import Capability, Engine, Sequence, Verdict
 

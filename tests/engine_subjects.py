@@ -17,8 +17,8 @@ from example_engine import install_example, on_path
 from exllamav2_cpu.availability import require_exllamav2
 from exllamav2_cpu.tiny_corpus import RUNS_ON
 from exllamav2_cpu.tiny_corpus import STORY as TINY_STORY
-from headpond.model_tables import AdapterTable, DraftTable, ExLlamaV2Model, LlamaCppModel, ScriptedModel
 from headpond.settings import check_settings
+from headpond.tables import AdapterTable, DraftTable, ExLlamaV2Model, LlamaCppModel, ScriptedModel
 from headpond_workers.engines.protocol import Capability, Engine
 from headpond_workers.engines.safetensors_header import read_safetensors_header
 from headpond_workers.loading import load_engine

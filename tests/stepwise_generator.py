@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from headpond.jobs import FinishReason, Sampling
+from headpond.jobs import FinishReason
+from headpond.sampling import Sampling
 from headpond_workers.engines.batch_generator import Step
 from headpond_workers.engines.job_loop import JobLoop
 from headpond_workers.engines.protocol import Emit, Finish, Sequence, Verdict

@@ -21,7 +21,8 @@ import pytest
 
 from conftest import eventually
 from headpond.errors import MalformedDocument
-from headpond.jobs import FinishReason, Sampling
+from headpond.jobs import FinishReason
+from headpond.sampling import Sampling
 from headpond_workers.engines.protocol import Sequence
 
 REPO = Path(__file__).resolve().parent.parent

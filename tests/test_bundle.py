@@ -30,7 +30,9 @@ from headpond.bundle import (
     write_bundle,
 )
 from headpond.errors import BundleError, MalformedDocument, UnsupportedSchema
-from headpond.jobs import MAX_TOKENS_LIMIT, JobRequest, JobState, Priority, Sampling
+from headpond.jobs import JobState, Priority
+from headpond.requests import MAX_TOKENS_LIMIT, JobRequest
+from headpond.sampling import Sampling
 
 ATTEMPT: dict[str, Any] = {
     "attempt": 1,

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from headpond.errors import EngineUnavailable, SequenceFailed
-from headpond.jobs import Message
+from headpond.requests import Message
 from headpond_workers.engines.chat_template import MAX_OUTPUT_CHARS, MAX_TEMPLATE_CHARS, ChatTemplate
 
 CHATML = (

@@ -38,10 +38,11 @@ from headpond.errors import (
     ResultTimeout,
     UnknownModel,
 )
-from headpond.jobs import MAX_BODY_BYTES, Message, Sampling
-from headpond.model_tables import ScriptedModel
 from headpond.models import ModelRow
 from headpond.queue import JobQueue, Server
+from headpond.requests import MAX_BODY_BYTES, Message
+from headpond.sampling import Sampling
+from headpond.tables import ScriptedModel
 from headpond.wire import TokenRun
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.detokenizer import Detokenizer

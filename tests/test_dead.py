@@ -22,12 +22,13 @@ from headpond import Client, JobState
 from headpond.bundle import parse_bundle, read_bundle
 from headpond.dead import retry_id
 from headpond.errors import IdConflict, NotCommitted, NotQuarantined, QueueFull
-from headpond.jobs import JOB_SLUG, JobId, JobRequest
+from headpond.jobs import JOB_SLUG, JobId
 from headpond.keys import queue_keys
 from headpond.models import ModelRow
 from headpond.operations import hello
 from headpond.operators import Operator
 from headpond.queue import JobQueue
+from headpond.requests import JobRequest
 from headpond.upkeep import open_queue
 from headpond_workers.supervision.embedded_valkey import running_valkey
 

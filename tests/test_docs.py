@@ -21,11 +21,13 @@ from headpond.cli import exits
 from headpond.cli.app import build_app
 from headpond.connections import script_key
 from headpond.held import IDLE_RENEWAL_S
-from headpond.jobs import FinishReason, JobRequest, JobState, Priority, Result, Sampling
-from headpond.model_tables import ENGINES, AdapterTable, DraftTable, ModelTable
+from headpond.jobs import FinishReason, JobState, Priority, Result
 from headpond.models import MODEL_SCHEMA, ModelRow, pack_model
+from headpond.requests import JobRequest
+from headpond.sampling import Sampling
 from headpond.scripts import load_script
 from headpond.settings import RUN_FILE, RedisSettings, StorageSettings
+from headpond.tables import ENGINES, AdapterTable, DraftTable, ModelTable
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.supervision import embedded_seaweed, embedded_valkey, launcher, programs, scaling
 from headpond_workers.supervision.deployment import LOCK_FILE

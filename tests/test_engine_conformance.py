@@ -24,7 +24,8 @@ from engine_conformance import (
 )
 from engine_subjects import GPU_MODEL, SUBJECTS
 from headpond.errors import CapabilityMissing, EngineError, PrefixRefused, PromptTooLong, SequenceFailed
-from headpond.jobs import FinishReason, Message
+from headpond.jobs import FinishReason
+from headpond.requests import Message
 from headpond_workers.detokenizer import Detokenizer
 from headpond_workers.engines.protocol import Capability, Engine, Verdict
 

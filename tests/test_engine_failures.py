@@ -25,7 +25,7 @@ class FragileModel(EngineTable):
     once: Path
 
     def load_engine(self, *, workers_on_host):
-        from headpond.model_tables import ScriptedModel
+        from headpond.tables import ScriptedModel
         from headpond_workers.engines.scripted import ScriptedEngine
 
         settings = self

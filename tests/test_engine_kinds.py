@@ -14,8 +14,8 @@ import pytest
 from example_engine import on_path
 from headpond.engine_kinds import EngineTable, known_engines, settings_of_engine
 from headpond.errors import ConfigError
-from headpond.model_tables import ENGINES, ScriptedModel
 from headpond.settings import Settings, check_settings
+from headpond.tables import ENGINES, ScriptedModel
 
 Installed = Callable[..., Path]
 

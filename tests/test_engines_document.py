@@ -13,8 +13,8 @@ from conftest import Deployment
 from example_engine import DOCUMENT, example_files, install_example, on_path, python_path
 from headpond import Client, FinishReason, JobState, errors
 from headpond.engine_kinds import known_engines
-from headpond.model_tables import ModelTable
 from headpond.settings import load_settings
+from headpond.tables import ModelTable
 from headpond.workers import WorkerState
 from headpond_workers.engines.protocol import Capability, Engine
 

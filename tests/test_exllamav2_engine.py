@@ -27,8 +27,10 @@ from headpond.errors import (
     PromptTooLong,
     SequenceFailed,
 )
-from headpond.jobs import FinishReason, Message, Sampling
-from headpond.model_tables import ExLlamaV2Model
+from headpond.jobs import FinishReason
+from headpond.requests import Message
+from headpond.sampling import Sampling
+from headpond.tables import ExLlamaV2Model
 from headpond_workers.engines.loading_log import LoadingLog
 from headpond_workers.engines.protocol import Capability, Finish, Sequence, Verdict
 

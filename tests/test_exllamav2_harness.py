@@ -344,7 +344,7 @@ def test_smollm2_computes_what_transformers_does(stand_in: harness.Harness) -> N
 def test_smollm2_splits_text_as_llama_cpp_does() -> None:
     from tokenizers import Tokenizer
 
-    from headpond.model_tables import LlamaCppModel
+    from headpond.tables import LlamaCppModel
     from headpond_workers.engines.llamacpp import LlamaCppEngine
     from headpond_workers.models.prepare import prepare
 

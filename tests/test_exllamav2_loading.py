@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from exllamav2_cpu import checkpoints, harness  # noqa: E402
 from exllamav2_cpu.processes import run_python  # noqa: E402
 from headpond.errors import EngineUnavailable  # noqa: E402
-from headpond.model_tables import ExLlamaV2Model  # noqa: E402
+from headpond.tables import ExLlamaV2Model  # noqa: E402
 from headpond_workers.engines.checkpoint_folder import CheckpointFolder, check_adapter, check_checkpoint  # noqa: E402
 from headpond_workers.engines.exllamav2_loading import LoadedModel, load_model  # noqa: E402
 

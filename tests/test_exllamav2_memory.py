@@ -12,7 +12,7 @@ from exllamav2_cpu.availability import require_exllamav2
 require_exllamav2()
 
 from exllamav2_cpu import checkpoints, harness  # noqa: E402
-from headpond.model_tables import ExLlamaV2Model  # noqa: E402
+from headpond.tables import ExLlamaV2Model  # noqa: E402
 from headpond_workers.engines.checkpoint_folder import check_checkpoint  # noqa: E402
 from headpond_workers.engines.exllamav2_loading import LoadedModel, load_model  # noqa: E402
 from headpond_workers.engines.exllamav2_memory import (  # noqa: E402

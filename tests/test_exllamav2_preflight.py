@@ -37,7 +37,7 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 exec(situation)
 
 from headpond.errors import EngineUnavailable
-from headpond.model_tables import ExLlamaV2Model
+from headpond.tables import ExLlamaV2Model
 from headpond_workers.engines.exllamav2_preflight import import_exllamav2
 
 import logging

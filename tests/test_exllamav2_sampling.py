@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from exllamav2_cpu.availability import require_exllamav2
-from headpond.jobs import Sampling
+from headpond.sampling import Sampling
 
 require_exllamav2()
 

@@ -16,8 +16,9 @@ import pytest
 
 from exllamav2_cpu.availability import require_exllamav2
 from headpond.errors import EngineOutOfMemory, PromptTooLong, SequenceFailed
-from headpond.jobs import FinishReason, Sampling
-from headpond.model_tables import ExLlamaV2Model
+from headpond.jobs import FinishReason
+from headpond.sampling import Sampling
+from headpond.tables import ExLlamaV2Model
 from headpond_workers.engines.batch_generator import SequenceCrashed
 from headpond_workers.engines.checkpoint_folder import check_adapter, check_checkpoint
 from headpond_workers.engines.hf_vocabulary import HfVocabulary, read_hf_vocabulary

@@ -24,8 +24,10 @@ import pytest
 
 from engine_conformance import TEXTS
 from headpond.errors import EngineError, EngineUnavailable, ModelFileError
-from headpond.jobs import FinishReason, Message, Sampling
-from headpond.model_tables import LlamaCppModel
+from headpond.jobs import FinishReason
+from headpond.requests import Message
+from headpond.sampling import Sampling
+from headpond.tables import LlamaCppModel
 from headpond_workers.engines.gguf_header import GgufHeader
 from headpond_workers.engines.id_recovery import IdRecovery
 from headpond_workers.engines.llamacpp import LlamaCppEngine, default_threads
@@ -217,7 +219,7 @@ def test_the_info_says_what_was_loaded(engine: LlamaCppEngine, exact_engine: Lla
 def test_a_process_can_load_close_and_leave(model_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from headpond.model_tables import LlamaCppModel\n"
+        "from headpond.tables import LlamaCppModel\n"
         "from headpond_workers.engines.llamacpp import LlamaCppEngine\n"
         "s = LlamaCppModel(engine='llamacpp', path=Path(sys.argv[1]), slots=1, context_tokens=64, threads=1)\n"
         "one, two = LlamaCppEngine(s, s.path), LlamaCppEngine(s, s.path)\n"

@@ -150,7 +150,8 @@ def test_a_program_of_its_own_is_type_checked_against_the_installed_wheel(instal
     program = tmp_path / "consumer.py"
     program.write_text(
         "from headpond.errors import HeadpondError, InvalidRequest\n"
-        "from headpond.jobs import JobRequest, Sampling\n"
+        "from headpond.sampling import Sampling\n"
+        "from headpond.requests import JobRequest\n"
         "from headpond_workers.engines.protocol import EngineInfo\n"
         "\n"
         'request: JobRequest = JobRequest(prompt="hello", sampling=Sampling(temperature=0))\n'

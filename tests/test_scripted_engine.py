@@ -18,8 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headpond.jobs import FinishReason, Message, Sampling
-from headpond.model_tables import ScriptedModel
+from headpond.jobs import FinishReason
+from headpond.requests import Message
+from headpond.sampling import Sampling
+from headpond.tables import ScriptedModel
 from headpond_workers.detokenizer import Detokenizer
 from headpond_workers.engines.protocol import Sequence, Verdict
 from headpond_workers.engines.scripted import ScriptedEngine
@@ -174,8 +176,9 @@ def test_a_prefill_asks_without_tokens_before_the_first_one() -> None:
 
 CHILD = """
 import sys
-from headpond.jobs import Message, Sampling
-from headpond.model_tables import ScriptedModel
+from headpond.requests import Message
+from headpond.sampling import Sampling
+from headpond.tables import ScriptedModel
 from headpond_workers.engines.protocol import Sequence, Verdict
 from headpond_workers.engines.scripted import ScriptedEngine
 

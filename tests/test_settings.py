@@ -11,7 +11,6 @@ import pytest
 
 from headpond.connections import find_redis, redis_of
 from headpond.errors import ConfigError, HeadpondError
-from headpond.model_tables import AdapterTable, ExLlamaV2Model, LlamaCppModel, ScriptedModel
 from headpond.settings import (
     RedisSettings,
     SecretRef,
@@ -20,6 +19,7 @@ from headpond.settings import (
     find_config,
     load_settings,
 )
+from headpond.tables import AdapterTable, ExLlamaV2Model, LlamaCppModel, ScriptedModel
 
 KNOWN_ENGINES = "known: exllamav2, exllamav3, llamacpp, scripted"
 SCRIPTED = '[models.chat]\nengine = "scripted"\n'

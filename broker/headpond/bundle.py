@@ -19,7 +19,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headpond.errors import BundleError, InvalidRequest, MalformedDocument, UnsupportedSchema
-from headpond.jobs import MAX_TOKENS_LIMIT, JobId, JobRequest, JobState, Priority
+from headpond.jobs import JobId, JobState, Priority
+from headpond.requests import MAX_TOKENS_LIMIT, JobRequest
 
 BUNDLE_SCHEMA = "headpond/bundle"
 BUNDLE_VERSION = 1

@@ -13,10 +13,11 @@ from headpond import upkeep
 from headpond.bundle import MAX_BUNDLE_ATTEMPTS, Bundle, new_bundle, release
 from headpond.errors import InvalidRequest, JobGone, MalformedDocument, NotCommitted, NotQuarantined
 from headpond.folding import fold_tokens
-from headpond.jobs import JOB_SLUG, JobId, JobRequest, JobState, Priority, parse_request
+from headpond.jobs import JOB_SLUG, JobId, JobState, Priority
 from headpond.keys import queue_keys
 from headpond.operations import Submitted
 from headpond.queue import JobQueue
+from headpond.requests import JobRequest, parse_request
 from headpond.submission import GENERATE, is_refused, raise_refusals, submission_of
 from headpond.wire import Attempt, Header, RunRow, unpack_attempts, unpack_entry, unpack_result, unpack_run
 

@@ -13,7 +13,7 @@ from inspect import isabstract
 from typing import Any
 
 from headpond.errors import ConfigError
-from headpond.model_tables import ENGINES, ModelTable
+from headpond.tables import ENGINES, ModelTable
 
 GROUP = "headpond.engines"
 

@@ -305,11 +305,16 @@ class CapabilityMissing(EngineError):
         "exact_resume": "promise the identical continuation after a restart",
         "adapters": "serve adapters",
         "kv_prefixes": "store keys and values of a prompt",
+        "json_schema": "bind an answer to JSON or to a schema",
+        "grammar": "bind an answer to a grammar",
+        "embeddings": "embed texts",
+        "generation": "generate text: it is loaded to embed",
     }
+    """A name that is not here is one of `Sampling`."""
 
     def __init__(self, engine: str, capability: str) -> None:
         super().__init__(
-            f"The engine '{engine}' cannot {self._MEANING.get(capability, capability)}. "
+            f"The engine '{engine}' cannot {self._MEANING.get(capability, f'sample with {capability}')}. "
             "Leave that out of the request, or serve the model with an engine that can."
         )
         self.engine = engine

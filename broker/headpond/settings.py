@@ -17,19 +17,18 @@ source = "smollm2-135m:Q8_0"             # or path = "..."
 from __future__ import annotations
 
 import difflib
-import os
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 
 from headpond.engine_kinds import known_engines, settings_of_engine
 from headpond.errors import ConfigError, InvalidRequest
 from headpond.jobs import check_model_name
-from headpond.model_tables import ENGINES, ModelTable, Table
+from headpond.tables import ENGINES, ModelTable, SecretRef, Table
 
 CONFIG_NAME = "headpond.toml"
 STATE_FOLDER = ".headpond"
@@ -38,44 +37,6 @@ EMBEDDED_VALKEY_FOLDER = "valkey"
 
 
 _T = TypeVar("_T", bound=Table)
-_REFERENCE = 'a secret is a reference: {env = "NAME"} or {file = "PATH"}'
-
-
-class SecretRef(Table):
-    """Where a secret stands: an environment variable or a file. Never the secret."""
-
-    env: str | None = None
-    file: Path | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _not_the_secret(cls, value: object) -> object:
-        if isinstance(value, SecretRef) or (isinstance(value, dict) and value.keys() <= {"env", "file"}):
-            return value
-        raise ValueError(_REFERENCE)
-
-    @model_validator(mode="after")
-    def _one_place(self) -> SecretRef:
-        if (self.env is None) == (self.file is None):
-            raise ValueError(_REFERENCE)
-        return self
-
-    def resolve(self, *, where: str) -> str:
-        """Read the secret. Raises ConfigError, naming the reference and never the value."""
-        if self.env is not None:
-            value = os.environ.get(self.env)
-            if not value:
-                raise ConfigError(f"the environment variable {self.env} is not set", where=where)
-            return value
-        try:
-            value = (self.file or Path()).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigError(f"cannot read the secret file {self.file}: {error.strerror}", where=where) from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"the secret file {self.file} is not text", where=where) from None
-        if not value:
-            raise ConfigError(f"the secret file {self.file} is empty", where=where)
-        return value
 
 
 class RedisSettings(Table):

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 from ulid import ULID
 
 from headpond.errors import HeadpondError, IdConflict, InvalidRequest, ManyRefused, QueueFull, UnknownModel
-from headpond.jobs import TENANT_NAME, VERSION_NAME, JobId, JobRequest, Priority, digest_of, parse_request
+from headpond.jobs import TENANT_NAME, VERSION_NAME, JobId, Priority
 from headpond.models import ModelRow
 from headpond.operations import Entry, Submitted
+from headpond.requests import JobRequest, digest_of, parse_request
 from headpond.wire import Call, pack_data
 
 GENERATE = "generate"

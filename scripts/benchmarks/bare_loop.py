@@ -15,7 +15,7 @@ from child import Answer, Serving, serve
 from runs import digest_of_tokens
 from stepwise_batch import StepTimes, StepwiseBatch, TimedBatch, prompt_ids
 
-from headpond.jobs import Sampling
+from headpond.sampling import Sampling
 from headpond_workers.engines.protocol import Sequence
 
 

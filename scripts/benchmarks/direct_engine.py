@@ -18,7 +18,8 @@ from typing import Any
 from child import Answer, Serving, serve
 from runs import Run, digest_of_tokens
 
-from headpond.jobs import Message, Sampling
+from headpond.requests import Message
+from headpond.sampling import Sampling
 from headpond.settings import load_settings
 from headpond_workers.engines.protocol import Engine, Sequence, Verdict
 from headpond_workers.loading import load_engine

@@ -23,8 +23,8 @@ from direct_engine import call_together
 from machine import ROOT
 from runs import Run, digest_of_tokens
 
-from headpond.jobs import Sampling
-from headpond.model_tables import ExLlamaV2Model
+from headpond.sampling import Sampling
+from headpond.tables import ExLlamaV2Model
 from headpond_workers.models.prepare import digest_cache
 
 GREEDY = Sampling(temperature=0.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from headpond.errors import EngineUnavailable
-from headpond.model_tables import ExLlamaV3Model
+from headpond.tables import ExLlamaV3Model
 from headpond_workers.engines.exllamav3 import ExLlamaV3Engine
 
 

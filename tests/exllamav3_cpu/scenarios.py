@@ -20,8 +20,8 @@ import torch  # noqa: E402
 from exllamav3_cpu import model  # noqa: E402
 from exllamav3_cpu.calls import Calls  # noqa: E402
 from headpond.errors import EngineUnavailable  # noqa: E402
-from headpond.jobs import Message, Sampling  # noqa: E402
-from headpond.model_tables import ExLlamaV3Model  # noqa: E402
+from headpond.requests import Message, Sampling  # noqa: E402
+from headpond.tables import ExLlamaV3Model  # noqa: E402
 from headpond_workers.engines.exllamav3 import ExLlamaV3Engine  # noqa: E402
 from headpond_workers.engines.hf_vocabulary import read_hf_vocabulary  # noqa: E402
 from headpond_workers.engines.protocol import Finish, Sequence, Verdict  # noqa: E402

@@ -14,7 +14,7 @@ from typing import Any
 from engine_conformance import Attempt, prompt_of, sequence
 from engine_subjects import GPU_MODEL
 from exllamav2_cpu.availability import DECLINED_BY
-from headpond.model_tables import ExLlamaV2Model
+from headpond.tables import ExLlamaV2Model
 from headpond_workers.engines.checkpoint_folder import check_checkpoint
 from headpond_workers.engines.exllamav2 import ExLlamaV2Engine
 from headpond_workers.engines.exllamav2_loading import LoadedModel, load_model

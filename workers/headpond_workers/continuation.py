@@ -6,9 +6,10 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from headpond.errors import PromptTooLong
-from headpond.jobs import FinishReason, JobRequest
+from headpond.jobs import FinishReason
+from headpond.requests import JobRequest
 from headpond_workers.detokenizer import Detokenizer
-from headpond_workers.engines.protocol import Capability, Engine, Finish, Sequence
+from headpond_workers.engines.protocol import Engine, Finish, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,6 @@ def continue_job(
     context = engine.info.context_tokens
     if len(prompt) >= context:
         raise PromptTooLong(prompt_tokens=len(prompt), context_tokens=context)
-    if asked.adapter is not None:
-        engine.info.require(Capability.ADAPTERS)
     text = Detokenizer(engine.token_bytes, stop=asked.stop, stop_ids=asked.stop_token_ids, prior=prior)
     if text.prior_text != prior_text:
         # The last attempt cut its last token at a stop string, and was gone before it wrote the end.
@@ -46,5 +45,7 @@ def continue_job(
         sampling=asked.sampling,
         seed=seed,
         adapter=asked.adapter,
+        constraint=asked.constraint(),
     )
+    engine.info.require_for(sequence)
     return Continuation(sequence, text)

@@ -20,9 +20,10 @@ from headpond.errors import (
 )
 from headpond.folding import fold_tokens
 from headpond.held import HeldLease
-from headpond.jobs import FinishReason, JobRequest, JobState, Result, Timings, Usage, parse_request
+from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
 from headpond.operations import LeaseStatus
 from headpond.queue import JobQueue
+from headpond.requests import JobRequest, parse_request
 from headpond.wire import TokenRun, pack_result
 from headpond_workers.continuation import continue_job
 from headpond_workers.engines.protocol import Engine, Finish, Verdict

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from headpond.engine_kinds import EngineTable
 from headpond.errors import EngineUnavailable
-from headpond.model_tables import ExLlamaV2Model, ExLlamaV3Model, LlamaCppModel, ModelTable, ScriptedModel
 from headpond.settings import Settings
+from headpond.tables import ExLlamaV2Model, ExLlamaV3Model, LlamaCppModel, ModelTable, ScriptedModel
 from headpond_workers.engines.protocol import Engine
 from headpond_workers.models.prepare import digest_cache, prepared
 

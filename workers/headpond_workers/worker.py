@@ -28,12 +28,12 @@ from headpond.broker import HeadpondBroker
 from headpond.connections import redis_of
 from headpond.consumer import LeasedMessage
 from headpond.errors import ConfigError, EngineBroken, EngineError, HeadpondError, ModelFileError, RedisUnavailable
-from headpond.model_tables import ModelTable
 from headpond.models import ModelRow
 from headpond.operations import QueuePolicy
 from headpond.queue import JobQueue, Server
 from headpond.settings import Settings, load_settings
 from headpond.submission import GENERATE
+from headpond.tables import ModelTable
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.engines.protocol import Engine
 from headpond_workers.generation import Generation

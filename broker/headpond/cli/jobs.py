@@ -11,7 +11,8 @@ import typer
 
 from headpond.client import Client, Job
 from headpond.errors import HeadpondError, InvalidRequest, JobEnded
-from headpond.jobs import MAX_BODY_BYTES, Chunk, JobId, Result
+from headpond.jobs import Chunk, JobId, Result
+from headpond.requests import MAX_BODY_BYTES
 from headpond.results import answer
 from headpond.terminal import write_text
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from headpond.errors import ConfigError
-from headpond.model_tables import LlamaCppModel
 from headpond.settings import CONFIG_NAME, Settings, find_config, load_settings
+from headpond.tables import LlamaCppModel
 from headpond_workers.engines.weights_digest import digest_of
 from headpond_workers.models.catalogue import parse_source
 from headpond_workers.models.prepare import prepare as prepare_model

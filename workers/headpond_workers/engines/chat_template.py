@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 
 from headpond.errors import EngineUnavailable, SequenceFailed
-from headpond.jobs import Message
+from headpond.requests import Message
 
 try:
     from jinja2 import TemplateError

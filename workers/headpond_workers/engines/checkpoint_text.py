@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 
 from headpond.errors import EngineError
-from headpond.jobs import Message
+from headpond.requests import Message
 from headpond_workers.engines.chat_template import ChatTemplate
 from headpond_workers.engines.hf_vocabulary import HfVocabulary, read_hf_vocabulary
 from headpond_workers.engines.template_check import check_template

@@ -18,8 +18,9 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 
 from headpond.errors import EngineOutOfMemory, EngineUnavailable, PrefixRefused, PromptTooLong, SequenceFailed
-from headpond.jobs import FinishReason, Message
-from headpond.model_tables import ExLlamaV2Model
+from headpond.jobs import FinishReason
+from headpond.requests import Message
+from headpond.tables import ExLlamaV2Model
 from headpond_workers.engines.checkpoint_folder import CheckpointFolder, check_adapter, check_checkpoint
 from headpond_workers.engines.checkpoint_text import CheckpointText
 from headpond_workers.engines.exllamav2_jobs import ExLlamaV2Jobs
@@ -100,6 +101,7 @@ class ExLlamaV2Engine:
         return self._text.token_bytes(token_id)
 
     def generate(self, sequence: Sequence, emit: Emit) -> Finish:
+        self.info.require_for(sequence)
         self._check_adapter(sequence.adapter)
         present = len(sequence.prompt) + len(sequence.generated)
         if present >= self.info.context_tokens:

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from headpond.errors import EngineUnavailable
-from headpond.model_tables import ExLlamaV2Model
+from headpond.tables import ExLlamaV2Model
 from headpond_workers.engines.exllamav2_memory import SCALED_ELEMENTS
 from headpond_workers.engines.exllamav2_preflight import flash_attention_works
 from headpond_workers.engines.model_files import read_json_object

@@ -16,7 +16,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from headpond.errors import EngineOutOfMemory, PromptTooLong, SequenceFailed
-from headpond.jobs import Sampling
+from headpond.sampling import Sampling
 from headpond_workers.engines.batch_generator import SequenceCrashed, Step
 from headpond_workers.engines.exllama_results import step_of
 from headpond_workers.engines.exllamav2_loading import LoadedModel

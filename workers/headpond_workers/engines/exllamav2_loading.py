@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from headpond.errors import EngineUnavailable, HeadpondError
-from headpond.model_tables import ExLlamaV2Model
+from headpond.tables import ExLlamaV2Model
 from headpond_workers.engines.checkpoint_folder import CheckpointFolder
 from headpond_workers.engines.exllamav2_adapters import load_adapter
 from headpond_workers.engines.exllamav2_config import model_config, query_tokens

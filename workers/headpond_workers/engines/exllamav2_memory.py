@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from headpond.model_tables import PAGE_TOKENS
+from headpond.tables import PAGE_TOKENS
 
 CacheType = Literal["FP16", "Q8", "Q6", "Q4"]
 CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from headpond.errors import EngineUnavailable
-from headpond.model_tables import ExLlamaV2Model
+from headpond.tables import ExLlamaV2Model
 
 log = logging.getLogger(__name__)
 

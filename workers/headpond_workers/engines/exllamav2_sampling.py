@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from headpond.jobs import Sampling
+from headpond.sampling import Sampling
 
 GREEDY_TEMPERATURE = 0.01
 """At this temperature and below the compiled sampler takes the most likely token: it compares in single precision."""

@@ -31,8 +31,10 @@ from headpond.errors import (
     PromptTooLong,
     SequenceFailed,
 )
-from headpond.jobs import FinishReason, Message, Sampling
-from headpond.model_tables import PAGE_TOKENS, ExLlamaV3Model
+from headpond.jobs import FinishReason
+from headpond.requests import Message
+from headpond.sampling import Sampling
+from headpond.tables import PAGE_TOKENS, ExLlamaV3Model
 from headpond_workers.engines.batch_generator import SequenceCrashed, Step
 from headpond_workers.engines.checkpoint_folder import CheckpointFolder, check_checkpoint
 from headpond_workers.engines.checkpoint_text import CheckpointText
@@ -99,8 +101,7 @@ class ExLlamaV3Engine:
         return self._text.token_bytes(token_id)
 
     def generate(self, sequence: Sequence, emit: Emit) -> Finish:
-        if sequence.adapter is not None:
-            self.info.require(Capability.ADAPTERS)
+        self.info.require_for(sequence)
         present = len(sequence.prompt) + len(sequence.generated)
         if present >= self.info.context_tokens:
             if sequence.generated:

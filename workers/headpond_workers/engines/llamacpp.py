@@ -21,8 +21,9 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 
 from headpond.errors import EngineError, PromptTooLong
-from headpond.jobs import FinishReason, Message
-from headpond.model_tables import LlamaCppModel
+from headpond.jobs import FinishReason
+from headpond.requests import Message
+from headpond.tables import LlamaCppModel
 from headpond_workers.engines.chat_template import ChatTemplate
 from headpond_workers.engines.gguf_header import read_header
 from headpond_workers.engines.gguf_vocabulary import read_vocabulary
@@ -134,8 +135,7 @@ class LlamaCppEngine:
         return self._vocabulary.token_bytes[token_id]
 
     def generate(self, sequence: Sequence, emit: Emit) -> Finish:
-        if sequence.adapter is not None:
-            self.info.require(Capability.ADAPTERS)
+        self.info.require_for(sequence)
         present = len(sequence.prompt) + len(sequence.generated)
         if present >= self.info.context_tokens:
             if sequence.generated:

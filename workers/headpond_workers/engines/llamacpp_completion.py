@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headpond.errors import SequenceFailed
-from headpond.jobs import FinishReason, Sampling
+from headpond.jobs import FinishReason
+from headpond.sampling import Sampling
 from headpond_workers.engines.id_recovery import IdRecovery
 from headpond_workers.engines.llamacpp_server import LlamaServer, error_text
 from headpond_workers.engines.protocol import Emit, Finish, Verdict

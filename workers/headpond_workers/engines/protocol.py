@@ -19,8 +19,11 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from headpond.constraints import Constraint, ConstraintKind
 from headpond.errors import CapabilityMissing
-from headpond.jobs import FinishReason, Message, Sampling
+from headpond.jobs import FinishReason
+from headpond.requests import Message
+from headpond.sampling import Sampling
 
 
 class Capability(StrEnum):
@@ -34,6 +37,12 @@ class Capability(StrEnum):
     """`Sequence.adapter` names one of `EngineInfo.adapters`."""
     KV_PREFIXES = "kv_prefixes"
     """The engine is a PrefixEngine."""
+    JSON_SCHEMA = "json_schema"
+    """`Sequence.constraint` may ask for JSON, or for JSON of a schema; also after generated ids."""
+    GRAMMAR = "grammar"
+    """`Sequence.constraint` may be a GBNF grammar; also after generated ids."""
+    EMBEDDINGS = "embeddings"
+    """The engine is an EmbeddingEngine."""
 
 
 class Verdict(Enum):
@@ -54,7 +63,8 @@ class EngineInfo:
     engine: the name in the configuration. fingerprint: hex digest of all that decides its output: weights,
     tokenizer, template, engine build, settings; two engines with one fingerprint may continue each other's
     sequences. context_tokens: the most that one sequence may hold, prompt and answer together. slots: how
-    many sequences run together. adapters: names that a sequence may ask for.
+    many sequences run together. adapters: names that a sequence may ask for. sampling: fields of Sampling that it has
+    beyond the basic ones; it refuses the others.
     """
 
     engine: str
@@ -63,11 +73,22 @@ class EngineInfo:
     slots: int
     capabilities: frozenset[Capability] = frozenset()
     adapters: tuple[str, ...] = ()
+    sampling: frozenset[str] = frozenset()
 
     def require(self, capability: Capability) -> None:
         """Raises CapabilityMissing if this engine lacks it."""
         if capability not in self.capabilities:
             raise CapabilityMissing(self.engine, capability.value)
+
+    def require_for(self, sequence: Sequence) -> None:
+        """Raises CapabilityMissing, naming the first thing that a sequence asks for and this engine lacks."""
+        if sequence.adapter is not None:
+            self.require(Capability.ADAPTERS)
+        if sequence.constraint is not None:
+            grammar = sequence.constraint.kind is ConstraintKind.GRAMMAR
+            self.require(Capability.GRAMMAR if grammar else Capability.JSON_SCHEMA)
+        for name in sorted(sequence.sampling.asks_for() - self.sampling):
+            raise CapabilityMissing(self.engine, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +98,7 @@ class Sequence:
     prompt: token ids, shape (n,), n > 0. generated: ids that earlier attempts made, shape (k,); the engine
     continues after them and does not emit them again. max_tokens: how many more ids may be emitted, >= 1.
     seed: the same in every attempt; an engine that can, replays k draws. adapter: None is the bare model.
+    constraint: what the text of the answer, that of `generated` included, must look like; None is any text.
     """
 
     prompt: tuple[int, ...]
@@ -85,6 +107,7 @@ class Sequence:
     sampling: Sampling
     seed: int
     adapter: str | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +117,14 @@ class Finish:
     reason: FinishReason
     details: dict[str, float] = field(default_factory=dict)
     """What the engine measured, in seconds and tokens, such as prefill_s and cached_tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """vectors: shape (texts, dimensions), each of length 1. tokens: of all texts together."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    tokens: int
 
 
 class Engine(Protocol):
@@ -137,5 +168,17 @@ class PrefixEngine(Engine, Protocol):
         """Put a file's keys and values onto the device; return how many tokens they cover.
 
         Raises PrefixRefused, and changes nothing, for a file that is damaged or of another model.
+        """
+        ...
+
+
+class EmbeddingEngine(Engine, Protocol):
+    """An engine with Capability.EMBEDDINGS."""
+
+    def embed(self, texts: Seq[str], proceed: Callable[[], Verdict]) -> Embedding | None:
+        """One vector for each text. Blocks; thread-safe up to `info.slots` calls.
+
+        proceed: asked at least once a second, and between texts; after STOP the answer is None.
+        Raises PromptTooLong for a text that the model cannot hold.
         """
         ...

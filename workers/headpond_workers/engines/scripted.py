@@ -17,8 +17,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from headpond.errors import EngineError, PromptTooLong, SequenceFailed
-from headpond.jobs import FinishReason, Message
-from headpond.model_tables import ScriptedModel
+from headpond.jobs import FinishReason
+from headpond.requests import Message
+from headpond.tables import ScriptedModel
 from headpond_workers.engines.protocol import Capability, Emit, EngineInfo, Finish, Sequence, Verdict
 
 _SYLLABLES = ("ka", "lo", "mi", "ren", "sa", "to", "vu", "wi")
@@ -134,8 +135,7 @@ class ScriptedEngine:
         self._loop.join()
 
     def _check(self, sequence: Sequence) -> None:
-        if sequence.adapter is not None:
-            self._info.require(Capability.ADAPTERS)
+        self._info.require_for(sequence)
         strange = [i for i in (*sequence.prompt, *sequence.generated) if not 0 <= i < _VOCABULARY]
         if strange:
             raise SequenceFailed(f"{strange[0]} is no token of the scripted engine, which has {_VOCABULARY}.")

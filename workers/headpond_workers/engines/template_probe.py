@@ -53,7 +53,7 @@ def _probe(source: str, *, bos_token: str, eos_token: str) -> dict[str, object]:
 
 def _refusal(template: ChatTemplate, roles: _Roles) -> str:
     """Why the template does not render a conversation; empty if it does."""
-    from headpond.jobs import Message
+    from headpond.requests import Message
 
     try:
         template.render([Message(role=role, content=_CONTENT) for role in roles])

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 
 from headpond.errors import ConfigError
-from headpond.settings import CONFIG_NAME, RUN_FILE, SecretRef, Settings
+from headpond.settings import CONFIG_NAME, RUN_FILE, Settings
+from headpond.tables import SecretRef
 
 _RUN_KEYS = ("endpoint_url", "bucket", "region", "access_key", "secret_key")
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from headpond.errors import DeploymentError
-from headpond.settings import SecretRef, Settings
+from headpond.settings import Settings
+from headpond.tables import SecretRef
 from headpond_workers.supervision.launcher import OF_ONE_MODEL
 
 VALKEY = "valkey"

@@ -1,0 +1,35 @@
+"""The tables [models.NAME] of headpond.toml, one class an engine. What an engine of another package needs, see
+`headpond.engine_kinds`.
+"""
+
+from __future__ import annotations
+
+from headpond.tables.adapter import AdapterTable, DraftTable
+from headpond.tables.exllama import PAGE_TOKENS, ExLlamaV2Model, ExLlamaV3Model
+from headpond.tables.llamacpp import LlamaCppModel
+from headpond.tables.model import ModelTable
+from headpond.tables.scripted import ScriptedModel
+from headpond.tables.secret_ref import SecretRef
+from headpond.tables.table import Table
+
+__all__ = [
+    "ENGINES",
+    "PAGE_TOKENS",
+    "AdapterTable",
+    "DraftTable",
+    "ExLlamaV2Model",
+    "ExLlamaV3Model",
+    "LlamaCppModel",
+    "ModelTable",
+    "ScriptedModel",
+    "SecretRef",
+    "Table",
+]
+
+ENGINES: dict[str, type[ModelTable]] = {
+    "scripted": ScriptedModel,
+    "llamacpp": LlamaCppModel,
+    "exllamav2": ExLlamaV2Model,
+    "exllamav3": ExLlamaV3Model,
+}
+"""The engines of this package."""

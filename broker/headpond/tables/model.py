@@ -1,0 +1,48 @@
+"""The table [models.NAME]: what every model has, whatever its engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field
+
+from headpond.jobs import TENANT_PATTERN
+from headpond.tables.table import Table
+
+
+class ModelTable(Table):
+    """What every model has, whatever its engine."""
+
+    engine: str
+    context_tokens: Annotated[int, Field(ge=16, le=1 << 24)] = 2048
+    """The most tokens that one sequence may hold, prompt and answer together."""
+
+    workers: Annotated[int, Field(ge=0, le=64)] = 1
+    """How many worker processes `headpond up` starts."""
+    slots: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Sequences that one worker runs together."""
+    lease_s: Annotated[float, Field(ge=0.2, le=3600)] = 10.0
+    """How long a silent worker keeps its jobs."""
+    drain_timeout_s: Annotated[float, Field(ge=0, le=86400)] = 30.0
+    """How long a stopping worker lets its jobs run before it parks them."""
+    stall_timeout_s: Annotated[float, Field(ge=1, le=86400)] = 120.0
+    """A sequence that makes no step for so long is no longer renewed."""
+    max_queued: Annotated[int, Field(ge=0)] = 0
+    """Jobs that may wait; 0 is no bound."""
+    retention_s: Annotated[float, Field(ge=1, le=10 * 365 * 86400)] = 86400.0
+    """How long Redis keeps an ended job."""
+    stream_retention_s: Annotated[float, Field(ge=1, le=10 * 365 * 86400)] = 600.0
+    """How long Redis keeps the stream of a job that ended with a result; then the result stands for it."""
+    suspect_wait_s: Annotated[float, Field(ge=0, le=86400)] = 30.0
+    """How long a job that is suspected of crashing its workers waits before it goes first in its band."""
+    version_wait_s: Annotated[float, Field(ge=0, le=86400)] = 60.0
+    """How long a job that is bound to a version waits for a worker that serves it, once none does."""
+    tenant_weights: dict[
+        Annotated[str, Field(pattern=TENANT_PATTERN)], Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+    ] = Field(default_factory=dict)
+    """Shares of tenants that differ from 1: `{acme = 3.0}` has three times the tokens of others."""
+
+    def anchored(self, folder: Path) -> Self:
+        """The same table with its relative paths made absolute; they are relative to `folder`."""
+        return self

@@ -1,0 +1,27 @@
+"""A model of the reference engine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from headpond.tables.model import ModelTable
+
+
+class ScriptedModel(ModelTable):
+    """The reference engine: deterministic tokens at a set speed, for tests and overhead figures."""
+
+    engine: Literal["scripted"]
+    tokens_per_s: Annotated[float, Field(gt=0, le=1e6)] = 80.0
+    """Of each sequence."""
+    prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    context_tokens: Annotated[int, Field(ge=16)] = 8192
+    answer_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Where the model ends its answer by itself; None: between 40 and 400, by the prompt and seed."""
+    crash_at: Literal["load", "prefill", "token", "end"] | None = None
+    """Kill the own process (SIGKILL) there, for tests."""
+    crash_token: Annotated[int, Field(ge=0)] = 0
+    """With crash_at = "token": after how many tokens of the attempt."""
+    crash_prompt: str = ""
+    """Only for prompts that hold this text."""
