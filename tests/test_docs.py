@@ -197,9 +197,9 @@ def test_rows_and_documents_are_described_field_by_field() -> None:
     assert len(numbered("Call")) == len(body)
     assert names(section(FORMAT, "Call"), "field", "type", "default") == list(JobRequest.model_fields)
     told = names(section(FORMAT, "Call"), "field", "type", "default", column=2)
-    shown = {None: "nil", (): "empty", Sampling(): "all defaults"}
-    defaults = [field.default for field in JobRequest.model_fields.values()]
-    assert told == [shown.get(default, str(default)) for default in defaults]
+    shown = {"None": "nil", "()": "empty", repr(Sampling()): "all defaults"}
+    defaults = [repr(field.default) for field in JobRequest.model_fields.values()]
+    assert told == [shown.get(default, default) for default in defaults]
     assert JobRequest(prompt="p").asked() == {"prompt": "p"}
 
     tokens = msgpack.unpackb(wire.pack_tokens(wire.TokenRun(0, (1,), ("a",))))
