@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -86,6 +87,19 @@ def test_every_value_is_shown_with_its_origin(folder: Path) -> None:
     assert "hunter2" not in ended.stdout + ended.stderr
 
 
+def test_the_example_of_the_document_is_shown_as_it_says(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "headpond.toml").write_text(example)
+    ((variable, value, command, output),) = re.findall(
+        r"^```console\n\$ (\w+)=(\S+) headpond ([^\n]*)\n(.*?)^\.\.\.\n```", text, re.MULTILINE | re.DOTALL
+    )
+    ended = run(tmp_path, *command.split(), environment={variable: value})
+    assert ended.returncode == 0
+    assert len(output.splitlines()) >= 3
+    assert set(output.splitlines()) <= set(ended.stdout.splitlines()), ended.stdout
+
+
 def test_one_model_is_shown_alone_and_for_machines(folder: Path) -> None:
     rows = shown(folder, "chat")
     assert all(key.startswith("models.chat.") for key in rows)
@@ -114,7 +128,7 @@ def test_what_runs_is_shown_as_it_was_told(folder: Path) -> None:
 def test_a_right_configuration_has_no_problem(folder: Path) -> None:
     ended = run(folder, "config", "check", environment={"PW_OF_THE_TEST": "x"})
     assert (ended.returncode, ended.stdout) == (0, "")
-    assert "2 usable models, no problem" in ended.stderr
+    assert "2 models, no problem" in ended.stderr
 
 
 def test_every_problem_is_found_at_once(folder: Path) -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from headpond.config_check import all_problems
+from headpond.config_files import ConfigFiles, add_tables
+from headpond.connections import find_redis
 from headpond.errors import ConfigError
 from headpond.origins import BUILT_IN, Layer
-from headpond.settings import Settings, examine, load_settings
+from headpond.settings import Settings, assemble, examine, load_settings
 from headpond.tables import ExLlamaV2Model, LlamaCppModel, SecretRef
+from headpond.toml_places import dotted
 from headpond.up_file import Told
 
 SCRIPTED = '[models.chat]\nengine = "scripted"\n'
@@ -41,8 +50,8 @@ def test_a_stronger_layer_beats_a_weaker_one(config: Path) -> None:
     whole = f"[defaults]\nslots = 10\n{SCRIPTED}slots = 13\n"
 
     def slots(text: str, names: Sequence[str] = (), said: Sequence[str] = ()) -> tuple[int, str]:
-        settings = load(config, text, variables={name: variables[name] for name in names}, said=said)
-        return settings.model("chat").slots, settings.origins["models.chat.slots"].shown(config.parent)
+        found = load(config, text, variables={name: variables[name] for name in names}, said=said)
+        return found.model("chat").slots, found.origins["models.chat.slots"].shown(config.parent)
 
     both = list(variables)
     assert slots(whole, both, said) == (15, "--set")
@@ -56,19 +65,19 @@ def test_a_stronger_layer_beats_a_weaker_one(config: Path) -> None:
 
 
 def test_every_value_has_an_origin(config: Path) -> None:
-    settings = load(
+    found = load(
         config,
         '[redis]\nurl = "redis://h"\npassword = {env = "PW"}\n[models."a.b"]\nengine = "scripted"\n'
         "tenant_weights = {}\n",
         variables={"HEADPOND_MODELS__A_B__TENANT_WEIGHTS__ACME": "3"},
     )
-    origins = settings.origins
+    origins = found.origins
     assert origins["redis.url"].place == f"{config}:2"
     assert origins["redis.password"].line == 3
     assert origins["storage.bucket"] is BUILT_IN
     assert origins['models."a.b".engine'].line == 5
     assert origins['models."a.b".tenant_weights.acme'].layer is Layer.ENVIRONMENT
-    fields = {f'models."a.b".{name}' for name in type(settings.model("a.b")).model_fields} - {
+    fields = {f'models."a.b".{name}' for name in type(found.model("a.b")).model_fields} - {
         'models."a.b".tenant_weights'
     }
     assert fields < set(origins)
@@ -83,7 +92,7 @@ def test_origins_are_no_part_of_what_is_compared(config: Path) -> None:
 
 
 def test_a_variable_below_a_table_touches_its_key_alone(config: Path) -> None:
-    settings = load(
+    found = load(
         config,
         SCRIPTED + 'tenant_weights = {acme = 1, "b.c-d" = 2}\n',
         variables={
@@ -93,7 +102,7 @@ def test_a_variable_below_a_table_touches_its_key_alone(config: Path) -> None:
         },
         said=['chat.tenant_weights."E.f"=7'],
     )
-    assert settings.model("chat").tenant_weights == {"acme": 3, "b.c-d": 4.5, "new": 6, "E.f": 7}
+    assert found.model("chat").tenant_weights == {"acme": 3, "b.c-d": 4.5, "new": 6, "E.f": 7}
 
 
 def test_two_keys_that_a_variable_cannot_tell_apart_are_refused(config: Path) -> None:
@@ -116,10 +125,8 @@ def test_a_table_in_a_file_replaces_the_weaker_one_whole(config: Path) -> None:
     [("chat-v2.5", "CHAT_V2_5"), ("a_b", "A_B"), ("a__b", "A__B"), ("x", "X")],
 )
 def test_a_variable_names_a_model_in_capitals(config: Path, name: str, key: str) -> None:
-    settings = load(
-        config, f'[models."{name}"]\nengine = "scripted"\n', variables={f"HEADPOND_MODELS__{key}__SLOTS": "9"}
-    )
-    assert settings.model(name).slots == 9
+    found = load(config, f'[models."{name}"]\nengine = "scripted"\n', variables={f"HEADPOND_MODELS__{key}__SLOTS": "9"})
+    assert found.model(name).slots == 9
 
 
 @pytest.mark.parametrize(("one", "other", "key"), [("a-b", "a_b", "A_B"), ("a.b", "a-b", "A_B"), ("a", "a__b", "A__B")])
@@ -147,9 +154,9 @@ def test_two_models_that_a_variable_cannot_tell_apart_are_refused_once_it_is_set
         ),
         ("HEADPOND_MODELS__CHAT__", "1", "names no key"),
         ("HEADPOND_MODELS__CHAT__SLOTS__X", "1", "[models.chat] slots is no table"),
-        ("HEADPOND_MODELS__CHAT__SLOTS", "four", "[models.chat] slots: is no TOML value: an integer"),
-        ("HEADPOND_MODELS__CHAT__SLOTS", "'4'", "[models.chat] slots: must be an integer, not a string"),
-        ("HEADPOND_MODELS__CHAT__SLOTS", "true", "[models.chat] slots: must be an integer, not true or false"),
+        ("HEADPOND_MODELS__CHAT__SLOTS", "four", "[models.chat] slots: is no TOML value; it must be an integer"),
+        ("HEADPOND_MODELS__CHAT__SLOTS", "'4'", "[models.chat] slots: it must be an integer, not a string"),
+        ("HEADPOND_MODELS__CHAT__SLOTS", "true", "[models.chat] slots: it must be an integer, not true or false"),
         ("HEADPOND_MODELS__CHAT__SLOTS", "4\nlease_s = 3", "[models.chat] slots: is no TOML value"),
         ("HEADPOND_MODELS__CHAT__SLOTS", "", "[models.chat] slots: is no TOML value"),
         ("HEADPOND_MODELS__CHAT__SLOTS", "[" * 5000, "[models.chat] slots: is no TOML value"),
@@ -178,7 +185,7 @@ def test_a_variable_that_cannot_be_is_refused_by_its_name(config: Path, variable
         ("=8", "--set", "takes KEY=VALUE"),
         ("", "--set", "takes KEY=VALUE"),
         ("models=1", "--set", "'models' is neither"),
-        ("chat.slots=x", "--set chat.slots", "[models.chat] slots: is no TOML value: an integer"),
+        ("chat.slots=x", "--set chat.slots", "[models.chat] slots: is no TOML value; it must be an integer"),
         ("defaults.slot=1", "--set defaults.slot", "unknown key 'slot' in [defaults]"),
         ("storage.bucket=A", "--set storage.bucket", "[storage] bucket: "),
         ("chat.engine=scriptd", "--set chat.engine", "[models.chat] engine = 'scriptd': no such engine"),
@@ -214,7 +221,7 @@ def test_a_string_needs_no_quotes(config: Path, value: str, bucket: str) -> None
 
 
 def test_tables_of_servers_have_the_layers_too(config: Path) -> None:
-    settings = load(
+    found = load(
         config,
         '[redis]\nurl = "redis://file"\npassword = {file = "pw"}\n[storage]\nregion = "eu-1"\n',
         variables={
@@ -224,11 +231,11 @@ def test_tables_of_servers_have_the_layers_too(config: Path) -> None:
         },
         said=["storage.region=eu-2"],
     )
-    assert settings.redis.url == "redis://variable:6379/1"
+    assert found.redis.url == "redis://variable:6379/1"
     # A reference is one value: a variable's word on `env` leaves nothing of the file's `file`.
-    assert settings.redis.password == SecretRef(env="OTHER_PW")
-    assert settings.storage.access_key == SecretRef(env="S3_KEY")
-    assert settings.storage.region == "eu-2"
+    assert found.redis.password == SecretRef(env="OTHER_PW")
+    assert found.storage.access_key == SecretRef(env="S3_KEY")
+    assert found.storage.region == "eu-2"
 
 
 @pytest.mark.parametrize(
@@ -280,8 +287,8 @@ def test_a_url_with_a_password_is_refused_in_any_layer(config: Path, key: str, q
         ("\n\n[defaults]\nslot = 3\n", 4, "unknown key 'slot' in [defaults]"),
         (SCRIPTED + "\nlease = 3\n", 4, "unknown key 'lease' in [models.chat]"),
         (SCRIPTED + "slots = 0\n", 3, "[models.chat] slots: "),
-        (SCRIPTED + 'slots = "4"\n', 3, "[models.chat] slots: must be an integer, not a string"),
-        (SCRIPTED + "slots = true\n", 3, "[models.chat] slots: must be an integer, not true or false"),
+        (SCRIPTED + 'slots = "4"\n', 3, "[models.chat] slots: it must be an integer, not a string"),
+        (SCRIPTED + "slots = true\n", 3, "[models.chat] slots: it must be an integer, not true or false"),
         (SCRIPTED + "tenant_weights = {a = 1, b = 0}\n", 3, "[models.chat] tenant_weights.b: "),
         ("[models.a]\n\n[models.b]\n", 1, "[models.a] names no engine"),
         ('[defaults]\nslots = 0\n[models.a]\nengine = "scripted"\n', 2, "[models.a] slots: "),
@@ -313,8 +320,8 @@ def test_a_table_of_another_model_is_no_concern_of_a_worker(config: Path) -> Non
     config.write_text(text)
     with pytest.raises(ConfigError, match=r"\[models\.code\]"):
         load_settings(config)
-    settings = load_settings(config, needed=["chat"])
-    assert set(settings.models) == {"chat"}
+    found = load_settings(config, needed=["chat"])
+    assert set(found.models) == {"chat"}
     assert load_settings(config, needed=()).models.keys() == {"chat"}
     with pytest.raises(ConfigError, match=r"\[models\.code\]"):
         load_settings(config, needed=["code"])
@@ -327,6 +334,79 @@ def test_a_mistake_that_concerns_all_is_told_to_all(config: Path) -> None:
     config.write_text(SCRIPTED + "[storage]\nbucket = 'A'\n")
     with pytest.raises(ConfigError, match="bucket"):
         load_settings(config, needed=["chat"])
+
+
+# Whatever anybody writes.
+
+names = st.sampled_from(
+    ["slots", "lease_s", "tenant_weights", "adapters", "draft", "path", "password", "url", "env", "file", "engine", "x",
+     "access_key", "devices", "gpu_split", "a-b", "a.b", ""]
+)  # fmt: skip
+values = st.recursive(
+    st.one_of(
+        st.integers(-3, 300), st.booleans(), st.floats(), st.sampled_from(["scripted", "exllamav2", "", "~/x", "\0"])
+    ),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=6,
+)
+tables = st.dictionaries(names, values, max_size=4)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    raw=st.dictionaries(st.sampled_from(["defaults", "redis", "storage", "x"]), values, max_size=3),
+    models=st.dictionaries(st.sampled_from(["chat", "a-b", "a.b", "redis", "BAD"]), tables, max_size=3),
+    said=st.lists(st.text(max_size=6) | st.builds("{}={}".format, st.sampled_from(["chat.slots", "redis.url"]), names)),
+    variables=st.dictionaries(
+        st.builds("HEADPOND_{}__{}".format, st.sampled_from(["DEFAULTS", "MODELS__A_B", "MODELS__CHAT", "REDIS"]),
+                  names.map(str.upper)),
+        st.text(max_size=8) | names, max_size=3,
+    ),
+)  # fmt: skip
+def test_anything_is_read_or_refused_with_its_place(
+    raw: dict[str, Any], models: dict[str, Any], said: list[str], variables: dict[str, str]
+) -> None:
+    file = Path("/srv/headpond.toml")
+    files = ConfigFiles()
+    add_tables(files, {**raw, "models": models}, file, {})
+    examined = assemble(files, file, Told(variables, tuple(said)))
+    for problem in examined.problems:
+        assert problem.where
+        assert problem.message
+    if not examined.problems:
+        assert examined.settings.models.keys() == models.keys()
+        assert {dotted(("models", name, "slots")) for name in models} <= examined.settings.origins.keys()
+        assert all_problems(examined) is not None
+
+
+def test_many_models_are_read_at_once(config: Path) -> None:
+    table = 'engine = "scripted"\n' + "".join(f"tenant_weights.t{n} = 2\n" for n in range(20))
+    text = "".join(f"[models.m{n}]\n{table}" for n in range(300))
+    began = time.perf_counter()
+    assert len(load(config, text).models) == 300
+    assert time.perf_counter() - began < 10  # about 1 s; what grows with the square would take minutes
+
+
+# Where clients look.
+
+
+def test_a_client_takes_the_servers_layers_and_no_mistake_of_a_model(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("HEADPOND_")]:
+        monkeypatch.delenv(name)
+    config.write_text("[redis]\nurl = 'redis://file'\n[models.chat]\n")
+    monkeypatch.chdir(config.parent)
+    assert find_redis().url == "redis://file"
+    monkeypatch.setenv("HEADPOND_REDIS__URL", "redis://layer")
+    assert find_redis().url == "redis://layer"
+    (config.parent / ".headpond").mkdir()
+    told = Told({}, ("redis.url=redis://told",))
+    (config.parent / ".headpond" / "up.json").write_text(told.document())
+    assert find_redis().url == "redis://told"
+    monkeypatch.setenv("HEADPOND_REDIS_URL", "redis://variable")
+    assert find_redis().url == "redis://variable"
+    assert find_redis("redis://argument").url == "redis://argument"
 
 
 # Several files.
@@ -343,9 +423,9 @@ def test_files_of_conf_d_are_read_beside_it_in_order(config: Path) -> None:
     conf_d(config, b=SCRIPTED.replace("chat", "b"), a=SCRIPTED.replace("chat", "a") + "slots = 2\n")
     (config.parent / "conf.d" / "notes.txt").write_text("no configuration")
     (config.parent / "conf.d" / ".hidden.toml").write_text("[nonsense")
-    settings = load(config, SCRIPTED)
-    assert list(settings.models) == ["chat", "a", "b"]
-    assert settings.origins["models.a.slots"].shown(settings.folder) == "conf.d/a.toml:3"
+    found = load(config, SCRIPTED)
+    assert list(found.models) == ["chat", "a", "b"]
+    assert found.origins["models.a.slots"].shown(found.folder) == "conf.d/a.toml:3"
 
 
 def test_a_relative_path_is_relative_to_its_own_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,21 +438,21 @@ def test_a_relative_path_is_relative_to_its_own_file(config: Path, monkeypatch: 
         '[storage]\nsecret_key = {file = "key"}\n',
         b='[models.b]\nengine = "exllamav2"\n',
     )
-    settings = load(
+    found = load(
         config,
         '[defaults]\npath = "w/of-all"\n[models.c]\nengine = "exllamav2"\n',
         variables={"HEADPOND_MODELS__C__PATH": "w/c"},
         said=['a.adapters.y.path="lora/y"'],
     )
     folder = config.parent
-    a, b, c = map(settings.model, "abc")
+    a, b, c = map(found.model, "abc")
     assert isinstance(a, ExLlamaV2Model)
     assert (a.path, a.adapters["x"].path) == (folder / "conf.d/w/a", folder / "conf.d/lora")
     assert a.adapters["y"].path == folder / "lora/y"
     assert isinstance(b, ExLlamaV2Model)
     assert isinstance(c, ExLlamaV2Model)
     assert (b.path, c.path) == (folder / "w/of-all", folder / "w/c")
-    assert settings.storage.secret_key == SecretRef(file=folder / "conf.d/key")
+    assert found.storage.secret_key == SecretRef(file=folder / "conf.d/key")
 
 
 def test_a_model_in_two_files_is_refused_with_both_places(config: Path) -> None:
@@ -387,8 +467,8 @@ def test_a_model_in_two_files_is_refused_with_both_places(config: Path) -> None:
 def test_a_table_for_all_stands_in_one_file_whichever(config: Path, table: str) -> None:
     line = {"defaults": "slots = 2", "redis": 'url = "redis://h"', "storage": 'region = "r"'}[table]
     conf_d(config, a=f"[{table}]\n{line}\n")
-    settings = load(config, SCRIPTED)
-    assert (settings.model("chat").slots, settings.redis.url, settings.storage.region) != (4, None, "us-east-1")
+    found = load(config, SCRIPTED)
+    assert (found.model("chat").slots, found.redis.url, found.storage.region) != (4, None, "us-east-1")
     conf_d(config, b=f"\n\n[{table}]\n")
     where, message = refusal(config, SCRIPTED)
     folder = config.parent / "conf.d"
@@ -415,9 +495,9 @@ def test_what_up_was_told_counts_for_whoever_comes_later(config: Path) -> None:
     told = Told({"HEADPOND_DEFAULTS__SLOTS": "7"}, ("chat.lease_s=3",))
     (state / "up.json").write_text(told.document())
     later = {"HEADPOND_DEFAULTS__SLOTS": "9", "HEADPOND_MODELS__CHAT__LEASE_S": "8"}
-    settings = load_settings(config, environment=later)
-    assert (settings.model("chat").slots, settings.model("chat").lease_s) == (7, 3)
-    assert settings.told == told
+    found = load_settings(config, environment=later)
+    assert (found.model("chat").slots, found.model("chat").lease_s) == (7, 3)
+    assert found.told == told
     # The next `up` says everything anew.
     again = load_settings(config, environment=later, command_line=())
     assert (again.model("chat").slots, again.model("chat").lease_s) == (9, 8)

@@ -22,6 +22,8 @@ place = test_deployment.folder
 """Its fixture: a folder in which everything ends with the test."""
 HEADPOND = Path(sys.executable).with_name("headpond")
 CONFIG = """\
+[storage]
+endpoint_url = "http://127.0.0.1:9"
 [defaults]
 drain_timeout_s = 1
 [models.chat]

@@ -16,7 +16,31 @@ from headpond.toml_places import dotted, given_twice, lines
 CONF_FOLDER = "conf.d"
 SECTIONS = ("redis", "storage", "defaults", "models")
 _LAYERS = {"defaults": Layer.DEFAULTS}
+_DEEPEST_KEY = 3
+"""Of `models.<name>.<key>`: what stands below it belongs to its value."""
 _LINE = re.compile(r"\(at line (\d+), column \d+\)")
+
+
+class Places:
+    """Lines of a file's tables and keys. Empty where no text was read."""
+
+    def __init__(self, found: Mapping[KeyPath, int]) -> None:
+        self._first: dict[KeyPath, int] = {}
+        self._below: dict[KeyPath, dict[KeyPath, int]] = {}
+        for path, line in found.items():
+            for depth in range(1, len(path)):
+                self._first.setdefault(path[:depth], line)
+                if depth <= _DEEPEST_KEY:
+                    self._below.setdefault(path[:depth], {})[path[depth:]] = line
+        self._first |= found
+
+    def line(self, path: KeyPath) -> int | None:
+        """Of the key or header; of a table without a header of its own, of the first thing in it."""
+        return self._first.get(path)
+
+    def below(self, path: KeyPath) -> Mapping[KeyPath, int]:
+        """Lines of what stands in a value, by the path below it."""
+        return self._below.get(path, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +78,12 @@ def read_files(file: Path) -> ConfigFiles:
     return found
 
 
-def add_tables(found: ConfigFiles, tables: Mapping[str, Any], file: Path, places: Mapping[KeyPath, int]) -> None:
-    """Take the tables of one parsed file. places: the line of each path; empty where no text was read."""
+def add_tables(found: ConfigFiles, tables: Mapping[str, Any], file: Path, known: Mapping[KeyPath, int]) -> None:
+    """Take the tables of one parsed file. known: the line of each path; empty where no text was read."""
+    places = Places(known)
 
     def origin(layer: Layer, path: KeyPath) -> Origin:
-        return Origin(layer, file=file, line=_line(places, path), folder=file.parent)
+        return Origin(layer, file=file, line=places.line(path), folder=file.parent)
 
     for key, value in tables.items():
         top = origin(Layer.TABLE, (key,))
@@ -118,19 +143,8 @@ def _add(found: ConfigFiles, into: dict[str, Given], name: str, given: Given, pa
         found.problems.append(Problem(given.at.place, message))
 
 
-def _given(table: Mapping[str, Any], layer: Layer, path: KeyPath, origin: Any, places: Mapping[KeyPath, int]) -> Given:
-    sayings = []
-    for key, value in table.items():
-        here = (*path, key)
-        inner = {known[len(here) :]: line for known, line in places.items() if known[: len(here)] == here}
-        inner.pop((), None)
-        sayings.append(Saying((key,), value, origin(layer, here), inner))
+def _given(table: Mapping[str, Any], layer: Layer, path: KeyPath, origin: Any, places: Places) -> Given:
+    sayings = [
+        Saying((key,), value, origin(layer, (*path, key)), places.below((*path, key))) for key, value in table.items()
+    ]
     return Given(tuple(sayings), origin(layer, path), table)
-
-
-def _line(places: Mapping[KeyPath, int], path: KeyPath) -> int | None:
-    """The line of the path; of a table without a header of its own, of the first thing in it."""
-    if path in places:
-        return places[path]
-    inside = [line for known, line in places.items() if known[: len(path)] == path]
-    return min(inside, default=None)

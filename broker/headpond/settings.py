@@ -170,17 +170,18 @@ def examine(
     told = read_told(file.parent / STATE_FOLDER) if command_line is None else None
     if told is None:
         told = Told(settings_variables(environment), tuple(command_line or ()))
-    return _assemble(read_files(file), file, told)
+    return assemble(read_files(file), file, told)
 
 
 def check_settings(tables: dict[str, Any], *, file: Path) -> Settings:
     """Check parsed tables. Raises ConfigError naming the key, and the nearest one that exists."""
     files = ConfigFiles()
     add_tables(files, tables, file, {})
-    return _assemble(files, file, Told()).usable()
+    return assemble(files, file, Told()).usable()
 
 
-def _assemble(files: ConfigFiles, file: Path, told: Told) -> Examined:
+def assemble(files: ConfigFiles, file: Path, told: Told) -> Examined:
+    """Merge what files and `told` say, and check it. file: headpond.toml."""
     folder = file.parent
     variables = from_environment(told.environment, files.models, folder=folder)
     options = from_command_line(told.command_line, files.models, folder=folder)
@@ -244,9 +245,8 @@ def _check_model(name: str, sayings: Sequence[Saying], at: Origin) -> tuple[Mode
 def _engine(section: str, sayings: Sequence[Saying], at: Origin) -> type[ModelTable] | Problem:
     """The class of the model's table, by the strongest word on its engine."""
     said = [each for each in sayings if each.path in (("engine",), ("ENGINE",))]
-    known = known_engines()
     if not said:
-        return Problem(at.place, f"[{section}] names no engine; known: {', '.join(known)}")
+        return Problem(at.place, f"[{section}] names no engine; known: {', '.join(known_engines())}")
     engine, where = said[-1].value, said[-1].origin.place
     if isinstance(engine, Text):
         engine = parse_text(engine.text, str)
@@ -255,6 +255,7 @@ def _engine(section: str, sayings: Sequence[Saying], at: Origin) -> type[ModelTa
     except ConfigError as error:
         return Problem(error.where, str(error).removeprefix(f"{error.where}: "))
     if kind is None:
+        known = known_engines()
         near = nearest(str(engine), known)
         return Problem(where, f"[{section}] engine = {engine!r}: no such engine{near}; known: {', '.join(known)}")
     return kind

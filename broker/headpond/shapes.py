@@ -74,11 +74,13 @@ def parse_text(text: str, annotation: Any) -> Any:
     if parsed.keys() != {"value"}:
         if textual:
             return text
-        raise ValueError(f"is no TOML value: {_wanted(kinds)}")
+        raise ValueError(f"is no TOML value; {_wanted(kinds)}")
     value = parsed["value"]
-    if textual and not isinstance(value, str) and all(map(_is_textual, kinds)):
-        return text
-    return value
+    if not textual or isinstance(value, str):
+        return value
+    other = [kind for kind in kinds if not _is_textual(kind)]
+    meant = bool(other) if isinstance(value, (dict, list)) else any(kind in _NAMES for kind in other)
+    return value if meant else text
 
 
 def wrong_types(value: object, annotation: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -91,7 +93,7 @@ def wrong_types(value: object, annotation: Any, path: tuple[str, ...] = ()) -> I
     if not kinds or not all(kind in _NAMES for kind in kinds):
         return
     if isinstance(value, str) or (isinstance(value, bool) and bool not in kinds):
-        yield path, f"must be {_wanted(kinds)}, not {'a string' if isinstance(value, str) else 'true or false'}"
+        yield path, f"{_wanted(kinds)}, not {'a string' if isinstance(value, str) else 'true or false'}"
 
 
 def anchored(value: object, annotation: Any, folder: Path) -> object:
@@ -119,5 +121,5 @@ def _wanted(kinds: tuple[Any, ...]) -> str:
         return 'a secret is a reference: {env = "NAME"} or {file = "PATH"}'
     names = [_NAMES[kind] for kind in kinds if kind in _NAMES]
     if names:
-        return " or ".join(names)
-    return "a table, such as {name = 1}, or a list, such as [1, 2]"
+        return f"it must be {' or '.join(names)}"
+    return "it must be a table, such as {name = 1}, or a list, such as [1, 2]"

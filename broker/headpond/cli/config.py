@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from headpond.errors import ConfigError
 from headpond.layers import flattened
 from headpond.origins import BUILT_IN, Problem
 from headpond.settings import CONFIG_NAME, Examined, Settings, examine, find_config
-from headpond.tables import SecretRef
+from headpond.tables import SecretRef, Table
 from headpond.terminal import escape_controls
 from headpond.toml_places import dotted
 
@@ -103,7 +104,7 @@ def check(
     else:
         for each in problems:
             typer.echo(escape_controls(_told(each)))
-        models = _counted(len(settings.models), "usable model")
+        models = _counted(len(settings.models), "model")
         typer.echo(escape_controls(f"{settings.file}: {models}, {_counted(len(problems), 'problem')}"), err=True)
     if problems:
         raise typer.Exit(BAD_INPUT)
@@ -146,7 +147,11 @@ def _plain(value: object) -> object:
         return MASK
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, Table):
+        return {key: _plain(getattr(value, key)) for key in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(each) for each in value]
     return value
 
