@@ -20,7 +20,7 @@ from headpond.origins import BUILT_IN, Layer
 from headpond.settings import Settings, assemble, examine, load_settings
 from headpond.tables import ExLlamaV2Model, LlamaCppModel, SecretRef
 from headpond.toml_places import dotted
-from headpond.up_file import Told
+from headpond.up_file import MAX_BYTES, Told
 
 SCRIPTED = '[models.chat]\nengine = "scripted"\n'
 
@@ -508,7 +508,7 @@ def test_what_up_was_told_counts_for_whoever_comes_later(config: Path) -> None:
     "text", ["", "[]", "{}", '{"schema": "headpond/up", "v": 2, "set": [], "environment": {}}',
              '{"schema": "headpond/up", "v": 1, "set": [7], "environment": {}}',
              '{"schema": "headpond/up", "v": 1, "set": "ab", "environment": {}}',
-             '{"schema": "headpond/up", "v": 1, "set": [], "environment": {"A": 1}}', " " * ((1 << 20) + 1)]
+             '{"schema": "headpond/up", "v": 1, "set": [], "environment": {"A": 1}}', " " * (MAX_BYTES + 1)]
 )  # fmt: skip
 def test_a_damaged_note_of_it_is_refused_with_what_to_do(config: Path, text: str) -> None:
     config.write_text(SCRIPTED)

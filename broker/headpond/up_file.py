@@ -16,7 +16,8 @@ from headpond.errors import ConfigError
 UP_FILE = "up.json"
 SCHEMA = "headpond/up"
 VERSION = 1
-MAX_BYTES = 1 << 20
+MAX_BYTES = 16 << 20
+"""An environment has no more than 2 MiB."""
 
 
 @dataclass(frozen=True, slots=True)

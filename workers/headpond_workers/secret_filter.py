@@ -10,7 +10,7 @@ import traceback
 from types import TracebackType
 
 from headpond.errors import ConfigError
-from headpond.tables import secret_references
+from headpond.tables import secrets_of
 from headpond_workers.redaction import Secrets
 
 LINE_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -56,7 +56,7 @@ def start_logging(secrets: Secrets, *, level: int = logging.INFO) -> None:
 
 def learn_references(secrets: Secrets, *tables: object) -> None:
     """Mask the secrets that these tables refer to, whoever reads them later."""
-    for _, reference in secret_references(tables):
+    for reference in secrets_of(tables):
         # Whoever needs a secret that cannot be read says so, with its place.
         with contextlib.suppress(ConfigError):
             reference.resolve(where="", learn=secrets.learn)

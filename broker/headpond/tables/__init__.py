@@ -9,7 +9,7 @@ from headpond.tables.exllama import PAGE_TOKENS, ExLlamaV2Model, ExLlamaV3Model
 from headpond.tables.llamacpp import LlamaCppModel
 from headpond.tables.model import ModelTable
 from headpond.tables.scripted import ScriptedModel
-from headpond.tables.secret_ref import NO_SECRETS, SecretRef, secret_references
+from headpond.tables.secret_ref import NO_SECRETS, SecretRef, secret_references, secrets_of
 from headpond.tables.table import Table
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "SecretRef",
     "Table",
     "secret_references",
+    "secrets_of",
 ]
 
 ENGINES: dict[str, type[ModelTable]] = {

@@ -105,3 +105,8 @@ def secret_references(value: object, path: tuple[str, ...] = ()) -> Iterator[tup
         inner = {str(index): each for index, each in enumerate(value)}
     for key, each in inner.items():
         yield from secret_references(each, (*path, key))
+
+
+def secrets_of(value: object) -> Iterator[SecretRef]:
+    """Every reference in a table, at any depth."""
+    return (reference for _, reference in secret_references(value))

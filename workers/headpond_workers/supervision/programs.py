@@ -22,7 +22,7 @@ from pathlib import Path
 from headpond.errors import DeploymentError
 from headpond.overrides import prefix_of
 from headpond.settings import Settings
-from headpond.tables import secret_references
+from headpond.tables import secrets_of
 from headpond_workers.supervision.launcher import is_always_allowed
 
 VALKEY = "valkey"
@@ -142,7 +142,7 @@ def server(name: str, argv: Sequence[str]) -> Program:
 
 def secret_variables(value: object) -> list[str]:
     """Names of the environment variables that secret references of a table name, at any depth."""
-    return list(dict.fromkeys(ref.env for _, ref in secret_references(value) if ref.env is not None))
+    return list(dict.fromkeys(reference.env for reference in secrets_of(value) if reference.env is not None))
 
 
 def _secrets_of_others(settings: Settings, own: Iterable[str]) -> tuple[str, ...]:
