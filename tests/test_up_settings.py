@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import test_deployment
 from headpond.connections import redis_of
 from headpond.queue import JobQueue, Server
 from headpond.settings import load_settings
-from test_deployment import deployment_of, processes_of
+from headpond.workers import WorkerState
+from test_deployment import deployment_of, processes_of, wait_until
 
 place = test_deployment.folder
 """Its fixture: a folder in which everything ends with the test."""
@@ -52,6 +54,12 @@ def slots(folder: Path) -> dict[str, int]:
         server.close()
 
 
+def pids_of(folder: Path) -> dict[str, int]:
+    """Of workers that are ready, by instance."""
+    status = deployment_of(folder).status()
+    return {worker.instance: worker.pid for worker in status.workers if worker.state is WorkerState.READY}
+
+
 @pytest.mark.slow
 def test_workers_and_later_commands_see_what_up_was_told(place: Path) -> None:
     folder = place
@@ -63,14 +71,21 @@ def test_workers_and_later_commands_see_what_up_was_told(place: Path) -> None:
     assert slots(folder) == {"chat-0": 7, "code-0": 5, "code-1": 5}
     note = folder / ".headpond" / "up.json"
     assert stat.S_IMODE(note.stat().st_mode) == 0o600
-    pids = {worker.instance: worker.pid for worker in deployment_of(folder).status().workers}
+    pids = pids_of(folder)
+
+    # One that is started again after a crash reads the same.
+    os.kill(pids["chat-0"], signal.SIGKILL)
+    wait_until(lambda: pids_of(folder).get("chat-0") not in (None, 0, pids["chat-0"]))
+    deployment_of(folder).wait_ready(timeout_s=60)
+    assert slots(folder) == {"chat-0": 7, "code-0": 5, "code-1": 5}
+    pids = pids_of(folder)
 
     # From another shell, that knows nothing of it: nothing is restarted, and the new worker is like its siblings.
     scaled = run(folder, "scale", "chat=2")
     assert scaled.returncode == 0, scaled.stderr
     deployment_of(folder).wait_ready(timeout_s=60)
     assert slots(folder) == {"chat-0": 7, "chat-1": 7, "code-0": 5, "code-1": 5}
-    after = {worker.instance: worker.pid for worker in deployment_of(folder).status().workers}
+    after = pids_of(folder)
     assert {name: after[name] for name in pids} == pids
     shown = run(folder, "config", "show", "chat", "--running", "--json")
     found = {row["key"]: (row["value"], row["origin"]) for row in json.loads(shown.stdout)["settings"]}

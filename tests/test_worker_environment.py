@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from headpond.settings import Settings, check_settings
-from headpond.tables import NO_SECRETS, SecretRef, secret_references
+from headpond.tables import NO_SECRETS, ModelTable, SecretRef, secret_references
 from headpond_workers.supervision import programs
 from headpond_workers.supervision.launcher import ALWAYS_ALLOWED, is_always_allowed
 from headpond_workers.supervision.programs import Program, secret_variables
@@ -91,6 +91,25 @@ def test_a_secret_of_another_table_is_dropped_whatever_its_name(tmp_path: Path) 
     # A server needs nothing of all that.
     server = environment_of(tmp_path, programs.server(programs.SEAWEED, ["w"]), environment)
     assert environment.keys() & server.keys() == set()
+
+
+class _KeyedModel(ModelTable):
+    api_key: SecretRef
+    headers: dict[str, SecretRef]
+
+
+def test_a_model_sees_its_own_keys_and_not_those_of_its_neighbour(tmp_path: Path) -> None:
+    def model(key: str, header: str) -> _KeyedModel:
+        return _KeyedModel(engine="keyed", api_key=SecretRef(env=key), headers={"X": SecretRef(env=header)})
+
+    models = {"a": model("HEADPOND_KEY_A", "CUDA_SECRET_A"), "b": model("HEADPOND_KEY_B", "OPENAI_KEY_B")}
+    settings = settings_with(tmp_path).model_copy(update={"models": models})
+    names = ("HEADPOND_KEY_A", "CUDA_SECRET_A", "HEADPOND_KEY_B", "OPENAI_KEY_B")
+    environment = {name: f"value of {name}" for name in names}
+    for model_name, own in (("a", names[:2]), ("b", names[2:])):
+        seen = environment_of(tmp_path, programs.worker(settings, model_name, 0), environment)
+        assert {name for name in seen if name in environment} == set(own)
+    assert not environment.keys() & environment_of(tmp_path, programs.persister(settings), environment).keys()
 
 
 def test_a_secret_that_two_tables_name_reaches_both(tmp_path: Path) -> None:
