@@ -104,7 +104,11 @@ def _limits(field: dict[str, Any]) -> str:
 def _plural(field: dict[str, Any]) -> str:
     if not field:
         return "values"
-    return " or ".join(f"{each.split(',')[0]}s" for each in shown_type(field).split(" or "))
+    shown = shown_type(field)
+    if shown.startswith("`"):
+        return shown
+    words = (re.sub(r"\[([^]]*)\]\(.*\)", r"\1", each.split(",")[0]) for each in shown.split(" or "))
+    return " or ".join(f"{word}s" for word in words)
 
 
 def _own_keys(kind: type[Table]) -> list[str]:

@@ -504,6 +504,22 @@ def test_what_up_was_told_counts_for_whoever_comes_later(config: Path) -> None:
     assert again.told == Told(later)
 
 
+def test_what_was_told_of_a_model_that_is_gone_since_hinders_nobody(config: Path) -> None:
+    config.write_text(SCRIPTED)
+    state = config.parent / ".headpond"
+    state.mkdir()
+    told = Told(
+        {"HEADPOND_MODELS__GONE__SLOTS": "7", "HEADPOND_MODELS__CHAT__LEASE_S": "3"}, ("gone.slots=3", "chat.slots=9")
+    )
+    (state / "up.json").write_text(told.document())
+    found = load_settings(config)
+    assert (found.model("chat").slots, found.model("chat").lease_s) == (9, 3)
+    assert found.told == Told({"HEADPOND_MODELS__CHAT__LEASE_S": "3"}, ("chat.slots=9",))
+    # Said now, it is a mistake.
+    with pytest.raises(ConfigError, match="'gone' is neither"):
+        load_settings(config, command_line=["gone.slots=3"])
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"schema": "headpond/up", "v": 2, "set": [], "environment": {}}',
              '{"schema": "headpond/up", "v": 1, "set": [7], "environment": {}}',

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headpond.toml_places import Place, dotted, given_twice, lines, parse_key, places
@@ -86,6 +86,7 @@ def paths(value: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple
             yield from paths(each, (*before, key))
 
 
+@settings(deadline=None)
 @given(tables)
 def test_every_path_that_tomllib_finds_has_its_line(table: dict[str, Any]) -> None:
     text = "\n# c\n".join(f"{dotted((key,))} = {written(value)}" for key, value in table.items())
@@ -114,6 +115,7 @@ def test_a_text_that_is_none_is_read_as_far_as_it_goes(text: str) -> None:
     assert places(f"[first]\nkey = 1\n{text}")[:2] == [Place(("first",), 1), Place(("first", "key"), 2)]
 
 
+@settings(deadline=None)
 @given(st.lists(keys, min_size=1, max_size=4))
 def test_a_dotted_key_is_read_back(parts: list[str]) -> None:
     assert parse_key(dotted(tuple(parts))) == tuple(parts)

@@ -69,13 +69,33 @@ def from_command_line(words: Iterable[str], models: Collection[str], *, folder: 
             path, text = _split(word)
             section, model, rest = _addressed(path, models)
         except ValueError as error:
-            # The word is not repeated: it may hold what is secret.
+            # The word's value is not repeated: it may be what is secret.
             found.problems.append(Problem("--set", str(error)))
             continue
         layer = Layer.COMMAND_LINE_OF_ALL if section == "defaults" else Layer.COMMAND_LINE
         origin = Origin(layer, name=dotted(path), folder=folder)
         found.add(section, model, Saying(rest, Text(text), origin))
     return found
+
+
+def of_present(
+    environment: Mapping[str, str], words: Iterable[str], models: Collection[str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Variables and words without those for models that are gone: of what was noted while they were there."""
+
+    def present(word: str) -> bool:
+        try:
+            _addressed(_split(word)[0], models)
+        except ValueError:
+            return False
+        return True
+
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(OF_MODELS) or any(name.startswith(prefix_of(model)) for model in models)
+    }
+    return kept, tuple(filter(present, words))
 
 
 def _add_of_model(found: Overrides, name: str, value: str, models: Collection[str], folder: Path) -> None:

@@ -34,7 +34,7 @@ from headpond.errors import ConfigError, InvalidRequest
 from headpond.jobs import check_model_name
 from headpond.layers import KeyPath, Merged, Saying, Text, check, flattened, merge
 from headpond.origins import BUILT_IN, Layer, Origin, Problem, nearest
-from headpond.overrides import Overrides, from_command_line, from_environment, settings_variables
+from headpond.overrides import Overrides, from_command_line, from_environment, of_present, settings_variables
 from headpond.shapes import parse_text
 from headpond.tables import ENGINES, ModelTable, SecretRef, Table
 from headpond.toml_places import dotted
@@ -167,10 +167,14 @@ def examine(
 ) -> Examined:
     """`load_settings` for those who want to hear of every problem. Raises ConfigError for a damaged up.json alone."""
     file = file.resolve()
+    files = read_files(file)
     told = read_told(file.parent / STATE_FOLDER) if command_line is None else None
     if told is None:
         told = Told(settings_variables(environment), tuple(command_line or ()))
-    return assemble(read_files(file), file, told)
+    else:
+        # A model that was taken out of the files since must not keep the others from being started again.
+        told = Told(*of_present(told.environment, told.command_line, files.models))
+    return assemble(files, file, told)
 
 
 def check_settings(tables: dict[str, Any], *, file: Path) -> Settings:
