@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib
-import json
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import msgpack
 import pytest
 import typer.main
-from pydantic import BaseModel
 
 from headpond import codec, keys, operations, upkeep, wire
 from headpond.cli import exits
@@ -26,8 +24,9 @@ from headpond.models import MODEL_SCHEMA, ModelRow, pack_model
 from headpond.requests import JobRequest
 from headpond.sampling import Sampling
 from headpond.scripts import load_script
-from headpond.settings import RUN_FILE, RedisSettings, StorageSettings
-from headpond.tables import ENGINES, AdapterTable, DraftTable, ModelTable
+from headpond.settings import RUN_FILE
+from headpond.tables import ModelTable
+from headpond.up_file import UP_FILE
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.supervision import embedded_seaweed, embedded_valkey, launcher, programs, scaling
 from headpond_workers.supervision.deployment import LOCK_FILE
@@ -428,63 +427,18 @@ def test_the_queue_modules_alone_send_scripts() -> None:
     assert all(f"`headpond.{name}`" in STATES for name in senders - {"scripts"})
 
 
-def shown_type(field: dict[str, Any]) -> str:
-    """The type column of a setting, from its JSON schema."""
-    field = next(choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null")
-    if "$ref" in field:
-        return "secret reference" if field["$ref"].endswith("/SecretRef") else "table"
-    if field.get("type") == "object":
-        kinds = field.get("patternProperties") or {"": field["additionalProperties"]}
-        (value,) = kinds.values()
-        return "table of tables" if "$ref" in value else f"table of {shown_type(value).split(',')[0]}s"
-    if field.get("type") == "array":
-        return f"list of {shown_type(field['items']).split(',')[0]}s"
-    if "const" in field:
-        return f'`"{field["const"]}"`'
-    if "enum" in field:
-        return ", ".join(f'`"{choice}"`' for choice in field["enum"])
-    if field.get("format") == "path":
-        return "path"
-    least, most, above = (field.get(name) for name in ("minimum", "maximum", "exclusiveMinimum"))
-    limits = ""
-    if above is not None:
-        limits = f", more than {above:g}" + ("" if most is None else f", at most {most:.0f}")
-    elif least is not None:
-        limits = f", {least:g} or more" if most is None else f", {least:g} to {most:.0f}"
-    return f"{field['type']}{limits}"
-
-
-def settings_of(model: type[BaseModel]) -> Iterator[tuple[str, list[str]]]:
-    """Key -> its cells, as the table has to show them."""
-    for key, field in model.model_json_schema()["properties"].items():
-        info = model.model_fields[key]
-        default = "required"
-        if not info.is_required():
-            value = info.get_default(call_default_factory=True, validated_data={})
-            default = "none" if value is None else f"`{json.dumps(value)}`"
-        yield key, [f"`{key}`", shown_type(field), default]
-
-
-TABLES = {
-    "`[redis]`": RedisSettings,
-    "`[storage]`": StorageSettings,
-    "Adapters": AdapterTable,
-    "Draft model": DraftTable,
-}
-
-
-@pytest.mark.parametrize(
-    ("heading", "model"), [*TABLES.items(), *((f'`engine = "{name}"`', model) for name, model in ENGINES.items())]
-)
-def test_every_setting_is_described_with_its_type_and_default(heading: str, model: type[BaseModel]) -> None:
-    columns = ("key", "type", "default", "meaning")
-    described = {cells[0]: cells[:3] for cells in rows(section(OPERATION, heading), *columns)}
-    if model in ENGINES.values():
-        # An engine's own row of a shared key replaces the shared one.
-        shared = rows(section(OPERATION, "`[models.NAME]`, any engine"), *columns)
-        described = {cells[0]: cells[:3] for cells in shared} | described
-
-    assert described == {cells[0]: cells for _, cells in settings_of(model)}
+def test_every_setting_is_described_as_the_code_has_it() -> None:
+    spec = importlib.util.spec_from_file_location("settings_tables", ROOT / "scripts" / "settings_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    text = TEXTS["configuration.md"]
+    assert tables.missing(text) == []
+    assert tables.rendered(text) == text, "python scripts/settings_tables.py"
+    # The tables themselves say what the classes say: some that are known.
+    assert "| `slots` | integer, 1 to 1024 | `4` | Sequences that one worker runs together. |" in text
+    assert "| `password` | [secret reference](#secrets) | none | Put into `url`. |" in text
 
 
 def test_every_command_is_in_the_manual() -> None:
@@ -505,7 +459,7 @@ def test_files_programs_and_the_allowed_environment_are_in_the_manual() -> None:
     listed = {name.rstrip("/") for cell in files for name in cell.split("`, `")}
     folders = (programs.LOG_FOLDER, programs.CONF_FOLDER, programs.STARTS_FOLDER)
     servers = (embedded_valkey.FOLDER, embedded_seaweed.FOLDER)
-    assert {*folders, *servers, scaling.SCALE_FILE, LOCK_FILE, CONF_NAME, RUN_FILE} <= listed
+    assert {*folders, *servers, scaling.SCALE_FILE, LOCK_FILE, CONF_NAME, RUN_FILE, UP_FILE} <= listed
     for name in (*programs.SERVERS, programs.PERSISTER):
         assert f"| `{name}` |" in section(OPERATION, "What runs")
     variables = set(re.findall(r"`([A-Za-z_*]+)`", section(OPERATION, "Environment")))

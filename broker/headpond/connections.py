@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
@@ -84,29 +84,31 @@ class RedisAddress:
 
 
 def find_redis(url: str | None = None, *, start: Path | None = None) -> RedisAddress:
-    """The server to use: the argument, HEADPOND_REDIS_URL, `[redis] url` of the nearest headpond.toml, or the
-    deployment that `headpond up` runs beside that file. Raises ConfigError if none says.
+    """The server to use: the argument, HEADPOND_REDIS_URL, `[redis] url` of the nearest headpond.toml with its layers,
+    or the deployment that `headpond up` runs beside that file. Raises ConfigError if none says.
     """
     if url is not None:
-        return RedisAddress(_checked(url, "the url argument"), "the url argument")
+        return RedisAddress(checked_url(url, "the url argument"), "the url argument")
     if from_environment := os.environ.get("HEADPOND_REDIS_URL"):
-        return RedisAddress(_checked(from_environment, "HEADPOND_REDIS_URL"), "HEADPOND_REDIS_URL")
+        return RedisAddress(checked_url(from_environment, "HEADPOND_REDIS_URL"), "HEADPOND_REDIS_URL")
     file = find_config(start)
     if file is None:
         raise ConfigError(
             "no Redis is configured: give a url, set HEADPOND_REDIS_URL, or work in a folder with a headpond.toml",
             where=str((start or Path.cwd()) / CONFIG_NAME),
         )
-    return redis_of(load_settings(file))
+    # Who asks only for the server has to do with no model's table.
+    return redis_of(load_settings(file, environment=os.environ, needed=()))
 
 
-def redis_of(settings: Settings) -> RedisAddress:
-    """The server of a configuration: `[redis] url`, else the one that runs beside it."""
+def redis_of(settings: Settings, *, learn: Callable[[str], object] | None = None) -> RedisAddress:
+    """The server of a configuration: `[redis] url`, else the one that runs beside it. learn: told of the password."""
     where = f"{settings.file or CONFIG_NAME} [redis] url"
     if settings.redis.url is not None:
-        url = _checked(settings.redis.url, where)
+        url = checked_url(settings.redis.url, where)
         if settings.redis.password is not None:
-            url = _with_password(url, settings.redis.password.resolve(where=f"{where[:-4]} password"))
+            password = settings.redis.password.resolve(where=f"{where[:-4]} password", learn=learn)
+            url = _with_password(url, password)
         return RedisAddress(url, where)
     run_file = settings.state_folder / RUN_FILE
     try:
@@ -120,10 +122,14 @@ def redis_of(settings: Settings) -> RedisAddress:
         raise ConfigError(
             f"cannot be used: {error!r}. Restart with: headpond down; headpond up", where=str(run_file)
         ) from error
-    return RedisAddress(_checked(url, str(run_file)), str(run_file))
+    address = RedisAddress(checked_url(url, str(run_file)), str(run_file))
+    if learn is not None:
+        learn(unquote(urlsplit(address.url).password or ""))
+    return address
 
 
-def _checked(url: object, where: str) -> str:
+def checked_url(url: object, where: str) -> str:
+    """url, if it can be one of a Redis. Raises ConfigError, without repeating it."""
     if not isinstance(url, str) or not url.startswith(("redis://", "rediss://", "unix://")):
         raise ConfigError("a Redis url begins with redis://, rediss:// or unix://", where=where)
     try:

@@ -1,4 +1,4 @@
-"""headpond.toml: found, read, checked. Secrets stay references until the process that needs them asks.
+"""The configuration: headpond.toml, conf.d/*.toml, the environment and the command line, found, read, checked.
 
 [redis]
 url = "redis://..."                      # without it, `headpond up` embeds a server
@@ -12,23 +12,33 @@ slots = 4                                # any key of a model's table
 [models.chat]
 engine = "llamacpp"
 source = "smollm2-135m:Q8_0"             # or path = "..."
+
+Layers, weakest first: built-in defaults, HEADPOND_DEFAULTS__*, [defaults], `--set defaults.*`, the model's table, its
+own HEADPOND_MODELS__<NAME>__*, `--set <name>.*`. Secrets stay references until the process that needs them asks.
 """
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SkipValidation, field_validator
 
+from headpond.config_files import ConfigFiles, Given, add_tables, read_files
 from headpond.engine_kinds import known_engines, settings_of_engine
 from headpond.errors import ConfigError, InvalidRequest
 from headpond.jobs import check_model_name
+from headpond.layers import KeyPath, Merged, Saying, Text, check, flattened, merge
+from headpond.origins import BUILT_IN, Layer, Origin, Problem, nearest
+from headpond.overrides import Overrides, from_command_line, from_environment, of_present, settings_variables
+from headpond.shapes import parse_text
 from headpond.tables import ENGINES, ModelTable, SecretRef, Table
+from headpond.toml_places import dotted
+from headpond.up_file import Told, read_told
 
 CONFIG_NAME = "headpond.toml"
 STATE_FOLDER = ".headpond"
@@ -37,39 +47,61 @@ EMBEDDED_VALKEY_FOLDER = "valkey"
 
 
 _T = TypeVar("_T", bound=Table)
+_NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
+_IN_URL = 'holds a password; take it out and write {} = {{env = "NAME"}} or {{file = "PATH"}}'
 
 
 class RedisSettings(Table):
     url: str | None = None
+    """`redis://`, `rediss://` or `unix://`. None: `headpond up` embeds Valkey."""
     password: SecretRef | None = None
+    """Put into `url`."""
 
     @field_validator("url")
     @classmethod
     def _no_secret(cls, url: str | None) -> str | None:
-        if url is not None and urlsplit(url).password:
-            raise ValueError('holds a password; take it out and write password = {env = "NAME"} or {file = "PATH"}')
+        if url is not None and _has_password(url):
+            raise ValueError(_IN_URL.format("password"))
         return url
 
 
 class StorageSettings(Table):
     endpoint_url: str | None = None
+    """`http://HOST:PORT` or `https://HOST`, without the bucket. None: `headpond up` embeds SeaweedFS."""
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] = "headpond"
+    """Made if it is not there."""
     region: str = "us-east-1"
+    """Of the bucket."""
     access_key: SecretRef | None = None
+    """With `secret_key`, or neither."""
     secret_key: SecretRef | None = None
+    """With `access_key`, or neither."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_secret(cls, url: str | None) -> str | None:
+        if url is not None and _has_password(url):
+            raise ValueError(_IN_URL.format("secret_key"))
+        return url
 
 
 class Settings(Table):
-    """One headpond.toml. `file` is None for the settings of no file at all."""
+    """One configuration. `file` is None for the settings of no file at all.
+
+    origins: of every value, by its dotted key, such as `models.chat.slots` or `models."a.b".slots`. told: what the
+    environment and the command line said. Neither is part of a dump: the tables alone tell two configurations apart.
+    """
 
     file: Path | None = None
     redis: RedisSettings = RedisSettings()
     storage: StorageSettings = StorageSettings()
     models: dict[str, ModelTable] = Field(default_factory=dict)
+    origins: SkipValidation[Mapping[str, Origin]] = Field(default_factory=dict, exclude=True, repr=False)
+    told: SkipValidation[Told] = Field(default_factory=Told, exclude=True, repr=False)
 
     @property
     def folder(self) -> Path:
-        """What relative paths are relative to, and where `.headpond/` stands."""
+        """What relative paths of headpond.toml are relative to, and where `.headpond/` stands."""
         return self.file.parent if self.file else Path.cwd()
 
     @property
@@ -82,8 +114,25 @@ class Settings(Table):
             return self.models[name]
         except KeyError:
             raise ConfigError(
-                f"no table [models.{name}]{_nearest(name, self.models)}", where=str(self.file or CONFIG_NAME)
+                f"no table [models.{name}]{nearest(name, self.models)}", where=str(self.file or CONFIG_NAME)
             ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A configuration as far as it can be used, and all that is wrong with it."""
+
+    settings: Settings
+    problems: tuple[Problem, ...]
+
+    def usable(self, needed: Collection[str] | None = None) -> Settings:
+        """The settings. needed: see `load_settings`. Raises ConfigError for the first problem, counting the others."""
+        hindering = [each for each in self.problems if not each.model or needed is None or each.model in needed]
+        if not hindering:
+            return self.settings
+        first, more = hindering[0], len(hindering) - 1
+        rest = f" ({more} more {'problem' if more == 1 else 'problems'}: headpond config check)" if more else ""
+        raise ConfigError(f"{first.message}{rest}", where=first.where)
 
 
 def find_config(start: Path | None = None) -> Path | None:
@@ -95,109 +144,134 @@ def find_config(start: Path | None = None) -> Path | None:
     return None
 
 
-def load_settings(file: Path) -> Settings:
-    """Read and check one file. Raises ConfigError with the file and the line or key."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError("no such file; copy the repository's headpond.toml to begin", where=str(file)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=str(file)) from None
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"not valid TOML: {error}", where=str(file)) from None
-    return check_settings(tables, file=file.resolve())
+def load_settings(
+    file: Path,
+    *,
+    environment: Mapping[str, str] = _NO_VARIABLES,
+    command_line: Sequence[str] | None = None,
+    needed: Collection[str] | None = None,
+) -> Settings:
+    """Read and check a configuration: `file`, the conf.d beside it, and the weaker and stronger layers.
+
+    environment: variables; those named HEADPOND_<TABLE>__* count. command_line: what followed each `--set`. None: as
+    the `headpond up` of the running deployment was told, variables included; where nothing runs there is none.
+    needed: the models that the caller has to do with; a table of another one may be wrong, and is left out then, since
+    its variables may be hidden from this process. None: all.
+    Raises ConfigError naming the file and line, variable or option.
+    """
+    return examine(file, environment=environment, command_line=command_line).usable(needed)
+
+
+def examine(
+    file: Path, *, environment: Mapping[str, str] = _NO_VARIABLES, command_line: Sequence[str] | None = None
+) -> Examined:
+    """`load_settings` for those who want to hear of every problem. Raises ConfigError for a damaged up.json alone."""
+    file = file.resolve()
+    files = read_files(file)
+    told = read_told(file.parent / STATE_FOLDER) if command_line is None else None
+    if told is None:
+        told = Told(settings_variables(environment), tuple(command_line or ()))
+    else:
+        # A model that was taken out of the files since must not keep the others from being started again.
+        told = Told(*of_present(told.environment, told.command_line, files.models))
+    return assemble(files, file, told)
 
 
 def check_settings(tables: dict[str, Any], *, file: Path) -> Settings:
     """Check parsed tables. Raises ConfigError naming the key, and the nearest one that exists."""
-    where = str(file)
-    known = ("redis", "storage", "defaults", "models")
-    for key in tables:
-        if key not in known:
-            raise ConfigError(f"unknown table [{key}]{_nearest(key, known)}", where=where)
-    defaults = _table(tables.get("defaults", {}), "defaults", where)
+    files = ConfigFiles()
+    add_tables(files, tables, file, {})
+    return assemble(files, file, Told()).usable()
+
+
+def assemble(files: ConfigFiles, file: Path, told: Told) -> Examined:
+    """Merge what files and `told` say, and check it. file: headpond.toml."""
+    folder = file.parent
+    variables = from_environment(told.environment, files.models, folder=folder)
+    options = from_command_line(told.command_line, files.models, folder=folder)
+    problems = [*files.problems, *variables.problems, *options.problems]
+    origins: dict[KeyPath, Origin] = {}
+    of_all = _layered(files.sections, "defaults", variables, options)
     models: dict[str, ModelTable] = {}
-    for name, raw in _table(tables.get("models", {}), "models", where).items():
-        section = f"models.{name}"
-        table = _table(raw, section, where)
-        try:
-            check_model_name(name)
-        except InvalidRequest as error:
-            raise ConfigError(f"[{section}]: {error}", where=where) from None
-        models[name] = _check_model(table, defaults, section=section, where=where, folder=file.parent)
-    keys = _keys_of_models(models.values())
-    for key in defaults:
+    for name, given in files.models.items():
+        sayings = [*of_all, *given.sayings, *variables.models.get(name, ()), *options.models.get(name, ())]
+        table, merged = _check_model(name, sayings, given.at)
+        problems += merged.problems
+        if table is not None:
+            models[name] = table.anchored(folder)
+            origins |= _origins(table, merged, ("models", name))
+    kinds: set[type[ModelTable]] = {*ENGINES.values(), *(type(table) for table in models.values())}
+    keys = {key for kind in kinds for key in kind.model_fields}
+    for saying in of_all:
+        key = saying.path[0].lower() if saying.origin.layer.is_environment else saying.path[0]
         if key not in keys:
-            raise ConfigError(f"unknown key '{key}' in [defaults]{_nearest(key, keys)}", where=where)
-    redis = _table(tables.get("redis", {}), "redis", where)
-    storage = _table(tables.get("storage", {}), "storage", where)
-    return Settings(
+            problems.append(Problem(saying.origin.place, f"unknown key '{key}' in [defaults]{nearest(key, keys)}"))
+    sections: dict[str, Any] = {}
+    for section, kind in (("redis", RedisSettings), ("storage", StorageSettings)):
+        merged = merge(kind, _layered(files.sections, section, variables, options), section=section)
+        at = files.sections[section].at if section in files.sections else Origin(Layer.TABLE, file=file)
+        sections[section] = check(kind, merged, section=section, at=at) or kind()
+        problems += merged.problems
+        origins |= _origins(sections[section], merged, (section,))
+    settings = Settings(
         file=file,
-        redis=_check_anchored(RedisSettings, redis, "redis", where, folder=file.parent),
-        storage=_check_anchored(StorageSettings, storage, "storage", where, folder=file.parent),
         models=models,
+        origins={dotted(path): origin for path, origin in origins.items()},
+        told=told,
+        **sections,
     )
+    return Examined(settings, tuple(dict.fromkeys(problems)))
 
 
-def _check_model(
-    table: dict[str, Any], defaults: dict[str, Any], *, section: str, where: str, folder: Path
-) -> ModelTable:
-    engine = table.get("engine", defaults.get("engine"))
-    if engine is None:
-        raise ConfigError(f"[{section}] names no engine; known: {', '.join(known_engines())}", where=where)
-    kind = settings_of_engine(engine, where=f"{where}: [{section}]") if isinstance(engine, str) else None
+def _layered(given: Mapping[str, Given], section: str, variables: Overrides, options: Overrides) -> list[Saying]:
+    """What is said of one section, weakest first. Variables for all models are weaker than files."""
+    files = [*given[section].sayings] if section in given else []
+    said = variables.sections[section]
+    return [*((said + files) if section == "defaults" else (files + said)), *options.sections[section]]
+
+
+def _check_model(name: str, sayings: Sequence[Saying], at: Origin) -> tuple[ModelTable | None, Merged]:
+    section = f"models.{name}"
+    refused = Merged()
+    try:
+        check_model_name(name)
+        kind = _engine(section, sayings, at)
+    except InvalidRequest as error:
+        refused.problems.append(Problem(at.place, f"[{section}]: {error}", name))
+        return None, refused
+    if isinstance(kind, Problem):
+        refused.problems.append(Problem(kind.where, kind.message, name))
+        return None, refused
+    merged = merge(kind, sayings, section=section, model=name)
+    return check(kind, merged, section=section, at=at, model=name), merged
+
+
+def _engine(section: str, sayings: Sequence[Saying], at: Origin) -> type[ModelTable] | Problem:
+    """The class of the model's table, by the strongest word on its engine."""
+    said = [each for each in sayings if each.path in (("engine",), ("ENGINE",))]
+    if not said:
+        return Problem(at.place, f"[{section}] names no engine; known: {', '.join(known_engines())}")
+    engine, where = said[-1].value, said[-1].origin.place
+    if isinstance(engine, Text):
+        engine = parse_text(engine.text, str)
+    try:
+        kind = settings_of_engine(engine, where=f"{where}: [{section}]") if isinstance(engine, str) else None
+    except ConfigError as error:
+        return Problem(error.where, str(error).removeprefix(f"{error.where}: "))
     if kind is None:
         known = known_engines()
-        raise ConfigError(
-            f"[{section}] engine = {engine!r}: no such engine{_nearest(str(engine), known)}; known: {', '.join(known)}",
-            where=where,
-        )
-    # A default that this engine has no use for is not an error: defaults speak to all models.
-    merged = {k: v for k, v in defaults.items() if k in kind.model_fields} | table
-    return _check(kind, merged, section, where).anchored(folder)
+        near = nearest(str(engine), known)
+        return Problem(where, f"[{section}] engine = {engine!r}: no such engine{near}; known: {', '.join(known)}")
+    return kind
 
 
-def _check_anchored(kind: type[_T], table: dict[str, Any], section: str, where: str, *, folder: Path) -> _T:
-    """A checked table whose secret files are relative to the file that names them."""
-    checked = _check(kind, table, section, where)
-    secrets = {name: getattr(checked, name) for name in kind.model_fields}
-    return checked.model_copy(
-        update={
-            name: ref.model_copy(update={"file": folder / ref.file.expanduser()})
-            for name, ref in secrets.items()
-            if isinstance(ref, SecretRef) and ref.file is not None
-        }
-    )
+def _origins(table: Table, merged: Merged, section: KeyPath) -> dict[KeyPath, Origin]:
+    return {(*section, *path): merged.origin(path, otherwise=BUILT_IN) for path in flattened(table)}
 
 
-def _check(kind: type[_T], table: dict[str, Any], section: str, where: str) -> _T:
+def _has_password(url: str) -> bool:
     try:
-        return kind.model_validate(table)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        path = [str(part) for part in first["loc"]]
-        if first["type"] == "extra_forbidden":
-            message = f"unknown key '{path[-1]}' in [{section}]{_nearest(path[-1], kind.model_fields)}"
-        else:
-            dotted = ".".join(path)
-            message = f"[{section}] {dotted + ': ' if dotted else ''}{first['msg'].removeprefix('Value error, ')}"
-        raise ConfigError(message, where=where) from None
-
-
-def _table(value: object, section: str, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"'{section}' must be a table: [{section}]", where=where)
-    return value
-
-
-def _keys_of_models(models: Iterable[ModelTable]) -> set[str]:
-    """What [defaults] may hold: keys of the engines of this package, and of those that this file uses."""
-    kinds: set[type[ModelTable]] = {*ENGINES.values(), *(type(model) for model in models)}
-    return {key for kind in kinds for key in kind.model_fields}
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+        parts = urlsplit(url)
+    except ValueError:
+        return False  # It is no url: whoever connects says so.
+    return bool(parts.password) or "password" in parse_qs(parts.query)

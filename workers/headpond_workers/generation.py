@@ -60,7 +60,8 @@ class Generation:
     preempt: parks a job and claims a more urgent one for its slot.
     parking: set when the process leaves; running jobs then stop at their next step and are parked.
     broken: set when the engine can serve nothing more in this process, on_broken called then, before the job is
-    parked. last_error: the engine's last failure.
+    parked. last_error: the engine's last failure. redact: takes secrets out of what an engine says of its failures,
+    before anything of it is stored.
     """
 
     engine: Engine
@@ -74,6 +75,7 @@ class Generation:
     parking: threading.Event = field(default_factory=threading.Event)
     broken: threading.Event = field(default_factory=threading.Event)
     last_error: str = ""
+    redact: Callable[[str], str] = str
 
     def run(self, request: object, held: HeldLease) -> None:
         """Run one job to its end, or leave it to another worker. Raises nothing that the job caused."""
@@ -90,12 +92,13 @@ class Generation:
             prompt = self.engine.render(asked.chat())
             finish = self._generate(asked, prompt, stream, watch)
         except (InvalidRequest, PromptTooLong, SequenceFailed, CapabilityMissing) as error:
-            self._end(stream, watch, len(prompt), FinishReason.ERROR, error=str(error))
+            self._end(stream, watch, len(prompt), FinishReason.ERROR, error=self.redact(str(error)))
             return
         except Exception as error:
             # The engine itself failed, so the job may be innocent: another attempt may do better.
             logger.exception("engine_failed job=%s", held.lease.id)
-            self.last_error = (str(error) or type(error).__name__)[:MAX_ERROR_CHARS]
+            # Cut last: a secret that the cut divides would be harder to find.
+            self.last_error = self.redact(str(error) or type(error).__name__)[:MAX_ERROR_CHARS]
             if isinstance(error, EngineBroken):
                 # Before the park: this process must not be the one that gets the job again.
                 self.broken.set()

@@ -33,6 +33,8 @@ from headpond_workers.persistence.actor import LEASE_S, RETENTION_S, Persistence
 from headpond_workers.persistence.aof_sync import AofSync
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.redaction import Secrets
+from headpond_workers.secret_filter import start_logging
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +45,15 @@ INTERVAL_S = 1.0
 class Persister:
     """The composition root: wires settings, storage, broker and signals."""
 
-    def __init__(self, settings: Settings) -> None:
-        storage = storage_of(settings)
+    def __init__(self, settings: Settings, *, secrets: Secrets) -> None:
+        """secrets: learns those of the servers."""
+        storage = storage_of(settings, learn=secrets.learn)
         if storage is None:
             raise ConfigError(
                 "no storage: give [storage] endpoint_url, or start everything with: headpond up",
                 where=str(settings.file),
             )
-        address = redis_of(settings)
+        address = redis_of(settings, learn=secrets.learn)
         self._blobs = S3Blobs(storage)
         self._server = Server(address)
         self._leave = threading.Event()
@@ -117,11 +120,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(prog="headpond-persister", description="Commit the journals to S3 storage.")
     parser.add_argument("--config", type=Path, required=True, help="headpond.toml")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    secrets = Secrets()
+    start_logging(secrets)
     for noisy in ("dramatiq", "botocore", "boto3", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        code = Persister(load_settings(options.config)).run()
+        # It commits whatever models the server has: no table of one concerns it.
+        settings = load_settings(options.config, environment=os.environ, needed=())
+        code = Persister(settings, secrets=secrets).run()
     except HeadpondError as error:
         logger.error("persister_failed error=%s", error)
         code = EX_CONFIG if isinstance(error, ConfigError) else 1

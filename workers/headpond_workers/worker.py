@@ -39,6 +39,8 @@ from headpond_workers.engines.protocol import Engine
 from headpond_workers.generation import Generation
 from headpond_workers.loading import load_engine, workers_of
 from headpond_workers.persistence.storage_settings import has_storage
+from headpond_workers.redaction import Secrets
+from headpond_workers.secret_filter import learn_references, start_logging
 from headpond_workers.token_writer import TokenWriter
 from headpond_workers.totals import Totals
 
@@ -54,16 +56,19 @@ PARK_GRACE_S = 5.0
 class WorkerProcess:
     """The composition root: wires settings, engine, broker and signals."""
 
-    def __init__(self, settings: Settings, model: str, instance: str) -> None:
+    def __init__(self, settings: Settings, model: str, instance: str, *, secrets: Secrets) -> None:
+        """secrets: learns those of this model, and keeps them out of what is stored."""
         self._settings = settings
         self._model_settings = settings.model(model)
+        self._secrets = secrets
+        learn_references(secrets, self._model_settings)
         self._model, self._instance = model, instance
         self._boot = str(ULID())
         self._started_ms = int(time.time() * 1000)
         self._state, self._last_error, self._version = WorkerState.STARTING, "", ""
         self._leave = threading.Event()
         self._storage = has_storage(settings)
-        self._server = Server(redis_of(settings))
+        self._server = Server(redis_of(settings, learn=secrets.learn))
         self._broker: HeadpondBroker | None = None
         self._generation: Generation | None = None
         self._totals = Totals()
@@ -80,7 +85,7 @@ class WorkerProcess:
             engine = load_engine(self._model_settings, workers_on_host=workers_of(self._settings))
         except (EngineError, ModelFileError, ConfigError) as error:
             logger.error("load_failed model=%s error=%s", self._model, error)
-            self._last_error = str(error)
+            self._last_error = self._secrets.redact(str(error))
             self._announce(queue, WorkerState.FAILED)
             return EX_CONFIG
         self._serve(engine, queue)
@@ -121,7 +126,7 @@ class WorkerProcess:
         writer.start()
         generation = self._generation = Generation(
             engine, queue, writer, self._version, settings.stall_timeout_s, on_broken=broker.drain,
-            preempt=broker.preempt, totals=self._totals,
+            preempt=broker.preempt, totals=self._totals, redact=self._secrets.redact,
         )  # fmt: skip
 
         def generate(request: dict[str, Any]) -> None:
@@ -225,11 +230,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser.add_argument("--model", required=True, help="a table [models.NAME] of it")
     parser.add_argument("--instance", default=None, help="this worker's name, such as chat-0")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    secrets = Secrets()
+    start_logging(secrets)
     logging.getLogger("dramatiq").setLevel(logging.WARNING)
     try:
-        settings = load_settings(options.config)
-        code = WorkerProcess(settings, options.model, options.instance or f"{options.model}-{os.getpid()}").run()
+        settings = load_settings(options.config, environment=os.environ, needed=[options.model])
+        instance = options.instance or f"{options.model}-{os.getpid()}"
+        code = WorkerProcess(settings, options.model, instance, secrets=secrets).run()
     except HeadpondError as error:
         logger.error("worker_failed error=%s", error)
         code = EX_CONFIG if isinstance(error, ConfigError) else 1

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from headpond.cli import dead, exits, fsck, jobs
+from headpond.cli import config, dead, exits, fsck, jobs
 from headpond.errors import HeadpondError
 from headpond.terminal import escape_controls
 
@@ -50,9 +50,9 @@ def build_app() -> typer.Typer:
         callback=_root,
         rich_markup_mode=None,
     )
-    for part in (jobs, dead, fsck):
+    for part in (jobs, dead, fsck, config):
         part.register(app)
-    if not set(sys.argv[1:2]) & (jobs.NAMES | dead.NAMES | fsck.NAMES):
+    if not set(sys.argv[1:2]) & (jobs.NAMES | dead.NAMES | fsck.NAMES | config.NAMES):
         # What an operator's commands import is a third of the time that a producer's command takes.
         for point in entry_points(group=COMMANDS_GROUP):
             point.load()(app)

@@ -9,11 +9,12 @@ from headpond.tables.exllama import PAGE_TOKENS, ExLlamaV2Model, ExLlamaV3Model
 from headpond.tables.llamacpp import LlamaCppModel
 from headpond.tables.model import ModelTable
 from headpond.tables.scripted import ScriptedModel
-from headpond.tables.secret_ref import SecretRef
+from headpond.tables.secret_ref import NO_SECRETS, SecretRef, secret_references, secrets_of
 from headpond.tables.table import Table
 
 __all__ = [
     "ENGINES",
+    "NO_SECRETS",
     "PAGE_TOKENS",
     "AdapterTable",
     "DraftTable",
@@ -24,6 +25,8 @@ __all__ = [
     "ScriptedModel",
     "SecretRef",
     "Table",
+    "secret_references",
+    "secrets_of",
 ]
 
 ENGINES: dict[str, type[ModelTable]] = {

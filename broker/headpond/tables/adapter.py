@@ -12,6 +12,7 @@ from headpond.tables.table import Table
 
 class _PathTable(Table):
     path: Path
+    """A folder."""
 
     def anchored(self, folder: Path) -> Self:
         """The same table with its path made absolute; it is relative to `folder`."""

@@ -15,6 +15,7 @@ class LlamaCppModel(ModelTable):
 
     engine: Literal["llamacpp"]
     path: Path | None = None
+    """A GGUF file. `path` or `source`, exactly one."""
     source: str | None = None
     """A model of the catalogue, `smollm2-135m:Q8_0`; see `headpond models prepare`."""
     context_tokens: Annotated[int, Field(ge=64, le=1 << 20)] = 2048

@@ -15,6 +15,7 @@ class ModelTable(Table):
     """What every model has, whatever its engine."""
 
     engine: str
+    """Which engine serves the model."""
     context_tokens: Annotated[int, Field(ge=16, le=1 << 24)] = 2048
     """The most tokens that one sequence may hold, prompt and answer together."""
 

@@ -16,6 +16,7 @@ class ScriptedModel(ModelTable):
     tokens_per_s: Annotated[float, Field(gt=0, le=1e6)] = 80.0
     """Of each sequence."""
     prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    """None: prefill takes no time."""
     context_tokens: Annotated[int, Field(ge=16)] = 8192
     answer_tokens: Annotated[int, Field(ge=1)] | None = None
     """Where the model ends its answer by itself; None: between 40 and 400, by the prompt and seed."""

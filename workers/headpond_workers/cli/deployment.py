@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +18,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
+from headpond.cli.config import SetOption
 from headpond.errors import ConfigError, DeploymentError, RedisUnavailable
 from headpond.settings import CONFIG_NAME, Settings, find_config, load_settings
 from headpond.terminal import escape_controls
@@ -62,11 +65,12 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once every worker is ready or has failed.")
     ] = False,
+    said: SetOption = None,
 ) -> None:
     """Start the workers, and the servers that the configuration does not name.
 
     Stays and shows changes until Ctrl-C, which stops everything; with --detach it goes on in the background.
-    A second call brings what runs in line with a changed configuration.
+    A second call brings what runs in line with a changed configuration, environment and --set.
 
     Examples:
 
@@ -75,8 +79,10 @@ def up(
       headpond up --detach && headpond status
 
       headpond up --config /srv/chat/headpond.toml
+
+      headpond up --set chat.slots=8 --set defaults.lease_s=5
     """
-    settings = _settings(config)
+    settings = _settings(config, command_line=said or ())
     _prepare_models(settings)
     deployment = Deployment(settings, progress=_say)
     if detach:
@@ -258,14 +264,15 @@ def _show_step(bar: Progress, tasks: dict[str, TaskID], name: str, step: str, do
     bar.update(tasks[step], completed=done, total=total or None)
 
 
-def _settings(config: Path | None) -> Settings:
+def _settings(config: Path | None, *, command_line: Sequence[str] | None = None) -> Settings:
+    """command_line: None: what the running deployment was told."""
     file = config or find_config()
     if file is None:
         raise ConfigError(
             f"there is no {CONFIG_NAME} here or in a folder above; write one, or name one with --config",
             where=str(Path.cwd()),
         )
-    return load_settings(file)
+    return load_settings(file, environment=os.environ, command_line=command_line)
 
 
 def _parse_counts(words: list[str]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ def _configured_sources(config: Path | None) -> list[str]:
             f"there is no {CONFIG_NAME} here or in a folder above; name a SOURCE, or a file with --config",
             where=str(Path.cwd()),
         )
-    return _sources(load_settings(file))
+    return _sources(load_settings(file, environment=os.environ))
 
 
 def _sources(settings: Settings) -> list[str]:

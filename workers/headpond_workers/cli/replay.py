@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -62,7 +63,7 @@ def replay(
     if source is None:
         raise ConfigError("no such file here or above; name one with --config", where=CONFIG_NAME)
     name = model or bundle.model
-    table = load_settings(source).model(name)
+    table = load_settings(source, environment=os.environ, needed=[name]).model(name)
     with tempfile.TemporaryFile() as log:
         found = run_replay(
             bundle,

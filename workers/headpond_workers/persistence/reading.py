@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from headpond.errors import ConfigError, NotStored
@@ -21,7 +22,7 @@ def read_result(job_id: JobId, *, start: Path | None = None) -> Result:
     file = find_config(start)
     if file is None:
         raise ConfigError("no such file here or above; --from-storage finds the storage through it", where=CONFIG_NAME)
-    storage = storage_of(load_settings(file))
+    storage = storage_of(load_settings(file, environment=os.environ, needed=()))
     if storage is None:
         raise ConfigError("names no [storage] endpoint_url, and no deployment runs beside it", where=str(file))
     found = StateStore(S3Blobs(storage), job_id.model).find_result(str(job_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from headpond.errors import ConfigError
@@ -28,7 +29,11 @@ class StorageAddress:
     configured_in: str = CONFIG_NAME
 
 
-def configured_storage(settings: Settings) -> StorageAddress | None:
+Learn = Callable[[str], object]
+"""Is told of each secret that is read."""
+
+
+def configured_storage(settings: Settings, *, learn: Learn | None = None) -> StorageAddress | None:
     """The address in [storage], its secrets resolved; None if it names no endpoint (then a server is embedded).
 
     Raises ConfigError if a secret cannot be read, or only one of the two is given.
@@ -43,21 +48,25 @@ def configured_storage(settings: Settings) -> StorageAddress | None:
         endpoint_url=storage.endpoint_url,
         bucket=storage.bucket,
         region=storage.region,
-        access_key=_secret(storage.access_key, where=f"{where} [storage] access_key"),
-        secret_key=_secret(storage.secret_key, where=f"{where} [storage] secret_key"),
+        access_key=_secret(storage.access_key, where=f"{where} [storage] access_key", learn=learn),
+        secret_key=_secret(storage.secret_key, where=f"{where} [storage] secret_key", learn=learn),
         configured_in=f"{where} [storage] endpoint_url",
     )
 
 
-def storage_of(settings: Settings) -> StorageAddress | None:
+def storage_of(settings: Settings, *, learn: Learn | None = None) -> StorageAddress | None:
     """The configured storage, else the one that `headpond up` runs beside the configuration; None without either.
 
     Raises ConfigError.
     """
-    configured = configured_storage(settings)
+    configured = configured_storage(settings, learn=learn)
     if configured is not None:
         return configured
-    return _run_storage(settings)
+    running = _run_storage(settings)
+    if running is not None and learn is not None:
+        for secret in (running.access_key, running.secret_key):
+            learn(secret or "")
+    return running
 
 
 def _run_storage(settings: Settings) -> StorageAddress | None:
@@ -80,5 +89,5 @@ def has_storage(settings: Settings) -> bool:
     return settings.storage.endpoint_url is not None or _run_storage(settings) is not None
 
 
-def _secret(reference: SecretRef | None, *, where: str) -> str | None:
-    return None if reference is None else reference.resolve(where=where)
+def _secret(reference: SecretRef | None, *, where: str, learn: Learn | None) -> str | None:
+    return None if reference is None else reference.resolve(where=where, learn=learn)

@@ -23,20 +23,26 @@ from headpond.settings import load_settings
 from headpond_workers.continuation import continue_job
 from headpond_workers.engines.protocol import Engine, Finish, Verdict
 from headpond_workers.loading import load_engine, workers_of
+from headpond_workers.redaction import Secrets
 from headpond_workers.replay.events import EventWriter, Failed, Finished, Loaded, Refused, Started, Step
+from headpond_workers.secret_filter import learn_references, start_logging
 
 SIGN_OF_LIFE_S = 1.0
 MAX_ERROR_CHARS = 2000
 
 
-def replay(bundle: Bundle, options: argparse.Namespace, events: EventWriter) -> None:
-    """Run the bundle, and tell how it goes. Raises nothing but what is a defect of this process."""
+def replay(bundle: Bundle, options: argparse.Namespace, events: EventWriter, secrets: Secrets) -> None:
+    """Run the bundle, and tell how it goes. Raises nothing but what is a defect of this process.
+
+    secrets: learns those of the model, and keeps them out of what is told.
+    """
     try:
-        settings = load_settings(options.config)
+        settings = load_settings(options.config, environment=os.environ, needed=[options.model])
+        learn_references(secrets, settings.model(options.model))
         engine = load_engine(settings.model(options.model), workers_on_host=workers_of(settings))
     except Exception as error:  # noqa: BLE001 - told to the parent, whoever's it is
         known = isinstance(error, (ConfigError, ModelFileError, EngineUnavailable))
-        events.send(Failed(_words(error), loading=True, configuration=known))
+        events.send(Failed(_words(error, secrets), loading=True, configuration=known))
         return
     other = bundle.fingerprint not in ("", engine.info.fingerprint)
     events.send(Loaded(engine.info.engine, engine.info.fingerprint))
@@ -46,7 +52,7 @@ def replay(bundle: Bundle, options: argparse.Namespace, events: EventWriter) -> 
     try:
         finish = _generate(bundle, engine, events, from_start=options.from_start, other_model=other)
     except Exception as error:  # noqa: BLE001 - told to the parent, whoever's it is
-        events.send(Failed(_words(error), loading=False))
+        events.send(Failed(_words(error, secrets), loading=False))
         return
     events.send(Finished(finish.reason.value))
 
@@ -90,9 +96,9 @@ def _text_of(engine: Engine, ids: Seq[int]) -> str:
     return b"".join(engine.token_bytes(token_id) for token_id in ids).decode("utf-8", errors="replace")
 
 
-def _words(error: Exception) -> str:
+def _words(error: Exception, secrets: Secrets) -> str:
     text = str(error) if isinstance(error, HeadpondError) else f"{type(error).__name__}: {error}"
-    return text[:MAX_ERROR_CHARS]
+    return secrets.redact(text)[:MAX_ERROR_CHARS]
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -103,11 +109,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser.add_argument("--from-start", action="store_true")
     parser.add_argument("--any-fingerprint", action="store_true")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    secrets = Secrets()
+    start_logging(secrets)
     code = 0
     try:
         bundle = parse_bundle(sys.stdin.buffer.read(MAX_BUNDLE_BYTES + 1))
-        replay(bundle, options, EventWriter(options.events))
+        replay(bundle, options, EventWriter(options.events), secrets)
     except Exception:
         logging.getLogger(__name__).exception("replay_crashed")
         code = 1

@@ -20,6 +20,7 @@ from headpond.connections import redis_of
 from headpond.errors import ConfigError, DeploymentError, RedisUnavailable
 from headpond.queue import JobQueue, Server
 from headpond.settings import Settings
+from headpond.up_file import UP_FILE
 from headpond.workers import WorkerState
 from headpond_workers.supervision import embedded_seaweed, programs
 from headpond_workers.supervision.convergence import converge, stop_timeout_s, write_files
@@ -121,6 +122,8 @@ class Deployment:
             # Before the workers, which look into it.
             write_run_file(self.folder, run_file(self.settings, servers, supervisor))
             self._check_redis()
+            # Before the workers, which read the same settings.
+            write_private(self.folder / UP_FILE, self.settings.told.document())
             self._converge(supervisor, [*servers.programs(), *self._own_programs()])
             for name, process in sorted(supervisor.processes().items()):
                 if process.state.ended and process.started_s:
@@ -189,6 +192,7 @@ class Deployment:
             supervisor = self.supervisor()
             if supervisor is None:
                 remove_run_file(self.folder)
+                (self.folder / UP_FILE).unlink(missing_ok=True)
                 return False
             run = read_run_file(self.folder)
             try:
@@ -210,6 +214,7 @@ class Deployment:
                 )
             remove_runtime_folder(supervisor.socket)
             remove_run_file(self.folder)
+            (self.folder / UP_FILE).unlink(missing_ok=True)
             self._progress("supervisord stopped")
             return True
 

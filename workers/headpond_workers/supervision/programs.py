@@ -5,24 +5,25 @@ Each program is a group of its own in a file of its own: adding or retiring one 
 
 supervisord's files know one escape, `%%`, and cut a value at a `;` or `#` that follows a space. So paths other
 than command lines are relative to the state folder, which is the working folder of supervisord and of its
-programs, and command lines are quoted by `_word`.
+programs, and command lines are quoted by `_word`. What can be neither quoted nor written as it stands is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from headpond.errors import DeploymentError
+from headpond.overrides import prefix_of
 from headpond.settings import Settings
-from headpond.tables import SecretRef
-from headpond_workers.supervision.launcher import OF_ONE_MODEL
+from headpond.tables import secrets_of
+from headpond_workers.supervision.launcher import is_always_allowed
 
 VALKEY = "valkey"
 SEAWEED = "seaweedfs"
@@ -47,12 +48,18 @@ STARTS_FOLDER = "starts"
 LOG_BYTES = "10MB"
 LOG_BACKUPS = 3
 _GLOB = frozenset("*?[")
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One process to keep running. allow, allow_prefixes: environment variables that it may see beyond those of
-    every program."""
+    """One process to keep running.
+
+    allow, allow_prefixes: environment variables that it may see beyond those of every program. deny: those of every
+    program that it may not see, since they hold secrets of others. names_only: it is a server, and sees no variable
+    that only a pattern allows.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -62,6 +69,8 @@ class Program:
     """Exit statuses after which it is not started again; empty: always started again."""
     allow: tuple[str, ...] = ()
     allow_prefixes: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    names_only: bool = False
     digest: str = ""
     """Of the settings that it reads when it starts: a new one means a restart."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -84,6 +93,7 @@ def worker(settings: Settings, model: str, index: int) -> Program:
     name = worker_name(model, index)
     # How many siblings it has is no concern of a running worker.
     at_start = table.model_dump_json(exclude={"workers"})
+    own = (*secret_variables(table), *secret_variables(settings.redis))
     return Program(
         name=name,
         argv=(
@@ -95,24 +105,24 @@ def worker(settings: Settings, model: str, index: int) -> Program:
         priority=WORKER_PRIORITY,
         stop_wait_s=math.ceil(table.drain_timeout_s) + STOP_MARGIN_S,
         ends_for_good=WORKER_ENDS_FOR_GOOD,
-        allow=(
-            *secret_variables(table),
-            *secret_variables(settings.redis),
-        ),
+        allow=own,
         # The environment's layer of this model's settings.
-        allow_prefixes=(f"{OF_ONE_MODEL}{model.upper().replace('-', '_').replace('.', '_')}__",),
+        allow_prefixes=(prefix_of(model),),
+        deny=_secrets_of_others(settings, own),
         digest=_digest(at_start, settings),
     )
 
 
 def persister(settings: Settings) -> Program:
     """The process that writes state to storage."""
+    own = (*secret_variables(settings.redis), *secret_variables(settings.storage))
     return Program(
         name=PERSISTER,
         argv=(*_python("headpond_workers.persister"), "--config", _config(settings)),
         priority=PRIORITIES[PERSISTER],
         stop_wait_s=PERSISTER_STOP_WAIT_S,
-        allow=(*secret_variables(settings.redis), *secret_variables(settings.storage)),
+        allow=own,
+        deny=_secrets_of_others(settings, own),
         # It serves every model: a model that comes or goes is a reason to look again.
         digest=_digest(",".join(sorted(settings.models)), settings),
     )
@@ -120,18 +130,28 @@ def persister(settings: Settings) -> Program:
 
 def server(name: str, argv: Sequence[str]) -> Program:
     """An embedded server, VALKEY or SEAWEED."""
-    return Program(name=name, argv=tuple(argv), priority=PRIORITIES[name], stop_wait_s=SERVER_STOP_WAIT_S, allow=())
+    return Program(
+        name=name,
+        argv=tuple(argv),
+        priority=PRIORITIES[name],
+        stop_wait_s=SERVER_STOP_WAIT_S,
+        # Not a list of denied names: a new model's secret would restart the server.
+        names_only=True,
+    )
 
 
-def secret_variables(table: BaseModel) -> list[str]:
-    """Names of the environment variables that secret references of this table name."""
-    found: list[str] = []
-    for value in dict(table).values():
-        if isinstance(value, SecretRef):
-            found += [value.env] if value.env is not None else []
-        elif isinstance(value, BaseModel):
-            found += secret_variables(value)
-    return found
+def secret_variables(value: object) -> list[str]:
+    """Names of the environment variables that secret references of a table name, at any depth."""
+    return list(dict.fromkeys(reference.env for reference in secrets_of(value) if reference.env is not None))
+
+
+def _secrets_of_others(settings: Settings, own: Iterable[str]) -> tuple[str, ...]:
+    """Variables that any table refers to, that `own` lacks, and that the launcher's patterns would let through.
+
+    Only those: what it drops anyway is no reason to change a program's file, which restarts it.
+    """
+    every = secret_variables([settings.redis, settings.storage, settings.models])
+    return tuple(sorted(name for name in set(every) - set(own) if is_always_allowed(name)))
 
 
 def render(program: Program) -> str:
@@ -141,6 +161,10 @@ def render(program: Program) -> str:
         launcher += ["--allow", name]
     for prefix in program.allow_prefixes:
         launcher += ["--allow-prefix", prefix]
+    for name in program.deny:
+        launcher += ["--deny", name]
+    if program.names_only:
+        launcher.append("--names-only")
     launcher += ["--backoff", f"{STARTS_FOLDER}/{program.name}", "--"]
     restart = (
         ["autorestart=unexpected", f"exitcodes={','.join(map(str, program.ends_for_good))}"]
@@ -149,7 +173,7 @@ def render(program: Program) -> str:
     )
     environment = program.environment | ({"HEADPOND_SETTINGS_DIGEST": program.digest} if program.digest else {})
     lines = [
-        f"[program:{program.name}]",
+        f"[program:{_name(program.name)}]",
         f"command={_command([*launcher, *program.argv])}",
         f"priority={program.priority}",
         # With startsecs above 0, supervisord starts a program that ended sooner again whatever its exit status,
@@ -166,7 +190,7 @@ def render(program: Program) -> str:
         f"stdout_logfile_backups={LOG_BACKUPS}",
     ]
     if environment:
-        pairs = ",".join(f'{name}="{_plain(value)}"' for name, value in sorted(environment.items()))
+        pairs = ",".join(f'{_name(name)}="{_plain(value)}"' for name, value in sorted(environment.items()))
         lines.append(f"environment={pairs}")
     return "\n".join(lines) + "\n"
 
@@ -222,13 +246,21 @@ def _command(words: Iterable[str]) -> str:
 
 def _word(word: str) -> str:
     """word, quoted so that no `;` or `#` in it follows a space, which would begin a comment."""
-    if any(ord(character) < 32 or ord(character) == 127 for character in word):
+    if any(unicodedata.category(character) in _UNPRINTABLE for character in word):
         raise DeploymentError(f"{word!r} holds control characters, which supervisord cannot pass on. Rename it.")
     if word and all(character.isalnum() or character in "/._-+=:,@*" for character in word):
         return word
-    # 'it'"'"'s' for a quote, 'a'' ''#b' for a space, and '%''(here)s' since supervisord replaces that one even
-    # where its percent sign is doubled.
-    return "'" + word.replace("'", "'\"'\"'").replace(" ", "'' ''").replace("%", "%''") + "'"
+    # 'it'"'"'s' for a quote, 'a'' ''#b' for a space of any kind, and '%''(here)s' since supervisord replaces that one
+    # even where its percent sign is doubled.
+    quoted = word.replace("'", "'\"'\"'").replace("%", "%''")
+    return "'" + "".join(f"''{char}''" if char.isspace() else char for char in quoted) + "'"
+
+
+def _name(value: str) -> str:
+    """The name of a program or a variable. Raises DeploymentError if it could be read as anything else."""
+    if not _NAME.fullmatch(value):
+        raise DeploymentError(f"{value!r} cannot name anything in supervisord's configuration.")
+    return value
 
 
 def _plain(value: str) -> str:
