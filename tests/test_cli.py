@@ -289,7 +289,7 @@ def test_sampling_and_the_form_of_an_answer_reach_the_request(configured: Deploy
     (configured.folder / "answer.gbnf").write_text('root ::= "yes" | "no"')
     more = {
         ("--json-schema", "place.json"): {
-            "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+            "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}
         },
         ("--response-format", "format.json"): {"response_format": {"type": "json_object"}},
         ("--response-format", "json"): {"response_format": {"type": "json_object"}},

@@ -197,9 +197,9 @@ def test_rows_and_documents_are_described_field_by_field() -> None:
     assert len(numbered("Call")) == len(body)
     assert names(section(FORMAT, "Call"), "field", "type", "default") == list(JobRequest.model_fields)
     told = names(section(FORMAT, "Call"), "field", "type", "default", column=2)
-    shown = {None: "nil", (): "empty", Sampling(): "all defaults"}
-    defaults = [field.default for field in JobRequest.model_fields.values()]
-    assert told == [shown.get(default, str(default)) for default in defaults]
+    shown = {str(None): "nil", str(()): "empty", str(Sampling()): "all defaults"}
+    defaults = [str(field.default) for field in JobRequest.model_fields.values()]
+    assert told == [shown.get(default, default) for default in defaults]
     assert JobRequest(prompt="p").asked() == {"prompt": "p"}
 
     tokens = msgpack.unpackb(wire.pack_tokens(wire.TokenRun(0, (1,), ("a",))))
@@ -208,7 +208,7 @@ def test_rows_and_documents_are_described_field_by_field() -> None:
     assert len(numbered("Stream events")) == 4
     assert isinstance(wire.unpack_event(msgpack.packb([1, "ended", 0, "finished"])), wire.Ended)
 
-    result = Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP)
+    result = Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP, embeddings=((1.0,),))
     for heading, packed in (
         ("Result document", wire.pack_result(result)),
         ("Model document", pack_model(ModelRow("scripted", 0, storage=False, context_tokens=0))),

@@ -23,7 +23,7 @@ from headpond.errors import JobFailed, SequenceFailed
 from headpond.jobs import FinishReason
 from headpond.sampling import Sampling
 from headpond.tables import AdapterTable, DraftTable, ExLlamaV2Model
-from headpond_workers.engines.constraint_check import ConstraintLimits, check_constraint
+from headpond_workers.engines.llguidance_check import ConstraintLimits, check_constraint
 from headpond_workers.engines.protocol import Capability, Finish, Sequence, Verdict
 from worker_flow import ENDED_S, Reading, assert_read_once, await_tokens, row_of, start_worker
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from headpond.constraints import Constraint
 from headpond.errors import EngineError, SequenceFailed
-from headpond_workers.engines.constraint_check import WORDS, check_constraint
-from headpond_workers.engines.constraint_grammar import grammar_of, in_words, limits
+from headpond_workers.engines.llguidance_check import WORDS, check_constraint
+from headpond_workers.engines.llguidance_grammar import grammar_of, in_words, limits
 from headpond_workers.engines.protocol import Sequence, Verdict
 
 KEPT = 64

@@ -1,4 +1,4 @@
-"""The child process of `constraint_check`: compiles one constraint, within limits that the kernel keeps.
+"""The child process of `llguidance_check`: compiles one constraint, within limits that the kernel keeps.
 
 stdin:   {"kind", "text", "cpu_s", "memory_bytes"}
 stdout:  {"failed": "REASON"}     what is wrong with it; empty if nothing is
@@ -46,7 +46,7 @@ def _problem(kind: str, text: str) -> str:
     from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
     from headpond.constraints import Constraint, ConstraintKind
-    from headpond_workers.engines.constraint_grammar import grammar_of, in_words, limits
+    from headpond_workers.engines.llguidance_grammar import grammar_of, in_words, limits
 
     try:
         grammar = grammar_of(Constraint(ConstraintKind(kind), text))

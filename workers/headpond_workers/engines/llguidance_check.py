@@ -72,7 +72,7 @@ def _try(constraint: Constraint, proceed: Callable[[], Verdict], bounds: Constra
         stdin.seek(0)
         try:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "headpond_workers.engines.constraint_probe"],
+                [sys.executable, "-P", "-m", "headpond_workers.engines.llguidance_probe"],
                 stdin=stdin, stdout=stdout, stderr=stderr,
                 env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
             )  # fmt: skip

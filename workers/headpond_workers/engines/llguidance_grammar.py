@@ -1,7 +1,7 @@
 """A constraint as llguidance takes it, and within which bounds. llguidance is imported when the first one is made.
 
 Bounds are counted in llguidance's own units, so that they hold wherever a grammar is compiled or followed; the child
-of `constraint_check` bounds what they do not know of.
+of `llguidance_check` bounds what they do not know of.
 """
 
 from __future__ import annotations
