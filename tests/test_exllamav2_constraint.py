@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -18,13 +20,18 @@ import pytest
 from conftest import Deployment
 from exllamav2_cpu.availability import require_exllamav2
 from headpond import Client
+from headpond.bundle import Bundle
 from headpond.constraints import Constraint, ConstraintKind
+from headpond.dead import bundle_of
 from headpond.errors import JobFailed, SequenceFailed
 from headpond.jobs import FinishReason
 from headpond.sampling import Sampling
 from headpond.tables import AdapterTable, DraftTable, ExLlamaV2Model
+from headpond.wire import unpack_result
 from headpond_workers.engines.llguidance_check import ConstraintLimits, check_constraint
 from headpond_workers.engines.protocol import Capability, Finish, Sequence, Verdict
+from headpond_workers.replay.child import replay
+from headpond_workers.replay.events import EventWriter, Finished, Step, parse_event
 from worker_flow import ENDED_S, Reading, assert_read_once, await_tokens, row_of, start_worker
 
 require_exllamav2()
@@ -398,6 +405,31 @@ def start(deployment: Deployment, instance: str, *, slow_s: float = 0.0) -> Any:
     return start_worker(deployment, instance, program="exllamav2_cpu.worker", environment=environment)
 
 
+def assert_replayed(deployment: Deployment, bundle: Bundle, *, before: int) -> None:
+    """A replay goes on inside the JSON after so many tokens, and ends it as the job did."""
+    text = "".join(tuple(tokens_of(deployment, bundle))[:before])
+    cut = bundle.model_copy(update={"token_ids": bundle.token_ids[:before], "text": text})
+    reader, writer = os.pipe()
+    options = argparse.Namespace(
+        config=deployment.config, model="chat", from_start=False, any_fingerprint=False, events=writer
+    )
+    with os.fdopen(reader, "rb") as pipe:
+        events = EventWriter(writer)
+        replay(cut, options, events)
+        events._file.close()
+        told = [parse_event(line) for line in pipe]
+    assert isinstance(told[-1], Finished), told[-1]
+    made = [token_id for event in told if isinstance(event, Step) for token_id in event.ids]
+    assert (*cut.token_ids, *made) == bundle.token_ids
+
+
+def tokens_of(deployment: Deployment, bundle: Bundle) -> Iterator[str]:
+    """The text of each token."""
+    document = deployment.queue("chat").result(bundle.id)
+    assert document is not None
+    return iter(unpack_result(document, durable=False).pieces)
+
+
 def test_a_killed_worker_leaves_json_that_its_successor_ends(deployment: Deployment, client: Client) -> None:
     deployment.configure(TABLE.format(path=checkpoints.tiny()))
     first = start(deployment, "chat-0", slow_s=0.008)
@@ -427,6 +459,7 @@ def test_a_killed_worker_leaves_json_that_its_successor_ends(deployment: Deploym
         assert_admitted(result.text, LIST_OF_NUMBERS)
         assert (result.token_ids, result.text) == (undisturbed.token_ids, undisturbed.text)
         assert_read_once(reading, result)
+    assert_replayed(deployment, bundle_of(queue, jobs[0].id), before=10)
     with pytest.raises(JobFailed, match="uniqueItems"):
         client.submit(
             "chat",

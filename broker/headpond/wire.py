@@ -208,8 +208,8 @@ def unpack_event(data: bytes) -> Rewound | Ended:
 
 
 RESULT_SCHEMA = "headpond/result"
-MAX_EMBEDDING_BYTES = 32 << 20
-"""Of all vectors of one job, at 4 bytes a number: far below what one document may have."""
+MAX_EMBEDDING_BYTES = 16 << 20
+"""Of all vectors of one job, at 4 bytes a number: 1024 of 4096 dimensions."""
 EMBEDDED_NUMBER_BYTES = 4
 
 
