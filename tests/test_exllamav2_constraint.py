@@ -381,6 +381,27 @@ def test_a_cancel_is_heard_while_a_schema_is_tried(engine: ExLlamaV2Engine) -> N
     assert answer.ids == []
 
 
+def test_a_schema_that_many_ask_for_at_once_is_tried_once(
+    engine: ExLlamaV2Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headpond_workers.engines import exllamav2_constraint
+
+    tried: list[Constraint] = []
+
+    def counted(constraint: Constraint, proceed: Callable[[], Verdict]) -> bool:
+        tried.append(constraint)
+        return check_constraint(constraint, proceed)
+
+    monkeypatch.setattr(exllamav2_constraint, "check_constraint", counted)
+    fresh = schema(SCHEMAS["reference"] | {"title": "asked for by many"})
+    with ThreadPoolExecutor(SLOTS) as pool:
+        answers = list(pool.map(lambda seed: ask(engine, asked(engine, fresh, seed=seed)), range(SLOTS)))
+
+    assert tried == [fresh]
+    for answer in answers:
+        assert_admitted(text_of(engine, answer.ids), SCHEMAS["reference"])
+
+
 def test_the_engine_says_that_it_takes_constraints(engine: ExLlamaV2Engine) -> None:
     assert {Capability.JSON_SCHEMA, Capability.GRAMMAR} <= engine.info.capabilities
 

@@ -25,6 +25,7 @@ from headpond_workers.engines.protocol import Sequence, Verdict
 
 KEPT = 64
 """Constraints that are kept compiled, and as many that are known to be wrong."""
+_POLL_S = 0.05
 
 
 def constraints_installed() -> bool:
@@ -46,7 +47,8 @@ class Constraints:
             wrapper, n_vocab=len(vocabulary), eos_token=sorted(end_ids), slices=LLTokenizer.json_slices()
         )
         self._limits = limits()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._trying: set[Constraint] = set()
         self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
         self._refused: OrderedDict[Constraint, str] = OrderedDict()
 
@@ -55,21 +57,38 @@ class Constraints:
 
         Raises SequenceFailed that says what is wrong with the constraint.
         """
-        with self._lock:
-            if constraint in self._compiled:
-                self._compiled.move_to_end(constraint)
-                return True
-            refused = self._refused.get(constraint)
-        if refused is not None:
-            raise SequenceFailed(refused)
+        while True:
+            with self._changed:
+                if self._is_known(constraint):
+                    return True
+                if constraint not in self._trying:
+                    self._trying.add(constraint)
+                    break
+                # Another job tries it already, and will know.
+                self._changed.wait(_POLL_S)
+            if proceed() is Verdict.STOP:
+                return False
         try:
             if not check_constraint(constraint, proceed):
                 return False
             self._compile(constraint)
         except SequenceFailed as error:
-            with self._lock:
+            with self._changed:
                 _keep(self._refused, constraint, str(error))
             raise
+        finally:
+            with self._changed:
+                self._trying.discard(constraint)
+                self._changed.notify_all()
+        return True
+
+    def _is_known(self, constraint: Constraint) -> bool:
+        """Raises SequenceFailed for a constraint that is known to be wrong."""
+        if (refused := self._refused.get(constraint)) is not None:
+            raise SequenceFailed(refused)
+        if constraint not in self._compiled:
+            return False
+        self._compiled.move_to_end(constraint)
         return True
 
     def filter_for(self, sequence: Sequence) -> Any:
@@ -80,7 +99,7 @@ class Constraints:
         constraint = sequence.constraint
         if constraint is None:
             raise EngineError("The sequence has no constraint.")
-        with self._lock:
+        with self._changed:
             compiled = self._compiled.get(constraint)
         if compiled is None:
             compiled = self._compile(constraint)
@@ -99,7 +118,7 @@ class Constraints:
         matcher = LLMatcher(self._tokenizer, grammar_of(constraint), log_level=0, limits=self._limits)
         if matcher.is_error():
             raise SequenceFailed(f"{WORDS[constraint.kind]} cannot be used: {in_words(matcher.get_error())}")
-        with self._lock:
+        with self._changed:
             _keep(self._compiled, constraint, matcher)
         return matcher
 
