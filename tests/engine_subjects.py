@@ -152,7 +152,7 @@ LLAMACPP_EXACT = replace(
     load=lambda folder: _llamacpp(folder, exact=True),
     capabilities=EXACT,
 )
-EXLLAMAV2_ALONE = SEEDED | {Capability.KV_PREFIXES}
+EXLLAMAV2_ALONE = SEEDED | {Capability.KV_PREFIXES, Capability.JSON_SCHEMA, Capability.GRAMMAR}
 """Without adapters."""
 EXLLAMAV2 = Subject(
     name="exllamav2",

@@ -16,6 +16,7 @@ import pytest
 from conftest import Deployment, eventually
 from headpond.models import ModelRow
 from headpond.terminal import escape_controls
+from headpond.wire import unpack_data
 
 HEADPOND = Path(sys.executable).with_name("headpond")
 MODEL = """
@@ -261,6 +262,7 @@ def test_no_configuration_anywhere_says_what_to_do(tmp_path: Path) -> None:
 def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
     for command in (
         "submit",
+        "embed",
         "watch",
         "result",
         "cancel",
@@ -278,6 +280,70 @@ def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
         done = run(command, "--help", cwd=tmp_path)
         assert done.returncode == 0
         assert "xample" in done.stdout.decode()
+
+
+def test_sampling_and_the_form_of_an_answer_reach_the_request(configured: Deployment) -> None:
+    schema = {"type": "object", "properties": {"b": {"type": "null"}, "a": True}}
+    (configured.folder / "place.json").write_text(json.dumps(schema, indent=4))
+    (configured.folder / "format.json").write_text(json.dumps({"type": "json_object"}))
+    (configured.folder / "answer.gbnf").write_text('root ::= "yes" | "no"')
+    more = {
+        ("--json-schema", "place.json"): {
+            "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}
+        },
+        ("--response-format", "format.json"): {"response_format": {"type": "json_object"}},
+        ("--response-format", "json"): {"response_format": {"type": "json_object"}},
+        ("--grammar", "answer.gbnf"): {"grammar": 'root ::= "yes" | "no"'},
+        ("--sampling", "top_k=40", "--sampling", 'logit_bias={"7": -5}', "--sampling", "min_p=0.5"): {
+            "sampling": {"top_k": 40, "logit_bias": {"7": -5.0}, "min_p": 0.5}
+        },
+    }
+    for options, wanted in more.items():
+        done = run("submit", "chat", "hello", *options, "--detach", cwd=configured.folder)
+        assert done.returncode == 0, said(done)
+        data = configured.queue("chat").data(done.stdout.decode().strip())
+        assert data is not None
+        asked = unpack_data(data).kwargs["request"]
+        assert {key: value for key, value in asked.items() if key != "prompt"} == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--sampling", "top_k"], "write KEY=VALUE"),
+        (["--sampling", "topk=4"], "did you mean top_k"),
+        (["--sampling", "seed=4"], "has an option, --seed"),
+        (["--sampling", "top_k=x"], "is not JSON"),
+        (["--sampling", "top_k=1", "--sampling", "top_k=2"], "given twice"),
+        (["--sampling", "top_k=-1"], "sampling.top_k"),
+        (["--sampling", "logit_bias=[1]"], "sampling.logit_bias"),
+        (["--sampling", "top_k=1" + "0" * 400], "sampling.top_k"),
+        (["--json-schema", "none.json"], "No such file"),
+        (["--json-schema", "broken.json"], "not JSON"),
+        (["--json-schema", "list.json"], "a JSON object is wanted"),
+        (["--json-schema", "latin.json"], "iconv"),
+        (["--json-schema", "huge.json"], "more than 1048576 bytes"),
+        (["--json-schema", "."], "Is a directory"),
+        (["--response-format", "whole.json"], "response_format"),
+        (["--response-format", "json", "--grammar", "whole.json"], "give one of --response-format and --grammar"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused_in_words(
+    configured: Deployment, options: list[str], told: str
+) -> None:
+    for name, content in {
+        "broken.json": b"{",
+        "list.json": b"[]",
+        "latin.json": '{"a": "\u00e9"}'.encode("latin-1"),
+        "huge.json": b" " * (1 << 20) + b"{}",
+        "whole.json": b'{"type": "banana"}',
+    }.items():
+        (configured.folder / name).write_bytes(content)
+    before = configured.queue("chat").ids()
+    done = run("submit", "chat", "hello", *options, cwd=configured.folder)
+    assert done.returncode == 2
+    assert told in said(done)
+    assert configured.queue("chat").ids() == before
 
 
 def test_output_that_is_cut_off_ends_the_command_quietly(serving: Deployment) -> None:

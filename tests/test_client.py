@@ -41,9 +41,9 @@ from headpond.errors import (
 from headpond.models import ModelRow
 from headpond.queue import JobQueue, Server
 from headpond.requests import MAX_BODY_BYTES, Message
-from headpond.sampling import Sampling
+from headpond.sampling import BASIC, Sampling, SamplingOptions
 from headpond.tables import ScriptedModel
-from headpond.wire import TokenRun
+from headpond.wire import TokenRun, unpack_data
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.detokenizer import Detokenizer
 from headpond_workers.engines.protocol import Sequence as EngineSequence
@@ -595,6 +595,20 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "a negative seed": ({"seed": -1}, "sampling.seed"),
     "a seed beyond 32 bits": ({"seed": 1 << 32}, "sampling.seed"),
     "half a seed": ({"seed": 0.5}, "sampling.seed"),
+    "a setting that there is not": ({"topk": 4}, "topk"),
+    "a negative top_k": ({"top_k": -1}, "sampling.top_k"),
+    "a top_k that is no whole number": ({"top_k": 1.5}, "sampling.top_k"),
+    "a number that no float holds": ({"min_p": 10**400}, "sampling.min_p"),
+    "a bias beyond its bound": ({"logit_bias": {7: 101}}, "sampling.logit_bias.7"),
+    "a bias of no token": ({"logit_bias": {"x": 1}}, "sampling.logit_bias"),
+    "no response format": ({"response_format": {"type": "banana"}}, "response_format.type"),
+    "a schema that is none": (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": 7}}}, "response_format.json_schema.schema"
+    ),
+    "a format and a grammar": (
+        {"response_format": {"type": "json_object"}, "grammar": 'root ::= "a"'}, "request",
+    ),
+    "a grammar that is empty": ({"grammar": ""}, "grammar"),
     "a lone surrogate": ({"prompt": "a\ud800b"}, "request"),
     "a lone surrogate in a message": (
         {"prompt": None, "messages": [{"role": "user", "content": "\udfff"}]}, "request",
@@ -641,6 +655,35 @@ def test_bad_input_is_refused_by_its_field_and_nothing_is_enqueued(client: Clien
     assert not refused.value.retry
     assert len(str(refused.value)) < 500
     assert sorted(town.queue("idle").ids()) == before
+
+
+def test_settings_and_formats_reach_the_request(client: Client, town: Town) -> None:
+    schema = {"type": "object", "properties": {"b": {"type": "null"}, "a": True}}
+    job = client.submit(
+        "idle", PROMPT, temperature=1, top_k=40, min_p=0, mirostat_tau=3, dry_sequence_breakers=["x"], top_n_sigma=2,
+        logit_bias={7: 1, 8: -0.5}, response_format={"type": "json_schema", "json_schema": {"schema": schema}},
+    )  # fmt: skip
+    bound = client.submit("idle", PROMPT, grammar='root ::= "a"')
+    asked = unpack_data(town.queue("idle").data(job.id) or b"").kwargs["request"]
+
+    assert asked["sampling"] == {
+        "top_k": 40,
+        "mirostat_tau": 3.0,
+        "dry_sequence_breakers": ["x"],
+        "top_n_sigma": 2.0,
+        "logit_bias": {"7": 1.0, "8": -0.5},
+    }
+    # Properties are generated in the order in which they are given.
+    assert list(asked["response_format"]["json_schema"]["schema"]["properties"]) == ["b", "a"]
+    assert unpack_data(town.queue("idle").data(bound.id) or b"").kwargs["request"]["grammar"] == 'root ::= "a"'
+    for submitted in (job, bound):
+        assert submitted.cancel() is JobState.CANCELLED
+
+
+def test_the_keyword_arguments_of_sampling_are_its_fields() -> None:
+    assert set(SamplingOptions.__annotations__) == Sampling.model_fields.keys() - BASIC
+    parameters = inspect.signature(Client.submit).parameters
+    assert parameters.keys() >= BASIC
 
 
 def test_a_body_at_its_limit_is_taken(client: Client) -> None:

@@ -207,7 +207,7 @@ def test_rows_and_documents_are_described_field_by_field() -> None:
     assert len(numbered("Stream events")) == 4
     assert isinstance(wire.unpack_event(msgpack.packb([1, "ended", 0, "finished"])), wire.Ended)
 
-    result = Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP)
+    result = Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP, embeddings=((1.0,),))
     for heading, packed in (
         ("Result document", wire.pack_result(result)),
         ("Model document", pack_model(ModelRow("scripted", 0, storage=False, context_tokens=0))),

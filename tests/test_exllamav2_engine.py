@@ -47,6 +47,7 @@ from headpond_workers.engines.exllamav2 import ExLlamaV2Engine  # noqa: E402
 
 CONTEXT_TOKENS = 1024
 SLOTS = 8
+ALWAYS = {Capability.KV_PREFIXES, Capability.JSON_SCHEMA, Capability.GRAMMAR}
 GREEDY = Sampling(temperature=0)
 HOT = Sampling(temperature=3.0)
 """Flat enough that the answer hangs on the draws."""
@@ -226,7 +227,7 @@ def test_a_loaded_engine_says_what_it_is(engine: ExLlamaV2Engine) -> None:
 
     assert (info.engine, info.context_tokens, info.slots) == ("exllamav2", CONTEXT_TOKENS, SLOTS)
     assert info.adapters == ("one", "two")
-    assert info.capabilities == {Capability.SEEDED, Capability.ADAPTERS, Capability.KV_PREFIXES}
+    assert info.capabilities == ALWAYS | {Capability.SEEDED, Capability.ADAPTERS}
 
 
 @pytest.mark.parametrize("suffix", ["q_weight", "qweight"])
@@ -240,7 +241,7 @@ def test_quantised_weights_promise_nothing_of_seeds(
 
     info = loading(path=folder).info
 
-    assert info.capabilities == {Capability.KV_PREFIXES}
+    assert info.capabilities == ALWAYS
     with pytest.raises(CapabilityMissing, match="cannot repeat an answer from its seed"):
         info.require(Capability.SEEDED)
 

@@ -16,6 +16,7 @@ from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
 from headpond.models import ModelRow, pack_model, unpack_model
 from headpond.wire import (
     MAX_DOCUMENT_BYTES,
+    MAX_EMBEDDING_BYTES,
     RESULT_SCHEMA,
     RUN_HEAD,
     Attempt,
@@ -469,3 +470,59 @@ def test_a_model_row_with_a_number_that_is_none_is_refused() -> None:
 def test_a_worker_that_was_seen_at_no_time_is_refused() -> None:
     with pytest.raises(MalformedDocument):
         unpack_workers("chat", {b"01BOOT": pack_worker(WORKER), b"01BOOT:seen": b"never"})
+
+
+# Vectors
+
+
+def embedded(vectors: tuple[tuple[float, ...], ...]) -> Result:
+    return Result("embedder/a", JobState.FINISHED, "", (), FinishReason.STOP, embeddings=vectors)
+
+
+@given(
+    st.integers(1, 40).flatmap(
+        lambda dimensions: st.lists(
+            st.lists(
+                st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=dimensions, max_size=dimensions
+            ),
+            min_size=1,
+            max_size=5,
+        )
+    )
+)
+def test_vectors_come_back_in_single_precision(vectors: list[list[float]]) -> None:
+    result = embedded(tuple(map(tuple, vectors)))
+    assert unpack_result(pack_result(result), durable=False) == result
+
+
+def test_a_result_takes_four_bytes_a_number() -> None:
+    size = len(pack_result(embedded(((0.5,) * 1000,) * 10)))
+    assert size - len(pack_result(embedded(((0.5,),)))) in range(39_990, 40_010)
+
+
+def test_a_result_of_a_release_without_vectors_is_read() -> None:
+    result = Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP)
+    packed = pack_result(result)
+    assert b"embeddings" not in packed
+    assert unpack_result(packed, durable=False).embeddings is None
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [7, [], [3], [3, b"1234", 1], [0, b""], [0, b"1234"], [2, b""], [2, b"1234"], [-1, b"1234"], [True, b"1234"],
+     ["2", b"12345678"], [1, "1234"], [1, b"12345"]],
+)  # fmt: skip
+def test_vectors_that_are_none_are_refused(damaged: object) -> None:
+    fields = msgpack.unpackb(pack_result(embedded(((1.0, 2.0),))), raw=False)
+    with pytest.raises(MalformedDocument):
+        unpack_result(msgpack.packb(fields | {"embeddings": damaged}, use_bin_type=True), durable=False)
+
+
+def test_more_vectors_than_a_result_holds_are_neither_packed_nor_read() -> None:
+    too_many = ((0.0,) * 4096,) * (MAX_EMBEDDING_BYTES // 4 // 4096 + 1)
+    with pytest.raises(MalformedDocument, match="more than"):
+        pack_result(embedded(too_many))
+    fields = msgpack.unpackb(pack_result(embedded(((1.0,),))), raw=False)
+    large = msgpack.packb(fields | {"embeddings": [1, bytes(MAX_EMBEDDING_BYTES + 4)]}, use_bin_type=True)
+    with pytest.raises(MalformedDocument):
+        unpack_result(large, durable=False)

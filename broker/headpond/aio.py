@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from headpond import operations as ops
 from headpond.aio_queue import AsyncJobQueue, AsyncServer
@@ -18,7 +18,16 @@ from headpond.jobs import Chunk, JobId, JobState, Priority, Result
 from headpond.models import ModelRow
 from headpond.operations import Submitted
 from headpond.results import answer, build_result
-from headpond.submission import WINDOW_CHUNKS, chunked, is_refused, prepare, prepare_many, raise_refusals
+from headpond.sampling import SamplingOptions
+from headpond.submission import (
+    WINDOW_CHUNKS,
+    Submission,
+    chunked,
+    is_refused,
+    prepare,
+    prepare_many,
+    raise_refusals,
+)
 
 
 class AsyncClient:
@@ -46,18 +55,44 @@ class AsyncClient:
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
         adapter: str | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: str | None = None,
         delay: float = 0.0,
         deadline: float | None = None,
         priority: Priority | str = Priority.NORMAL,
         tenant: str = "",
+        **sampling: Unpack[SamplingOptions],
     ) -> AsyncJob:
         """Enqueue one job; see `Client.submit`."""
         known = await self._known(model)
         submission = prepare(
             model, prompt, messages, known=known, id=id, delay=delay, deadline=deadline, priority=priority,
             tenant=tenant, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
-            stop_token_ids=stop_token_ids, adapter=adapter,
+            stop_token_ids=stop_token_ids, adapter=adapter, response_format=response_format, grammar=grammar,
+            **sampling,
         )  # fmt: skip
+        return await self._enqueue(submission)
+
+    async def embed(
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        id: str | None = None,
+        delay: float = 0.0,
+        deadline: float | None = None,
+        priority: Priority | str = Priority.NORMAL,
+        tenant: str = "",
+    ) -> AsyncJob:
+        """Enqueue one job that embeds texts; see `Client.embed`."""
+        known = await self._known(model)
+        submission = prepare(
+            model, None, None, known=known, id=id, delay=delay, deadline=deadline, priority=priority, tenant=tenant,
+            input=texts,
+        )  # fmt: skip
+        return await self._enqueue(submission)
+
+    async def _enqueue(self, submission: Submission) -> AsyncJob:
         queue = await self._queue(submission.id.model)
         answers = await queue.run(ops.submit([submission.entry], max_queued=submission.max_queued))
         if is_refused(answers):

@@ -6,6 +6,8 @@ another machine, and holds what a producer sent.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import json
 import os
@@ -20,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from headpond.errors import BundleError, InvalidRequest, MalformedDocument, UnsupportedSchema
 from headpond.jobs import JobId, JobState, Priority
-from headpond.requests import MAX_TOKENS_LIMIT, JobRequest
+from headpond.requests import MAX_INPUTS, MAX_TOKENS_LIMIT, JobRequest
+from headpond.wire import MAX_EMBEDDING_BYTES, pack_vectors, unpack_vectors
 
 BUNDLE_SCHEMA = "headpond/bundle"
 BUNDLE_VERSION = 1
@@ -69,12 +72,38 @@ class BundleAttempt(_Part):
         return value[:MAX_REASON_CHARS] if isinstance(value, str) else value
 
 
+class BundleVectors(_Part):
+    """What a job that embeds gave. float32: in base64, the vectors one after the other, little-endian."""
+
+    dimensions: Annotated[int, Field(ge=1, le=MAX_EMBEDDING_BYTES // 4)]
+    float32: Annotated[str, Field(min_length=1, max_length=-(-MAX_EMBEDDING_BYTES // 3) * 4)]
+
+    @model_validator(mode="after")
+    def _are_vectors(self) -> BundleVectors:
+        try:
+            vectors = self.vectors()
+        except (binascii.Error, ValueError, MalformedDocument) as error:
+            raise ValueError(f"the vectors cannot be read: {error}") from None
+        if len(vectors) > MAX_INPUTS:
+            raise ValueError(f"{len(vectors)} vectors; one job has at most {MAX_INPUTS}")
+        return self
+
+    @classmethod
+    def of(cls, vectors: Sequence[Sequence[float]]) -> BundleVectors:
+        dimensions, data = pack_vectors(vectors)
+        return cls(dimensions=dimensions, float32=base64.b64encode(data).decode("ascii"))
+
+    def vectors(self) -> tuple[tuple[float, ...], ...]:
+        """Shape (texts, dimensions)."""
+        return unpack_vectors([self.dimensions, base64.b64decode(self.float32, validate=True)])
+
+
 class Bundle(_Part):
     """One job. Times are ms of the server's clock; 0 is not yet.
 
     headpond: release that wrote it. seed: the effective one. token_ids: shape (n,), those made so far; text: theirs.
     fingerprint, version: of the model that made them; '' if none did. leases: how often it was leased; attempts: what
-    is still known of these.
+    is still known of these. embeddings: of a job that embeds, once it has ended.
     """
 
     headpond: _Word
@@ -97,6 +126,7 @@ class Bundle(_Part):
     faults: _Count
     attempts: Annotated[tuple[BundleAttempt, ...], Field(max_length=MAX_BUNDLE_ATTEMPTS)]
     last_error: _Reason
+    embeddings: BundleVectors | None = None
 
     @field_validator("id")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from headpond.connections import BLOCK_S, Patience, find_redis
 from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
@@ -16,7 +16,16 @@ from headpond.operations import Submitted
 from headpond.operations import submit as submit_operation
 from headpond.queue import JobQueue, Server
 from headpond.results import answer
-from headpond.submission import WINDOW_CHUNKS, chunked, is_refused, prepare, prepare_many, raise_refusals
+from headpond.sampling import SamplingOptions
+from headpond.submission import (
+    WINDOW_CHUNKS,
+    Submission,
+    chunked,
+    is_refused,
+    prepare,
+    prepare_many,
+    raise_refusals,
+)
 
 
 class Client:
@@ -49,10 +58,13 @@ class Client:
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
         adapter: str | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: str | None = None,
         delay: float = 0.0,
         deadline: float | None = None,
         priority: Priority | str = Priority.NORMAL,
         tenant: str = "",
+        **sampling: Unpack[SamplingOptions],
     ) -> Job:
         """Enqueue one job; it is safe once this returns.
 
@@ -63,14 +75,43 @@ class Client:
         adapter: a LoRA adapter by its name in the model's table. delay, deadline: seconds from now.
         priority: "interactive", "normal" or "batch". tenant: for whom; tenants of one priority take turns by what
         their jobs cost, in tokens.
+        response_format: what the answer must look like, as in OpenAI's API: {"type": "json_object"}, or {"type":
+        "json_schema", "json_schema": {"schema": {...}}}; or grammar: GBNF, whose rule `root` it must match.
+        sampling: any other setting of `headpond.sampling.Sampling`, such as top_k=40. A setting, format or grammar
+        that the model's engine lacks fails the job.
         Raises InvalidRequest, UnknownModel, IdConflict, QueueFull, RedisUnavailable.
         """
         known = self._known(model)
         submission = prepare(
             model, prompt, messages, known=known, id=id, delay=delay, deadline=deadline, priority=priority,
             tenant=tenant, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
-            stop_token_ids=stop_token_ids, adapter=adapter,
+            stop_token_ids=stop_token_ids, adapter=adapter, response_format=response_format, grammar=grammar,
+            **sampling,
         )  # fmt: skip
+        return self._enqueue(submission)
+
+    def embed(
+        self,
+        model: str,
+        texts: str | Sequence[str],
+        *,
+        id: str | None = None,
+        delay: float = 0.0,
+        deadline: float | None = None,
+        priority: Priority | str = Priority.NORMAL,
+        tenant: str = "",
+    ) -> Job:
+        """Enqueue one job that embeds texts: its result has `embeddings`, one vector a text, and no tokens.
+
+        texts: one, or 1 to 1024 of them. The other arguments are those of `submit`. Raises what `submit` raises.
+        """
+        submission = prepare(
+            model, None, None, known=self._known(model), id=id, delay=delay, deadline=deadline, priority=priority,
+            tenant=tenant, input=texts,
+        )  # fmt: skip
+        return self._enqueue(submission)
+
+    def _enqueue(self, submission: Submission) -> Job:
         queue = self._queue(submission.id.model)
         (taken,) = queue.submit([submission.entry], max_queued=submission.max_queued)
         if is_refused([taken]):

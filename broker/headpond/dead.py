@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from headpond import upkeep
-from headpond.bundle import MAX_BUNDLE_ATTEMPTS, Bundle, new_bundle, release
+from headpond.bundle import MAX_BUNDLE_ATTEMPTS, Bundle, BundleVectors, new_bundle, release
 from headpond.errors import InvalidRequest, JobGone, MalformedDocument, NotCommitted, NotQuarantined
 from headpond.folding import fold_tokens
 from headpond.jobs import JOB_SLUG, JobId, JobState, Priority
@@ -103,10 +103,12 @@ class DeadJobs:
         if row.state is not JobState.DEAD:
             raise NotQuarantined(job_id, state=row.state.value)
         header, request = _request_of(self._queue, job_id)
-        sampling = request.sampling.model_copy(update={"seed": request.seed_for(job_id)})
+        if request.input is None:  # What embeds has no seed.
+            sampling = request.sampling.model_copy(update={"seed": request.seed_for(job_id)})
+            request = request.model_copy(update={"sampling": sampling})
         submission = submission_of(
             retry_id(JobId.parse(job_id)),
-            request.model_copy(update={"sampling": sampling}),
+            request,
             tenant=header.tenant,
             band=_band(header),
             pinned=header.pinned,
@@ -184,9 +186,12 @@ def bundle_of(queue: JobQueue, job_id: str) -> Bundle:
         raise JobGone(job_id)
     header, request = _request_of(queue, job_id)
     document = queue.result(job_id)
+    embeddings: BundleVectors | None = None
     if document is not None:
         result = unpack_result(document, durable=row.durable)
         ids, text = result.token_ids, result.text
+        if result.embeddings is not None:
+            embeddings = BundleVectors.of(result.embeddings)
     else:
         tokens = fold_tokens(queue.events(job_id))
         ids, text = tokens.ids, "".join(tokens.pieces)
@@ -213,6 +218,7 @@ def bundle_of(queue: JobQueue, job_id: str) -> Bundle:
         faults=row.faults,
         attempts=[_bundled(attempt) for attempt in attempts[-MAX_BUNDLE_ATTEMPTS:]],
         last_error=next((a.reason for a in reversed(attempts) if a.reason), row.reason),
+        embeddings=embeddings,
     )
 
 

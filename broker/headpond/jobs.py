@@ -163,7 +163,8 @@ class Result:
 
     version: which model version answered. attempts: how often the job was leased. durable: this result
     is committed to storage. error: why it failed; None for an answer. pieces: the text that each token completes,
-    shape (n,), of n tokens; together they are `text`.
+    shape (n,), of n tokens; together they are `text`. embeddings: of a job that embeds, one vector a text, shape
+    (texts, dimensions), in single precision; None of any other job.
     """
 
     id: str
@@ -179,3 +180,4 @@ class Result:
     durable: bool = False
     error: str | None = None
     pieces: tuple[str, ...] = field(default=(), repr=False)
+    embeddings: tuple[tuple[float, ...], ...] | None = field(default=None, repr=False)

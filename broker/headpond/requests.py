@@ -112,7 +112,7 @@ class JobRequest(_Frozen):
 
     def _only_input(self) -> None:
         """An embedding has no tokens to sample: what would speak of them is a mistake of the producer's."""
-        useless = self.model_fields_set - {"input"}
+        useless = self.asked().keys() - {"input"}
         if useless:
             raise ValueError(f"input asks for embeddings, which take no {', '.join(sorted(useless))}")
 

@@ -5,7 +5,8 @@ Each is off by default. An engine says which of them it has; one that it lacks i
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -86,3 +87,29 @@ class Sampling(BaseModel):
             for name in fields.keys() - BASIC
             if getattr(self, name) != fields[name].get_default(call_default_factory=True)
         )
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The settings of `Sampling` beyond the basic ones, as keyword arguments of `submit`."""
+
+    top_k: int
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_last_tokens: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_last_tokens: int
+    dry_sequence_breakers: Sequence[str]
+    xtc_probability: float
+    xtc_threshold: float
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
+    temperature_range: float
+    temperature_exponent: float
+    top_n_sigma: float
+    logit_bias: Mapping[int, float] | Mapping[str, float]

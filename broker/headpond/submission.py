@@ -14,6 +14,7 @@ from headpond.jobs import TENANT_NAME, VERSION_NAME, JobId, Priority
 from headpond.models import ModelRow
 from headpond.operations import Entry, Submitted
 from headpond.requests import JobRequest, digest_of, parse_request
+from headpond.sampling import Sampling
 from headpond.wire import Call, pack_data
 
 GENERATE = "generate"
@@ -157,13 +158,16 @@ def parse_priority(priority: str) -> Priority:
 
 
 def _request(prompt: str | None, messages: object, options: dict[str, Any]) -> JobRequest:
-    fields: dict[str, Any] = {"prompt": prompt}
+    fields: dict[str, Any] = {} if prompt is None and "input" in options else {"prompt": prompt}
     # What is not asked for is not checked either: its default is good.
-    if sampling := {key: options.pop(key) for key in ("temperature", "top_p", "seed") if key in options}:
-        for key in ("temperature", "top_p"):
-            if type(sampling.get(key)) is int:  # 0 and 1 are floats to a person
-                sampling[key] = float(sampling[key])
-        fields["sampling"] = sampling
+    if sampling := {key: options.pop(key) for key in Sampling.model_fields if key in options}:
+        fields["sampling"] = {key: _as_sampled(key, value) for key, value in sampling.items()}
+    if "input" in options:
+        value = options.pop("input")
+        fields["input"] = [value] if isinstance(value, str) else _listed(value)
+    for key in ("response_format", "grammar"):
+        if (value := options.pop(key, None)) is not None:
+            fields[key] = value
     if messages is not None:
         fields["messages"] = _listed(messages)
     for key in ("stop", "stop_token_ids"):
@@ -171,6 +175,25 @@ def _request(prompt: str | None, messages: object, options: dict[str, Any]) -> J
         if value != ():
             fields[key] = [value] if key == "stop" and isinstance(value, str) else _listed(value)
     return parse_request(fields | options)
+
+
+def _as_sampled(key: str, value: object) -> object:
+    """A setting as `Sampling` takes it: to a person 0 and 1 are floats too, and a token's id is a number."""
+    if key == "logit_bias" and isinstance(value, Mapping):
+        return {str(token): _as_float(bias) for token, bias in value.items()}
+    if key == "dry_sequence_breakers":
+        return _listed(value)
+    return value if key in _WHOLE_NUMBERS else _as_float(value)
+
+
+_WHOLE_NUMBERS = {"seed", *(name for name, field in Sampling.model_fields.items() if type(field.default) is int)}
+
+
+def _as_float(value: object) -> object:
+    try:
+        return float(value) if type(value) is int else value
+    except OverflowError:
+        return value  # For the request's own check to refuse.
 
 
 def _listed(values: object) -> object:

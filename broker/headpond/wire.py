@@ -6,7 +6,11 @@ docs/format.md describes all of it. Values, documents and rows are `headpond.cod
 
 from __future__ import annotations
 
+import sys
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from headpond.codec import (
@@ -26,7 +30,9 @@ from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
 from headpond.rows import RUN_HEAD, Attempt, RunRow, unpack_attempts, unpack_run
 
 __all__ = [
+    "EMBEDDED_NUMBER_BYTES",
     "MAX_DOCUMENT_BYTES",
+    "MAX_EMBEDDING_BYTES",
     "RESULT_SCHEMA",
     "ROW_VERSION",
     "RUN_HEAD",
@@ -44,6 +50,7 @@ __all__ = [
     "pack_for_script",
     "pack_result",
     "pack_tokens",
+    "pack_vectors",
     "unpack",
     "unpack_attempts",
     "unpack_data",
@@ -54,6 +61,7 @@ __all__ = [
     "unpack_result",
     "unpack_run",
     "unpack_tokens",
+    "unpack_vectors",
 ]
 
 
@@ -200,11 +208,44 @@ def unpack_event(data: bytes) -> Rewound | Ended:
 
 
 RESULT_SCHEMA = "headpond/result"
+MAX_EMBEDDING_BYTES = 16 << 20
+"""Of all vectors of one job, at 4 bytes a number: 1024 of 4096 dimensions."""
+EMBEDDED_NUMBER_BYTES = 4
+
+
+def pack_vectors(vectors: Sequence[Sequence[float]]) -> tuple[int, bytes]:
+    """(dimensions, the vectors one after the other as little-endian float32).
+
+    Not an array of floats: that takes more than twice the bytes, and no script reads it.
+    """
+    numbers = array("f", chain.from_iterable(vectors))
+    if numbers.itemsize * len(numbers) > MAX_EMBEDDING_BYTES:
+        raise MalformedDocument(RESULT_SCHEMA, f"vectors of more than {MAX_EMBEDDING_BYTES} bytes")
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return len(vectors[0]) if vectors else 0, numbers.tobytes()
+
+
+def unpack_vectors(packed: object) -> tuple[tuple[float, ...], ...]:
+    """Shape (texts, dimensions). Raises MalformedDocument."""
+    if not isinstance(packed, list) or len(packed) != 2:
+        raise MalformedDocument(RESULT_SCHEMA, "embeddings are not dimensions and bytes")
+    dimensions, data = packed
+    if type(dimensions) is not int or not isinstance(data, bytes) or len(data) > MAX_EMBEDDING_BYTES:
+        raise MalformedDocument(RESULT_SCHEMA, "embeddings have the wrong type or size")
+    if dimensions < 1 or not data or len(data) % (dimensions * EMBEDDED_NUMBER_BYTES):
+        raise MalformedDocument(RESULT_SCHEMA, f"{len(data)} bytes are no vectors of {dimensions} dimensions")
+    numbers = array("f", data)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return tuple(tuple(numbers[at : at + dimensions]) for at in range(0, len(numbers), dimensions))
 
 
 def pack_result(result: Result) -> bytes:
     """A worker's result. `durable` is not in it: only the commit knows."""
     t = result.timings
+    # An older reader passes over a field that it does not know, so that this one took no new version.
+    vectors = {} if result.embeddings is None else {"embeddings": pack_vectors(result.embeddings)}
     return pack_document(
         RESULT_SCHEMA,
         1,
@@ -220,6 +261,7 @@ def pack_result(result: Result) -> bytes:
             "version": result.version,
             "attempts": result.attempts,
             "error": result.error,
+            **vectors,
         },
     )
 
@@ -241,6 +283,7 @@ def unpack_result(data: bytes, *, durable: bool) -> Result:
             durable=durable,
             error=fields["error"],
             pieces=tuple(fields["pieces"]),
+            embeddings=None if fields.get("embeddings") is None else unpack_vectors(fields["embeddings"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedDocument(RESULT_SCHEMA, repr(error)) from error

@@ -26,7 +26,8 @@ from headpond.queue import JobQueue
 from headpond.requests import JobRequest, parse_request
 from headpond.wire import TokenRun, pack_result
 from headpond_workers.continuation import continue_job
-from headpond_workers.engines.protocol import Engine, Finish, Verdict
+from headpond_workers.embedding import embed_job
+from headpond_workers.engines.protocol import Embedding, Engine, Finish, Verdict
 from headpond_workers.token_writer import RETRY_S, JobStream, TokenWriter
 from headpond_workers.totals import Totals
 
@@ -87,10 +88,15 @@ class Generation:
             return
         stream = self.writer.open(held, prior)
         prompt: list[int] = []
+        made: Embedding | None = None
         try:
             asked = parse_request(request)
-            prompt = self.engine.render(asked.chat())
-            finish = self._generate(asked, prompt, stream, watch)
+            if asked.input is not None:
+                made = embed_job(self.engine, asked, lambda: self._verdict(held, watch))
+                finish = Finish(FinishReason.CANCELLED if made is None else FinishReason.STOP)
+            else:
+                prompt = self.engine.render(asked.chat())
+                finish = self._generate(asked, prompt, stream, watch)
         except (InvalidRequest, PromptTooLong, SequenceFailed, CapabilityMissing) as error:
             self._end(stream, watch, len(prompt), FinishReason.ERROR, error=self.redact(str(error)))
             return
@@ -113,7 +119,13 @@ class Generation:
             else:
                 self._park(held)
         else:
-            self._end(stream, watch, len(prompt), finish.reason)
+            self._end(stream, watch, made.tokens if made else len(prompt), finish.reason, made=made)
+
+    def _verdict(self, held: HeldLease, watch: _Watch) -> Verdict:
+        """Whether the attempt goes on; the engine that asks moves."""
+        watch.moved = time.monotonic()
+        leaves = held.lost is not None or held.preempted or self.parking.is_set()
+        return Verdict.STOP if leaves else Verdict.GO
 
     def _prior(self, held: HeldLease) -> TokenRun | None:
         """The tokens of earlier attempts; None if the lease was lost while Redis was away."""
@@ -150,7 +162,7 @@ class Generation:
         text = begun.text
 
         def emit(ids: Seq[int]) -> Verdict:
-            watch.moved = time.monotonic()
+            verdict = self._verdict(held, watch)
             if ids:
                 watch.last_token = watch.moved
                 watch.tokens += len(ids)
@@ -160,9 +172,7 @@ class Generation:
                 released = text.feed(ids)
                 if released.ids:
                     stream.push(released.ids, released.pieces)
-            if text.stopped or held.lost is not None or held.preempted or self.parking.is_set():
-                return Verdict.STOP
-            return Verdict.GO
+            return Verdict.STOP if text.stopped else verdict
 
         finish = self.engine.generate(begun.sequence, emit)
         if text.stopped:
@@ -181,6 +191,7 @@ class Generation:
         reason: FinishReason,
         *,
         error: str | None = None,
+        made: Embedding | None = None,
     ) -> None:
         lease = stream.held.lease
         result = Result(
@@ -196,6 +207,7 @@ class Generation:
             attempts=lease.attempt,
             error=error,
             pieces=stream.pieces,
+            embeddings=made.vectors if made else None,
         )
         if stream.finish(result.state, pack_result(result), (error or "")[:500]):
             self.totals.add_job()

@@ -201,7 +201,8 @@ def _print_bundle(bundle: Bundle, *, full: bool) -> None:
     _field("priority", bundle.priority.value)
     _field("version", f"{bundle.version or '-'}{' (pinned)' if bundle.pinned else ''}")
     _field("fingerprint", bundle.fingerprint or "-")
-    _field("sampling", f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}")
+    more = "".join(f", {name} {getattr(sampling, name)}" for name in sorted(sampling.asks_for()))
+    _field("sampling", f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}{more}")
     _field("seed", f"{bundle.seed}{'' if sampling.seed is not None else ' (from the id)'}")
     _field("max_tokens", str(request.max_tokens))
     if request.stop or request.stop_token_ids:
@@ -210,8 +211,13 @@ def _print_bundle(bundle: Bundle, *, full: bool) -> None:
         _field("adapter", request.adapter)
     _field("strikes/faults", f"{bundle.strikes}/{bundle.faults} in {bundle.leases} leases")
     _field("last error", bundle.last_error or "-")
-    for message in request.chat():
-        _block(f"request, {message.role}", message.content, full=full)
+    if (constraint := request.constraint()) is not None:
+        _field("answer", f"{constraint.kind.value} {constraint.text}")
+    if request.input is not None:
+        _block(f"request, {len(request.input)} texts to embed", "\n".join(request.input), full=full)
+    else:
+        for message in request.chat():
+            _block(f"request, {message.role}", message.content, full=full)
     if bundle.token_ids:
         _block(f"{len(bundle.token_ids)} tokens so far", bundle.text, full=full)
     if bundle.attempts:

@@ -1,14 +1,16 @@
-"""`headpond submit | watch | result | cancel`."""
+"""`headpond submit | embed | watch | result | cancel`."""
 
 from __future__ import annotations
 
 import json
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from headpond.cli.request_options import form_of, sampling_of
 from headpond.client import Client, Job
 from headpond.errors import HeadpondError, InvalidRequest, JobEnded
 from headpond.jobs import Chunk, JobId, Result
@@ -40,6 +42,19 @@ def submit(
     stop_token: Annotated[
         list[int] | None, typer.Option(help="End the answer before this token id; may be repeated.")
     ] = None,
+    sampling: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another setting, such as top_k=40; may be repeated.")
+    ] = None,
+    response_format: Annotated[
+        str | None,
+        typer.Option(metavar="json|FILE", help="json: any JSON object. A file: response_format as in OpenAI's API."),
+    ] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A JSON schema that the answer matches.")
+    ] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A GBNF grammar that the answer matches.")
+    ] = None,
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter of the model, by its name.")] = None,
     id: Annotated[str | None, typer.Option("--id", help="MODEL/SLUG; the same id and request is the same job.")] = None,
     priority: Annotated[str, typer.Option(help="interactive, normal or batch.")] = "normal",
@@ -61,13 +76,16 @@ def submit(
       id=$(headpond submit chat "A long story" --detach); headpond watch $id
 
       headpond submit chat "Summarise ..." --priority batch --tenant reports --deadline 3600
+
+      headpond submit chat "Where is Oslo?" --json-schema place.json --sampling top_k=40 --sampling min_p=0.05
     """
+    more = sampling_of(sampling or ()) | form_of(response_format, json_schema, grammar)
     text = _from_stdin() if prompt == "-" else prompt
     with Client(redis) as client:
         job = client.submit(
             model, text, id=id, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
             stop=stop or (), stop_token_ids=stop_token or (), adapter=adapter, priority=priority, tenant=tenant,
-            delay=delay, deadline=deadline,
+            delay=delay, deadline=deadline, **more,
         )  # fmt: skip
         if detach:
             typer.echo(json.dumps({"id": job.id}) if as_json else job.id)
@@ -76,6 +94,38 @@ def submit(
         else:
             typer.echo(job.id, err=True)
             _show_stream(job, after=0, as_json=False)
+
+
+def embed(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model that embeds, or NAME@VERSION.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="What to embed; default: each line of stdin.")
+    ] = None,
+    id: Annotated[str | None, typer.Option("--id", help="MODEL/SLUG; the same id and texts are the same job.")] = None,
+    priority: Annotated[str, typer.Option(help="interactive, normal or batch.")] = "normal",
+    tenant: Annotated[str, typer.Option(help="For whom; tenants take turns by what their jobs cost.")] = "",
+    deadline: Annotated[float | None, typer.Option(help="Seconds after which it ends, done or not.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the id and leave.")] = False,
+    as_json: JsonOption = False,
+    redis: UrlOption = None,
+) -> None:
+    """Embed texts, in one job, and print one vector a line, in the order of the texts.
+
+    Examples:
+
+      headpond embed embedder "a first text" "a second one"
+
+      headpond embed embedder --json < lines.txt | jq '.embeddings[0]'
+    """
+    wanted = texts if texts else _from_stdin(field="input").removesuffix("\n").split("\n")
+    with Client(redis) as client:
+        job = client.embed(model, wanted, id=id, priority=priority, tenant=tenant, deadline=deadline)
+        if detach:
+            typer.echo(json.dumps({"id": job.id}) if as_json else job.id)
+        else:
+            if not as_json:
+                typer.echo(job.id, err=True)
+            _show_result(job, as_json=as_json)
 
 
 def watch(
@@ -122,7 +172,7 @@ def cancel(job: JobArgument, as_json: JsonOption = False, redis: UrlOption = Non
     typer.echo(json.dumps({"id": job, "state": state.value}) if as_json else f"{job} is {state.value}")
 
 
-COMMANDS = (submit, watch, result, cancel)
+COMMANDS = (submit, embed, watch, result, cancel)
 NAMES = frozenset(command.__name__ for command in COMMANDS)
 
 
@@ -131,7 +181,7 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _from_stdin() -> str:
+def _from_stdin(*, field: str = "prompt") -> str:
     raw = sys.stdin.buffer.read(MAX_BODY_BYTES + 1)
     try:
         return raw.decode("utf-8")
@@ -140,7 +190,7 @@ def _from_stdin() -> str:
             return raw.decode("utf-8", errors="ignore")  # Cut amid a character: too long anyway, and said so later.
         raise InvalidRequest(
             f"stdin is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}. Convert it with: iconv -t utf-8",
-            field="prompt",
+            field=field,
         ) from None
 
 
@@ -172,6 +222,9 @@ def _show_result(job: Job, *, as_json: bool, timeout: float | None = None) -> No
 def _print_result(result: Result, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(_result_fields(result)))
+    elif result.embeddings is not None:
+        for vector in result.embeddings:
+            typer.echo(json.dumps(vector))
     else:
         write_text(result.text + "\n")
     answer(result)
@@ -220,4 +273,5 @@ def _result_fields(result: Result) -> dict[str, Any]:
         "attempts": result.attempts,
         "durable": result.durable,
         "error": result.error,
+        "embeddings": result.embeddings,
     }

@@ -20,6 +20,8 @@ class ScriptedModel(ModelTable):
     context_tokens: Annotated[int, Field(ge=16)] = 8192
     answer_tokens: Annotated[int, Field(ge=1)] | None = None
     """Where the model ends its answer by itself; None: between 40 and 400, by the prompt and seed."""
+    embed_dimensions: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    """It also embeds texts, at prefill_tokens_per_s, as unit vectors of so many dimensions; None: it does not."""
     crash_at: Literal["load", "prefill", "token", "end"] | None = None
     """Kill the own process (SIGKILL) there, for tests."""
     crash_token: Annotated[int, Field(ge=0)] = 0

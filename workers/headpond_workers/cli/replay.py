@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -147,6 +148,11 @@ def _ending(found: Replay) -> str:
         While.GENERATING: f"after token {found.offset}, {found.made} of them its own",
     }[found.during]
     match found.how:
+        case How.FINISHED if found.embedded is not None:
+            made, beside = found.embedded, "the bundle has none of this shape"
+            if made.furthest is not None:
+                beside = f"no number is further than {made.furthest:.2g} from the bundle's"
+            return f"Finished with {made.texts} vectors of {made.dimensions} numbers; {beside}."
         case How.FINISHED:
             return f"Finished ({found.reason}) with {found.offset} tokens, {len(found.token_ids)} of them its own."
         case How.FAILED:
@@ -185,6 +191,7 @@ def _document(found: Replay, bundle: Bundle, model: str, tail: list[str]) -> dic
         "compared_tokens": compared,
         "same_tokens": at is None if compared else None,
         "first_difference": at,
+        "embedded": None if found.embedded is None else asdict(found.embedded),
         "log": tail,
     }
 

@@ -32,6 +32,11 @@ class CheckpointText:
         """Ids from 0 that the model has an embedding for."""
         return self._vocabulary.vocab_size
 
+    @property
+    def vocabulary(self) -> Seq[bytes]:
+        """The bytes of each token, shape (vocabulary,); empty for those that add no text."""
+        return self._vocabulary.token_bytes
+
     def render(self, messages: Seq[Message]) -> list[int]:
         """Token ids of a conversation. A model without a template is shown the contents alone."""
         if self._template is None:

@@ -23,6 +23,7 @@ from headpond.requests import Message
 from headpond.tables import ExLlamaV2Model
 from headpond_workers.engines.checkpoint_folder import CheckpointFolder, check_adapter, check_checkpoint
 from headpond_workers.engines.checkpoint_text import CheckpointText
+from headpond_workers.engines.exllamav2_constraint import Constraints, constraints_installed
 from headpond_workers.engines.exllamav2_jobs import ExLlamaV2Jobs
 from headpond_workers.engines.exllamav2_loading import LoadedModel, load_model
 from headpond_workers.engines.exllamav2_prefixes import (
@@ -35,6 +36,7 @@ from headpond_workers.engines.exllamav2_prefixes import (
     take_prefix,
 )
 from headpond_workers.engines.exllamav2_preflight import import_exllamav2
+from headpond_workers.engines.exllamav2_sampling import SAMPLING
 from headpond_workers.engines.job_loop import JobLoop
 from headpond_workers.engines.loading_log import LoadingLog
 from headpond_workers.engines.protocol import Capability, Emit, EngineInfo, Finish, Sequence
@@ -59,6 +61,7 @@ class ExLlamaV2Engine:
         }
         draft = None if settings.draft is None else check_checkpoint(settings.draft.path, digest_cache=digest_cache)
         self._text = CheckpointText(folder.path)
+        self._constraints = _constraints(self._text)
         loaded = load_model(settings, folder, adapters, on_layer=LoadingLog("exllamav2"))
         jobs = self._warm(loaded)
         self._jobs = jobs
@@ -68,6 +71,8 @@ class ExLlamaV2Engine:
             name: (name, checked.digest, settings.adapters[name].scaling) for name, checked in adapters.items()
         }
         capabilities = {Capability.KV_PREFIXES}
+        if self._constraints is not None:
+            capabilities |= {Capability.JSON_SCHEMA, Capability.GRAMMAR}
         if loaded.computes_alike:
             capabilities.add(Capability.SEEDED)
         if settings.adapters:
@@ -79,6 +84,7 @@ class ExLlamaV2Engine:
             slots=settings.slots,
             capabilities=frozenset(capabilities),
             adapters=tuple(sorted(settings.adapters)),
+            sampling=SAMPLING,
         )
         self._loop = JobLoop(jobs, slots=settings.slots, name="exllamav2")
         log.info(
@@ -103,11 +109,18 @@ class ExLlamaV2Engine:
     def generate(self, sequence: Sequence, emit: Emit) -> Finish:
         self.info.require_for(sequence)
         self._check_adapter(sequence.adapter)
+        self._jobs.settings.check(sequence.sampling)
         present = len(sequence.prompt) + len(sequence.generated)
         if present >= self.info.context_tokens:
             if sequence.generated:
                 return Finish(FinishReason.LENGTH)
             raise PromptTooLong(prompt_tokens=present, context_tokens=self.info.context_tokens)
+        if (
+            sequence.constraint is not None
+            and self._constraints is not None
+            and not self._constraints.prepare(sequence.constraint, lambda: emit(()))
+        ):
+            return Finish(FinishReason.CANCELLED)
         return self._loop.run(sequence, emit)
 
     def save_prefix(self, ids: Seq[int], path: Path, *, adapter: str | None = None) -> int:
@@ -160,7 +173,12 @@ class ExLlamaV2Engine:
 
     def _warm(self, loaded: LoadedModel) -> ExLlamaV2Jobs:
         try:
-            jobs = ExLlamaV2Jobs(loaded, end_ids=self._text.end_ids)
+            jobs = ExLlamaV2Jobs(
+                loaded,
+                end_ids=self._text.end_ids,
+                vocabulary=self._text.vocabulary,
+                constraints=self._constraints,
+            )
             jobs.warm_up()
         except EngineOutOfMemory as error:
             loaded.unload()
@@ -169,6 +187,13 @@ class ExLlamaV2Engine:
             loaded.unload()
             raise
         return jobs
+
+
+def _constraints(text: CheckpointText) -> Constraints | None:
+    if not constraints_installed():
+        log.warning("constraints_missing engine=exllamav2 advice='install llguidance to serve response formats'")
+        return None
+    return Constraints(text.vocabulary, end_ids=text.end_ids, encode=text.encode)
 
 
 def _fingerprint(
@@ -182,6 +207,7 @@ def _fingerprint(
     decisive = {
         "engine": "exllamav2",
         "exllamav2": importlib.metadata.version("exllamav2"),
+        "llguidance": importlib.metadata.version("llguidance") if constraints_installed() else None,
         "torch": importlib.metadata.version("torch"),
         "checkpoint": folder.digest,
         "chat_template_sha256": template_sha256,

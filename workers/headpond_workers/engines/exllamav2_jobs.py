@@ -15,15 +15,16 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from typing import Any
 
-from headpond.errors import EngineOutOfMemory, PromptTooLong, SequenceFailed
+from headpond.errors import CapabilityMissing, EngineOutOfMemory, PromptTooLong, SequenceFailed
 from headpond.sampling import Sampling
 from headpond_workers.engines.batch_generator import SequenceCrashed, Step
 from headpond_workers.engines.exllama_results import step_of
+from headpond_workers.engines.exllamav2_constraint import Constraints, failure_of
 from headpond_workers.engines.exllamav2_loading import LoadedModel
 from headpond_workers.engines.exllamav2_memory import is_out_of_memory
 from headpond_workers.engines.exllamav2_page_links import linked_job_class
-from headpond_workers.engines.exllamav2_sampling import settings_of
-from headpond_workers.engines.protocol import Sequence
+from headpond_workers.engines.exllamav2_sampling import SettingsOfModel, settings_of
+from headpond_workers.engines.protocol import Capability, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,16 @@ _WARM_UP_TOKENS = 2
 class ExLlamaV2Jobs:
     """A BatchGenerator over one loaded model. Handles are exllamav2's jobs. Used from one thread at a time."""
 
-    def __init__(self, loaded: LoadedModel, *, end_ids: Iterable[int]) -> None:
-        """end_ids: the tokens that end an answer; exllamav2 goes on past them unless it is told."""
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        end_ids: Iterable[int],
+        vocabulary: Seq[bytes] = (),
+        constraints: Constraints | None = None,
+    ) -> None:
+        """end_ids: the tokens that end an answer; exllamav2 goes on past them unless it is told. vocabulary: the bytes
+        of each token. constraints: None if sequences have none."""
         self._job_class = linked_job_class()
         parameters = inspect.signature(self._job_class).parameters.values()
         self._job_parameters = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
@@ -44,6 +53,8 @@ class ExLlamaV2Jobs:
         self._end_ids = sorted(end_ids)
         self._adapter: str | None = None
         self._vocab_size: int = loaded.config.vocab_size
+        self._constraints = constraints
+        self.settings = SettingsOfModel(vocabulary, vocab_size=self._vocab_size)
         # A job under a draft model ends so many tokens before max_new_tokens, and needs room for them all the same.
         self._draft_tokens: int = self._generator.num_draft_tokens
 
@@ -70,7 +81,8 @@ class ExLlamaV2Jobs:
     def admit(self, sequence: Sequence) -> Any:
         """Queue a job; max_tokens is cut to what the context holds.
 
-        Raises SequenceFailed for ids that are no tokens of this model, PromptTooLong without room for one more.
+        Raises SequenceFailed for ids that are no tokens of this model or do not match the constraint, PromptTooLong
+        without room for one more.
         """
         ids = (*sequence.prompt, *sequence.generated)
         self._check_ids(ids)
@@ -81,8 +93,9 @@ class ExLlamaV2Jobs:
             input_ids=_batch_of_one(ids),
             max_new_tokens=wanted + self._draft_tokens,
             min_new_tokens=0,
-            gen_settings=settings_of(sequence.sampling),
+            gen_settings=self.settings.new(sequence.sampling),
             seed=sequence.seed,
+            filters=self._filters(sequence),
             # Ids alone. Stop strings are cut by the caller, who decodes the ids; here they would be matched on text
             # that is lossy for UTF-8.
             stop_conditions=self._end_ids,
@@ -113,7 +126,7 @@ class ExLlamaV2Jobs:
             if cause is error:
                 raise
             raise cause from error
-        steps = [step for result in results if (step := step_of(result, result["job"])) is not None]
+        steps = [_checked(step) for result in results if (step := step_of(result, result["job"])) is not None]
         # One of them for each job, in order: with a draft a job has several results.
         for job in dict.fromkeys(result["job"] for result in results if result["stage"] == "streaming"):
             if held := _take_held(job):
@@ -166,6 +179,13 @@ class ExLlamaV2Jobs:
     def close(self) -> None:
         _end_threads(self._generator)
         self._loaded.unload()
+
+    def _filters(self, sequence: Sequence) -> list[Any]:
+        if sequence.constraint is None:
+            return []
+        if self._constraints is None:
+            raise CapabilityMissing("exllamav2", Capability.JSON_SCHEMA.value)
+        return [self._constraints.filter_for(sequence)]
 
     def _new_job(self, **arguments: Any) -> Any:
         """A job. Its class takes any keyword and drops those that it does not know: those are a TypeError here."""
@@ -220,6 +240,12 @@ class ExLlamaV2Jobs:
         # Not set_loras: it turns None into an empty list, at which the next forward pass raises IndexError.
         self._generator.current_loras = None if name is None else [self._loaded.adapters[name]]
         self._adapter = name
+
+
+def _checked(step: Step) -> Step:
+    """The step itself, but for a sequence that was ended because its constraint could not be followed."""
+    failure = None if step.finish is None else failure_of(step.handle)
+    return step if failure is None else Step(step.handle, error=failure)
 
 
 def _take_held(job: Any) -> tuple[int, ...]:

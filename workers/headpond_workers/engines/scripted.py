@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from headpond.errors import EngineError, PromptTooLong, SequenceFailed
 from headpond.jobs import FinishReason
 from headpond.requests import Message
 from headpond.tables import ScriptedModel
-from headpond_workers.engines.protocol import Capability, Emit, EngineInfo, Finish, Sequence, Verdict
+from headpond_workers.engines.protocol import Capability, Embedding, Emit, EngineInfo, Finish, Sequence, Verdict
 
 _SYLLABLES = ("ka", "lo", "mi", "ren", "sa", "to", "vu", "wi")
 _WORDS = tuple(f" {a}{b}{c}".encode() for a in _SYLLABLES for b in _SYLLABLES for c in _SYLLABLES)
@@ -30,6 +31,7 @@ _VOCABULARY = _HALF_B + 1
 _EMOJI = "\N{WATER WAVE}".encode()
 _SPAN_EVERY = 17
 """One token in so many begins a character that the next one ends."""
+_ASK_S = 0.05
 
 
 @dataclass(eq=False, slots=True)
@@ -56,13 +58,17 @@ class ScriptedEngine:
         self._settings = settings
         if settings.crash_at == "load":
             _die()
-        digest = hashlib.sha256(f"scripted-1:{settings.answer_tokens}:{settings.context_tokens}".encode())
+        embeds = f":{settings.embed_dimensions}" if settings.embed_dimensions else ""
+        digest = hashlib.sha256(f"scripted-1:{settings.answer_tokens}:{settings.context_tokens}{embeds}".encode())
+        capabilities = {Capability.SEEDED, Capability.EXACT_RESUME}
+        if settings.embed_dimensions:
+            capabilities.add(Capability.EMBEDDINGS)
         self._info = EngineInfo(
             "scripted",
             digest.hexdigest(),
             settings.context_tokens,
             settings.slots,
-            frozenset({Capability.SEEDED, Capability.EXACT_RESUME}),
+            frozenset(capabilities),
         )
         self._changed = threading.Condition()
         self._running: list[_Running] = []
@@ -127,6 +133,32 @@ class ScriptedEngine:
         if settings.crash_at == "end" and self._crashes(sequence):
             _die()
         return running.finish
+
+    def embed(self, texts: Seq[str], proceed: Callable[[], Verdict]) -> Embedding | None:
+        """A vector that follows from the text alone, at `prefill_tokens_per_s`. One token a byte."""
+        self._info.require(Capability.EMBEDDINGS)
+        for text in texts:
+            if (tokens := len(text.encode())) > self._settings.context_tokens:
+                raise PromptTooLong(prompt_tokens=tokens, context_tokens=self._settings.context_tokens)
+        vectors = []
+        for text in texts:
+            if not self._read(len(text.encode()), proceed):
+                return None
+            vectors.append(_unit_vector(text, self._settings.embed_dimensions or 0))
+        return Embedding(tuple(vectors), sum(len(text.encode()) for text in texts))
+
+    def _read(self, tokens: int, proceed: Callable[[], Verdict]) -> bool:
+        """Take as long as a prompt of so many tokens would. False if it is not to go on."""
+        rate = self._settings.prefill_tokens_per_s
+        until = time.monotonic() + (tokens / rate if rate else 0.0)
+        while True:
+            if self._closed:
+                raise EngineError("The engine is closed.")
+            if proceed() is Verdict.STOP:
+                return False
+            if (left_s := until - time.monotonic()) <= 0:
+                return True
+            time.sleep(min(left_s, _ASK_S))
 
     def close(self) -> None:
         with self._changed:
@@ -204,6 +236,13 @@ def _token(key: bytes, position: int) -> int:
     if draw % _SPAN_EVERY == 0 and position % 2 == 0:
         return _HALF_A
     return _FIRST_WORD + draw % len(_WORDS)
+
+
+def _unit_vector(text: str, dimensions: int) -> tuple[float, ...]:
+    key = hashlib.sha256(text.encode()).digest()
+    numbers = [_draw(key, position) / (1 << 31) - 1 for position in range(dimensions)]
+    length = math.hypot(*numbers) or 1.0
+    return tuple(number / length for number in numbers)
 
 
 def _draw(key: bytes, position: int) -> int:

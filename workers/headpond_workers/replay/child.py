@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence as Seq
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,10 +22,11 @@ from headpond.errors import ConfigError, EngineUnavailable, HeadpondError, Model
 from headpond.jobs import FinishReason
 from headpond.settings import load_settings
 from headpond_workers.continuation import continue_job
+from headpond_workers.embedding import embed_job
 from headpond_workers.engines.protocol import Engine, Finish, Verdict
 from headpond_workers.loading import load_engine, workers_of
 from headpond_workers.redaction import Secrets
-from headpond_workers.replay.events import EventWriter, Failed, Finished, Loaded, Refused, Started, Step
+from headpond_workers.replay.events import Embedded, EventWriter, Failed, Finished, Loaded, Refused, Started, Step
 from headpond_workers.secret_filter import learn_references, start_logging
 
 SIGN_OF_LIFE_S = 1.0
@@ -50,7 +52,10 @@ def replay(bundle: Bundle, options: argparse.Namespace, events: EventWriter, sec
         events.send(Refused())
         return
     try:
-        finish = _generate(bundle, engine, events, from_start=options.from_start, other_model=other)
+        if bundle.request.input is not None:
+            finish = _embed(bundle, engine, events)
+        else:
+            finish = _generate(bundle, engine, events, from_start=options.from_start, other_model=other)
     except Exception as error:  # noqa: BLE001 - told to the parent, whoever's it is
         events.send(Failed(_words(error, secrets), loading=False))
         return
@@ -90,6 +95,28 @@ def _generate(bundle: Bundle, engine: Engine, events: EventWriter, *, from_start
     if rest.ids:
         events.send(Step(0, rest.ids, "".join(rest.pieces)))
     return finish
+
+
+def _embed(bundle: Bundle, engine: Engine, events: EventWriter) -> Finish:
+    told_at = 0.0
+
+    def proceed() -> Verdict:
+        nonlocal told_at
+        if (now := time.monotonic()) - told_at >= SIGN_OF_LIFE_S:
+            events.send(Step(0, (), ""))
+            told_at = now
+        return Verdict.GO
+
+    made = embed_job(engine, bundle.request, proceed)
+    if made is None:
+        return Finish(FinishReason.CANCELLED)
+    theirs = () if bundle.embeddings is None else bundle.embeddings.vectors()
+    numbers = [list(chain.from_iterable(vectors)) for vectors in (made.vectors, theirs)]
+    furthest = None
+    if len(theirs) == len(made.vectors) and len(numbers[0]) == len(numbers[1]):
+        furthest = max(abs(one - other) for one, other in zip(*numbers, strict=True))
+    events.send(Embedded(len(made.vectors), len(made.vectors[0]), furthest))
+    return Finish(FinishReason.STOP)
 
 
 def _text_of(engine: Engine, ids: Seq[int]) -> str:

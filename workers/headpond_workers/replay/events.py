@@ -45,6 +45,16 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """A job that embeds has its vectors. furthest: the largest difference of a number from the bundle's; None if the
+    bundle has no vectors of this shape."""
+
+    texts: int
+    dimensions: int
+    furthest: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """reason: a headpond.jobs.FinishReason."""
 
@@ -60,9 +70,9 @@ class Failed:
     configuration: bool = False
 
 
-Event = Loaded | Refused | Started | Step | Finished | Failed
+Event = Loaded | Refused | Started | Step | Embedded | Finished | Failed
 _KINDS: dict[str, type[Event]] = {
-    kind.__name__.lower(): kind for kind in (Loaded, Refused, Started, Step, Finished, Failed)
+    kind.__name__.lower(): kind for kind in (Loaded, Refused, Started, Step, Embedded, Finished, Failed)
 }
 
 

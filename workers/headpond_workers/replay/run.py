@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import IO
 
 from headpond.bundle import Bundle, pack_bundle
-from headpond_workers.replay.events import Event, Failed, Finished, Loaded, Refused, Started, Step, parse_event
+from headpond_workers.replay.events import (
+    Embedded,
+    Event,
+    Failed,
+    Finished,
+    Loaded,
+    Refused,
+    Started,
+    Step,
+    parse_event,
+)
 
 LEAVE_TIMEOUT_S = 10.0
 _READ_BYTES = 1 << 16
@@ -54,7 +64,8 @@ class Replay:
 
     from_offset: tokens of the bundle that it went on after. made: tokens that the engine gave after them. token_ids:
     of these, those that are settled, shape (n,); pieces: their text, in parts. signal, status: of the process, if it
-    ended by one; '' and 0 if not. configuration: it failed of settings or files.
+    ended by one; '' and 0 if not. configuration: it failed of settings or files. embedded: the vectors of a job that
+    embeds.
     """
 
     from_offset: int
@@ -70,6 +81,7 @@ class Replay:
     configuration: bool = False
     signal: str = ""
     status: int = 0
+    embedded: Embedded | None = None
 
     @property
     def text(self) -> str:
@@ -183,6 +195,8 @@ def _take(replay: Replay, event: Event) -> None:
             replay.pieces.append(event.text)
             if event.made:
                 replay.during = While.GENERATING
+        case Embedded():
+            replay.embedded = event
         case Finished():
             replay.how, replay.reason = How.FINISHED, event.reason
         case Failed():
