@@ -3,8 +3,9 @@
     python -m headpond_workers.worker --config headpond.toml --model chat --instance chat-0
 
 SIGTERM drains: no job is claimed any more, running ones may end within drain_timeout_s, the rest are parked with
-their tokens. Exit codes: 0 drained; 78 (EX_CONFIG) the configuration or the model cannot be loaded, so starting
-again would not help.
+their tokens. SIGHUP reads the configuration again, for what needs no restart: settings of the queue, secret files.
+Exit codes: 0 drained; 78 (EX_CONFIG) the configuration or the model cannot be loaded, another deployment means another
+model by this name, or a worker of this instance name runs already: starting again would not help.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,17 +31,29 @@ from ulid import ULID
 from headpond.broker import HeadpondBroker
 from headpond.connections import redis_of
 from headpond.consumer import LeasedMessage
-from headpond.errors import ConfigError, EngineBroken, EngineError, HeadpondError, ModelFileError, RedisUnavailable
+from headpond.errors import (
+    ConfigError,
+    EngineBroken,
+    EngineError,
+    HeadpondError,
+    ModelFileError,
+    NameTaken,
+    RedisUnavailable,
+)
 from headpond.models import ModelRow
+from headpond.names import Hold
 from headpond.operations import QueuePolicy
 from headpond.queue import JobQueue, Server
-from headpond.settings import Settings, load_settings
+from headpond.settings import RUN_FILE, Settings, load_settings
 from headpond.submission import GENERATE
 from headpond.tables import ModelTable
 from headpond.workers import WorkerRow, WorkerState, pack_worker
-from headpond_workers.engines.protocol import Engine
+from headpond_workers.engines.protocol import DeviceUse, Engine
 from headpond_workers.generation import Generation
-from headpond_workers.loading import load_engine, workers_of
+from headpond_workers.loading import device_use_of, load_engine, renew_secrets_of, workers_of
+from headpond_workers.naming.identity import identity_or_passing
+from headpond_workers.naming.instance_lock import instance_lock
+from headpond_workers.naming.model_rows import holder_of, row_of, unread_row_of
 from headpond_workers.persistence.storage_settings import has_storage
 from headpond_workers.token_writer import TokenWriter
 from headpond_workers.totals import Totals
@@ -47,21 +63,41 @@ logger = logging.getLogger(__name__)
 EX_CONFIG = 78
 RECONNECT_S = 1.0
 WATCH_INTERVAL_S = 1.0
+HOLD_INTERVAL_S = 10.0
+"""How often a worker sees to it that its deployment holds its name still."""
 PARK_GRACE_S = 5.0
 """How long an engine may take to hear that its sequences are to be parked."""
+
+
+SUPERVISED = "HEADPOND_SETTINGS_DIGEST"
+"""In the environment of each worker that `headpond up` starts."""
+
+
+class Started(Enum):
+    """Who started a worker, and so who takes the name of its model and gives it up."""
+
+    BY_SUPERVISOR = "by supervisor"
+    BY_HAND = "by hand"
 
 
 class WorkerProcess:
     """The composition root: wires settings, engine, broker and signals."""
 
-    def __init__(self, settings: Settings, model: str, instance: str) -> None:
-        self._settings = settings
+    def __init__(
+        self, settings: Settings, model: str, instance: str, *, started: Started, read_again: Callable[[], Settings]
+    ) -> None:
+        """read_again: the settings as they are now, after a SIGHUP. Raises ConfigError."""
+        self._settings, self._read_again = settings, read_again
         self._model_settings = settings.model(model)
         self._model, self._instance = model, instance
         self._boot = str(ULID())
         self._started_ms = int(time.time() * 1000)
         self._state, self._last_error, self._version = WorkerState.STARTING, "", ""
-        self._leave = threading.Event()
+        self._leave, self._hang_up = threading.Event(), threading.Event()
+        self._started = started
+        self._identity = identity_or_passing(settings.state_folder)
+        self._holder = holder_of(settings, self._identity)
+        self._device = DeviceUse()
         self._storage = has_storage(settings)
         self._server = Server(redis_of(settings))
         self._broker: HeadpondBroker | None = None
@@ -69,9 +105,13 @@ class WorkerProcess:
         self._totals = Totals()
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT. Returns the exit code."""
+        """Serve until SIGTERM or SIGINT. Returns the exit code. Raises NameTaken."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: self._leave.set())
+        # The end of the terminal in which it was started ends a worker; any other SIGHUP means a new configuration.
+        at_terminal = self._started is Started.BY_HAND and sys.stdin is not None and sys.stdin.isatty()
+        hung_up = self._leave if at_terminal else self._hang_up
+        signal.signal(signal.SIGHUP, lambda *_: hung_up.set())
         queue = self._meet()
         if queue is None:
             return 0
@@ -83,28 +123,43 @@ class WorkerProcess:
             self._last_error = str(error)
             self._announce(queue, WorkerState.FAILED)
             return EX_CONFIG
-        self._serve(engine, queue)
-        return 0
+        return self._serve(engine, queue)
 
     def _meet(self) -> JobQueue | None:
-        """The model's queue, however long the server takes to come; None if told to leave first."""
-        row = ModelRow(
-            self._model_settings.engine,
-            self._model_settings.max_queued,
-            self._storage,
-            self._model_settings.context_tokens,
-        )
+        """The model's queue, however long the server takes to come; None if told to leave first.
+
+        Raises NameTaken.
+        """
+        # A worker that supervisord starts again may read a configuration that nobody has applied yet: only those who
+        # apply one, or start a worker by hand, may change what the name means.
+        how = Hold.TAKE if self._started is Started.BY_HAND else Hold.KEEP
         while not self._leave.is_set():
             try:
-                self._server.configure_model(self._model, row)
+                self._hold(how)
                 return self._server.queue(self._model, storage=self._storage)
             except RedisUnavailable as error:
                 logger.warning("redis_awaited error=%s", error)
                 self._leave.wait(RECONNECT_S)
         return None
 
-    def _serve(self, engine: Engine, queue: JobQueue) -> None:
+    def _hold(self, how: Hold) -> None:
+        """Take or keep the name for this deployment. Raises NameTaken, RedisUnavailable."""
+        where = str(self._settings.file)
+        self._server.hold(self._holder, {self._model: self._row_of_model}, where=where, how=how)
+
+    @cached_property
+    def _row_of_model(self) -> ModelRow:
+        try:
+            return row_of(self._model_settings, storage=self._storage)
+        except (ModelFileError, ConfigError) as error:
+            # Loading the model tells it to people.
+            logger.warning("spec_unknown model=%s error=%s", self._model, error)
+            return unread_row_of(self._model_settings, storage=self._storage)
+
+    def _serve(self, engine: Engine, queue: JobQueue) -> int:
+        """Until told to leave. Returns the exit code."""
         settings, info = self._model_settings, engine.info
+        self._device = device_use_of(engine)
         self._version = f"local-{info.fingerprint[:12]}"
         broker = self._broker = HeadpondBroker(
             self._server,
@@ -139,13 +194,56 @@ class WorkerProcess:
         # dramatiq's own command line would say this; but it forks, and a loaded model must not be forked.
         broker.emit_after("process_boot")
         logger.info("ready model=%s version=%s slots=%d", self._model, self._version, info.slots)
+        looked = time.monotonic()
+        code = 0
         while not self._leave.wait(WATCH_INTERVAL_S):
             if not (writer.is_alive() and broker.keeps_leases()):
                 # Without them jobs would be claimed and never end. A new process begins with a clean slate.
                 raise RuntimeError("a thread of this worker has died; its traceback is above")
             if generation.broken.is_set():
                 raise EngineBroken(f"{generation.last_error} A new process takes over.")
+            if self._hang_up.is_set():
+                self._hang_up.clear()
+                self._take_over(engine, queue)
+                looked = -HOLD_INTERVAL_S
+            if time.monotonic() - looked >= HOLD_INTERVAL_S:
+                looked, self._device = time.monotonic(), device_use_of(engine)
+                if not self._holds_still():
+                    code = EX_CONFIG
+                    break
         self._drain(broker, generation, queue)
+        return code
+
+    def _holds_still(self) -> bool:
+        """Whether its deployment holds the name. It takes it again where nobody else did: a server may have lost it."""
+        try:
+            self._hold(Hold.KEEP)
+        except NameTaken as error:
+            logger.error("name_lost model=%s error=%s", self._model, error)
+            return False
+        except HeadpondError as error:
+            logger.warning("name_not_looked_at model=%s error=%s", self._model, error)
+        return True
+
+    def _take_over(self, engine: Engine, queue: JobQueue) -> None:
+        """After SIGHUP: what the configuration says now of the queue, and the secret files of the model's table.
+
+        All else of it waits for a restart. A configuration that is wrong changes nothing.
+        """
+        try:
+            table = self._read_again().model(self._model)
+            if type(table) is type(self._model_settings):
+                live = table.all_live_keys() - {"workers"}
+                self._model_settings = self._model_settings.model_copy(
+                    update={key: getattr(table, key) for key in live if key in type(table).model_fields}
+                )
+                self.__dict__.pop("_row_of_model", None)
+                self._announce(queue, self._state)
+            renew_secrets_of(engine, self._model_settings, where=f"[models.{self._model}]")
+        except HeadpondError as error:
+            logger.error("reload_failed model=%s error=%s", self._model, error)
+        else:
+            logger.info("reloaded model=%s", self._model)
 
     def _drain(self, broker: HeadpondBroker, generation: Generation, queue: JobQueue) -> None:
         timeout_s = self._model_settings.drain_timeout_s
@@ -159,8 +257,16 @@ class WorkerProcess:
         try:
             # What an engine would not let go comes back here, without a strike.
             queue.unregister(self._boot)
+            if self._started is Started.BY_HAND:
+                self._give_up_name(queue)
         except HeadpondError as error:
             logger.warning("unregister_failed error=%s", error)
+
+    def _give_up_name(self, queue: JobQueue) -> None:
+        """The last worker of a deployment that nobody runs with `headpond up` frees the name."""
+        others = [row for row in queue.workers() if row.deployment == self._identity.id]
+        if not others and not (self._settings.state_folder / RUN_FILE).exists():
+            self._server.release(self._identity.id, [self._model])
 
     def _announce(self, queue: JobQueue, state: WorkerState, *, fingerprint: str = "") -> None:
         """Write this worker's row, if the server can be reached; each renewal writes it again."""
@@ -187,6 +293,9 @@ class WorkerProcess:
             tokens=self._totals.tokens,
             jobs=self._totals.jobs,
             tokens_per_s=self._totals.tokens_per_s(),
+            device=self._device.device,
+            memory_bytes=self._device.memory_bytes,
+            deployment=self._identity.id,
         )
 
 
@@ -229,9 +338,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
     logging.getLogger("dramatiq").setLevel(logging.WARNING)
     try:
         settings = load_settings(options.config)
-        code = WorkerProcess(settings, options.model, options.instance or f"{options.model}-{os.getpid()}").run()
+        instance = options.instance or f"{options.model}-{os.getpid()}"
+        started = Started.BY_SUPERVISOR if SUPERVISED in os.environ else Started.BY_HAND
+        with instance_lock(settings.state_folder, instance):
+            code = WorkerProcess(
+                settings, options.model, instance, started=started, read_again=lambda: load_settings(options.config)
+            ).run()
     except HeadpondError as error:
-        logger.error("worker_failed error=%s", error)
+        logger.error("worker_failed error=%s", " ".join(str(error).split()))
         code = EX_CONFIG if isinstance(error, ConfigError) else 1
     except Exception:
         logger.exception("worker_crashed")

@@ -9,7 +9,7 @@ from headpond.tables.exllama import PAGE_TOKENS, ExLlamaV2Model, ExLlamaV3Model
 from headpond.tables.llamacpp import LlamaCppModel
 from headpond.tables.model import ModelTable
 from headpond.tables.scripted import ScriptedModel
-from headpond.tables.secret_ref import SecretRef
+from headpond.tables.secret_ref import SecretRef, secrets_of
 from headpond.tables.table import Table
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ScriptedModel",
     "SecretRef",
     "Table",
+    "secrets_of",
 ]
 
 ENGINES: dict[str, type[ModelTable]] = {

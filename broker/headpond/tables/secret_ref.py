@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import model_validator
+from pydantic import BaseModel, model_validator
 
 from headpond.errors import ConfigError
 from headpond.tables.table import Table
@@ -48,3 +50,18 @@ class SecretRef(Table):
         if not value:
             raise ConfigError(f"the secret file {self.file} is empty", where=where)
         return value
+
+
+def secrets_of(value: Any) -> Iterator[SecretRef]:
+    """Every secret reference in a table, also in its inner tables and lists."""
+    match value:
+        case SecretRef():
+            yield value
+        case BaseModel():
+            yield from secrets_of(dict(value))
+        case Mapping():
+            for inner in value.values():
+                yield from secrets_of(inner)
+        case list() | tuple():
+            for inner in value:
+                yield from secrets_of(inner)

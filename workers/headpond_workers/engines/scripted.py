@@ -20,7 +20,7 @@ from headpond.errors import EngineError, PromptTooLong, SequenceFailed
 from headpond.jobs import FinishReason
 from headpond.requests import Message
 from headpond.tables import ScriptedModel
-from headpond_workers.engines.protocol import Capability, Emit, EngineInfo, Finish, Sequence, Verdict
+from headpond_workers.engines.protocol import Capability, DeviceUse, Emit, EngineInfo, Finish, Sequence, Verdict
 
 _SYLLABLES = ("ka", "lo", "mi", "ren", "sa", "to", "vu", "wi")
 _WORDS = tuple(f" {a}{b}{c}".encode() for a in _SYLLABLES for b in _SYLLABLES for c in _SYLLABLES)
@@ -127,6 +127,9 @@ class ScriptedEngine:
         if settings.crash_at == "end" and self._crashes(sequence):
             _die()
         return running.finish
+
+    def device_use(self) -> DeviceUse:
+        return DeviceUse("cpu")
 
     def close(self) -> None:
         with self._changed:

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from headpond.errors import DeploymentError
 from headpond.settings import Settings
-from headpond.tables import SecretRef
+from headpond.tables import secrets_of
 from headpond_workers.supervision.launcher import OF_ONE_MODEL
 
 VALKEY = "valkey"
@@ -78,12 +78,18 @@ def split_worker_name(name: str) -> tuple[str, int] | None:
     return (model, int(index)) if dash and index.isdecimal() else None
 
 
+def model_of(name: str) -> str:
+    """The model of a worker's program; empty for any other program."""
+    split = split_worker_name(name)
+    return split[0] if split is not None else ""
+
+
 def worker(settings: Settings, model: str, index: int) -> Program:
     """One worker of one model. Raises ConfigError if the configuration has no such model."""
     table = settings.model(model)
     name = worker_name(model, index)
-    # How many siblings it has is no concern of a running worker.
-    at_start = table.model_dump_json(exclude={"workers"})
+    # The others are no concern of a running worker, or it takes them over as it runs.
+    at_start = table.model_dump_json(exclude=set(table.all_live_keys()))
     return Program(
         name=name,
         argv=(
@@ -125,13 +131,7 @@ def server(name: str, argv: Sequence[str]) -> Program:
 
 def secret_variables(table: BaseModel) -> list[str]:
     """Names of the environment variables that secret references of this table name."""
-    found: list[str] = []
-    for value in dict(table).values():
-        if isinstance(value, SecretRef):
-            found += [value.env] if value.env is not None else []
-        elif isinstance(value, BaseModel):
-            found += secret_variables(value)
-    return found
+    return [secret.env for secret in secrets_of(table) if secret.env is not None]
 
 
 def render(program: Program) -> str:
