@@ -51,7 +51,7 @@ from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.engines.protocol import DeviceUse, Engine
 from headpond_workers.generation import Generation
 from headpond_workers.loading import device_use_of, load_engine, renew_secrets_of, workers_of
-from headpond_workers.naming.identity import identity_or_passing
+from headpond_workers.naming.identity import Identity, identity_or_passing, named_identity
 from headpond_workers.naming.instance_lock import instance_lock
 from headpond_workers.naming.model_rows import holder_of, row_of, unread_row_of
 from headpond_workers.persistence.storage_settings import has_storage
@@ -71,6 +71,8 @@ PARK_GRACE_S = 5.0
 
 SUPERVISED = "HEADPOND_SETTINGS_DIGEST"
 """In the environment of each worker that `headpond up` starts."""
+DEPLOYMENT = "HEADPOND_DEPLOYMENT"
+"""The id of the deployment to which a worker belongs that something else starts: of all containers of one service."""
 
 
 class Started(Enum):
@@ -84,7 +86,14 @@ class WorkerProcess:
     """The composition root: wires settings, engine, broker and signals."""
 
     def __init__(
-        self, settings: Settings, model: str, instance: str, *, started: Started, read_again: Callable[[], Settings]
+        self,
+        settings: Settings,
+        model: str,
+        instance: str,
+        *,
+        identity: Identity,
+        started: Started,
+        read_again: Callable[[], Settings],
     ) -> None:
         """read_again: the settings as they are now, after a SIGHUP. Raises ConfigError."""
         self._settings, self._read_again = settings, read_again
@@ -95,7 +104,7 @@ class WorkerProcess:
         self._state, self._last_error, self._version = WorkerState.STARTING, "", ""
         self._leave, self._hang_up = threading.Event(), threading.Event()
         self._started = started
-        self._identity = identity_or_passing(settings.state_folder)
+        self._identity = identity
         self._holder = holder_of(settings, self._identity)
         self._device = DeviceUse()
         self._storage = has_storage(settings)
@@ -195,7 +204,7 @@ class WorkerProcess:
         broker.emit_after("process_boot")
         logger.info("ready model=%s version=%s slots=%d", self._model, self._version, info.slots)
         looked = time.monotonic()
-        code = 0
+        lost: NameTaken | None = None
         while not self._leave.wait(WATCH_INTERVAL_S):
             if not (writer.is_alive() and broker.keeps_leases()):
                 # Without them jobs would be claimed and never end. A new process begins with a clean slate.
@@ -208,22 +217,27 @@ class WorkerProcess:
                 looked = -HOLD_INTERVAL_S
             if time.monotonic() - looked >= HOLD_INTERVAL_S:
                 looked, self._device = time.monotonic(), device_use_of(engine)
-                if not self._holds_still():
-                    code = EX_CONFIG
+                if (lost := self._name_lost()) is not None:
                     break
         self._drain(broker, generation, queue)
-        return code
+        if lost is None:
+            return 0
+        # Last, where `headpond status` looks for it.
+        logger.error("name_lost model=%s error=%s", self._model, _one_line(lost))
+        return EX_CONFIG
 
-    def _holds_still(self) -> bool:
-        """Whether its deployment holds the name. It takes it again where nobody else did: a server may have lost it."""
+    def _name_lost(self) -> NameTaken | None:
+        """Why its deployment no longer holds the name; None while it does.
+
+        It takes the name again where nobody else did: a server may have lost it.
+        """
         try:
             self._hold(Hold.KEEP)
         except NameTaken as error:
-            logger.error("name_lost model=%s error=%s", self._model, error)
-            return False
+            return error
         except HeadpondError as error:
             logger.warning("name_not_looked_at model=%s error=%s", self._model, error)
-        return True
+        return None
 
     def _take_over(self, engine: Engine, queue: JobQueue) -> None:
         """After SIGHUP: what the configuration says now of the queue, and the secret files of the model's table.
@@ -311,6 +325,10 @@ def policy_of(settings: ModelTable) -> QueuePolicy:
     )
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _wait_until(condition: Any, timeout_s: float) -> bool:
     until = time.monotonic() + timeout_s
     while not condition():
@@ -340,12 +358,19 @@ def main(argv: list[str] | None = None) -> NoReturn:
         settings = load_settings(options.config)
         instance = options.instance or f"{options.model}-{os.getpid()}"
         started = Started.BY_SUPERVISOR if SUPERVISED in os.environ else Started.BY_HAND
+        named = os.environ.get(DEPLOYMENT) if started is Started.BY_HAND else None
         with instance_lock(settings.state_folder, instance):
+            identity = named_identity(named) if named else identity_or_passing(settings.state_folder)
             code = WorkerProcess(
-                settings, options.model, instance, started=started, read_again=lambda: load_settings(options.config)
+                settings,
+                options.model,
+                instance,
+                identity=identity,
+                started=started,
+                read_again=lambda: load_settings(options.config),
             ).run()
     except HeadpondError as error:
-        logger.error("worker_failed error=%s", " ".join(str(error).split()))
+        logger.error("worker_failed error=%s", _one_line(error))
         code = EX_CONFIG if isinstance(error, ConfigError) else 1
     except Exception:
         logger.exception("worker_crashed")

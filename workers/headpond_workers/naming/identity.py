@@ -17,7 +17,7 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headpond.errors import DeploymentError
+from headpond.errors import ConfigError, DeploymentError
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ IDENTITY_FILE = "deployment.json"
 SCHEMA = "headpond/deployment"
 VERSION = 1
 _ID = re.compile(r"[0-9a-f]{16}")
+_GIVEN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _KEY_BYTES = 32
 
 
@@ -39,6 +40,17 @@ class Identity:
 def new_identity() -> Identity:
     """One that nobody has."""
     return Identity(secrets.token_hex(8), secrets.token_bytes(_KEY_BYTES))
+
+
+def named_identity(name: str) -> Identity:
+    """A deployment whose id somebody chose, for processes that share no folder. Raises ConfigError for a bad name."""
+    if not _GIVEN_ID.fullmatch(name):
+        raise ConfigError(
+            f"{name[:100]!r} cannot be the id of a deployment: 1 to 63 letters, digits, '.', '_' and '-', the first a "
+            "letter or a digit",
+            where="HEADPOND_DEPLOYMENT",
+        )
+    return Identity(name, secrets.token_bytes(_KEY_BYTES))
 
 
 def identity_of(state_folder: Path) -> Identity:

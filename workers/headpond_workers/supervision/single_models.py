@@ -36,8 +36,8 @@ class SingleModels:
             supervisor = self._site.running()
             self._refuse_stopped(counts)
             self._refuse_changed(counts)
-            remember(self._settings, dict(counts))
             self._site.names().take(counts)
+            remember(self._settings, dict(counts))
             present = set(supervisor.processes())
             wanted = {program.name: program for program in self._site.workers(counts)}
             added = [wanted[name] for name in wanted if name not in present]
@@ -53,10 +53,11 @@ class SingleModels:
         self._site.running()
         with deployment_lock(self._folder):
             supervisor = self._site.running()
-            self._site.names().take(models)
-            write_stopped(self._folder, read_stopped(self._folder) - set(models))
             present = supervisor.processes()
             fresh = [model for model in models if not any(model_of(name) == model for name in present)]
+            self._refuse_changed(set(models) - set(fresh))
+            self._site.names().take(models)
+            write_stopped(self._folder, read_stopped(self._folder) - set(models))
             added = [program for program in self._site.workers(models) if program.name not in present]
             self._site.converge(supervisor, added, keep=set(present))
             self._site.start_ended(supervisor, models)
