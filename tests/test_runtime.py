@@ -134,6 +134,10 @@ def test_a_second_up_and_a_second_deployment_leave_a_running_job_alone(town: Tow
         assert town.holders("chat") == {place.deployment.identity().id, other.deployment.identity().id}
         assert sorted(row.slots for row in town.ready("chat")) == [2, 3]
         assert other.pids().keys() == {"chat-0"}
+        listed = {m["name"]: m for m in json.loads(other.command("models", "list", "--json").stdout)["models"]}
+        assert listed["chat"]["workers"] == {"ready": 2, "wanted": 1}
+        assert listed["code"]["workers"] == {"ready": 1, "wanted": None}
+        assert [h["folder"] for h in listed["code"]["held_by"]] == [str(place.folder)]
         assert job.result(timeout=30).attempts == 1
         assert place.pids() == before
 

@@ -40,9 +40,9 @@ def _parse_refused(reply: list[bytes]) -> dict[str, ModelRow]:
     return {reply[i].decode(): unpack_model(reply[i + 1]) for i in range(0, len(reply), 2)}
 
 
-def release(deployment: str, names: Iterable[str]) -> Operation[list[str]]:
-    """Give up names. Replies with those that the deployment held."""
-    return Operation("release", (deployment, *names), lambda reply: [name.decode() for name in reply])
+def release(deployment: str, names: Iterable[str]) -> Operation[str]:
+    """Give up names, held or not."""
+    return Operation("release", (deployment, *names), _word)
 
 
 def forget(name: str, seen: bytes) -> Operation[bool]:

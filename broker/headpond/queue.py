@@ -166,9 +166,10 @@ class Server:
         if refused := self._run_names(names.hold(holder, rows, how)):
             raise names.refusal(holder, rows, refused, where=where)
 
-    def release(self, deployment: str, models: Sequence[str]) -> list[str]:
-        """Give up names; returns those that the deployment held. Raises RedisUnavailable."""
-        return self._run_names(names.release(deployment, models)) if models else []
+    def release(self, deployment: str, models: Sequence[str]) -> None:
+        """Give up names, held by the deployment or not. Raises RedisUnavailable."""
+        if models:
+            self._run_names(names.release(deployment, models))
 
     def forget_name(self, model: str, seen: bytes) -> bool:
         """Remove the row of a model if it is still as it was read; False if it is not. Raises RedisUnavailable."""
