@@ -7,12 +7,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+import marked_engine
 from conftest import Deployment, eventually
 from deployment_town import Place, Town, town_of
+from example_engine import on_path
 from headpond import Client, Job
 from headpond.errors import ConfigError, DeploymentError, NameTaken, UnknownModel
 from headpond.jobs import JobState
@@ -261,6 +264,11 @@ def test_changed_slots_are_shown_then_applied_and_no_job_is_lost(place: Place) -
         assert shown.returncode == 0, shown.stderr
         assert shown.stderr.splitlines() == ["~ models.chat.slots: 2 -> 4  (restart)"]
         assert place.pids() == before
+        # One worker more would have other settings than its sibling.
+        with pytest.raises(DeploymentError, match=r"models\.chat\.slots has changed .* headpond reload"):
+            place.deployment.scale({"chat": 2})
+        with pytest.raises(DeploymentError, match="headpond reload"):
+            SingleModels(place.deployment).start(["chat"])
 
         applied = place.command("reload", "--json")
         assert applied.returncode == 0, applied.stderr
@@ -359,32 +367,52 @@ def test_a_wrong_configuration_changes_nothing_and_a_model_goes_on_being_served_
 
 
 @pytest.mark.slow
-def test_a_secret_of_another_shell_is_told_and_its_value_stands_in_no_file(
+def test_secrets_are_renewed_from_files_and_those_of_another_shell_are_told_and_no_value_is_written(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = (town.folder / "access-secret").read_text()
-    town.servers = town.servers.replace(f'access_key = {{file = "{town.folder}/access-secret"}}',
-                                        'access_key = {env = "TOWN_ACCESS"}')  # fmt: skip
-    place = town.place("only", COMMON + CODE)
+    town.servers = town.servers.replace(f'{{file = "{town.folder}/access-secret"}}', '{env = "TOWN_ACCESS"}')
+    token = town.folder / "token"
+    token.touch(mode=0o600)
+    token.write_text("first of two tokens")
+    for name, value in marked_engine.install(town.folder / "installed").items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("TOWN_ACCESS", key)
-    place.up()
-    before = place.pids()
-    assert place.command("reload").stderr.splitlines() == ["Nothing differs from what runs.", "code-0 ready"]
-    told = place.command("reload", "--json", environment={"TOWN_ACCESS": "a new and secret value"})
-    assert told.returncode == 0, told.stderr
-    (notice,) = json.loads(told.stdout)["notices"]
-    assert "TOWN_ACCESS had another value when supervisord was started" in notice
-    assert "headpond down, then headpond up" in notice
-    assert "secret value" not in told.stdout + told.stderr
-    assert place.pids() == before
+    table = f'[models.gpt]\nengine = "marked"\nmark = "m"\ntoken = {{file = "{token}"}}\n'
+    with on_path(town.folder / "installed"):
+        place = town.place("only", COMMON + CODE + table)
+        place.up()
+        before = place.pids()
+
+        def renewals() -> list[str]:
+            log = (place.deployment.logs.folder / "gpt-0.log").read_text()
+            return [line.rpartition("=")[2] for line in log.splitlines() if "renewed sha256" in line]
+
+        token.write_text("second of two tokens")
+        done = place.command("reload")
+        assert done.stderr.splitlines()[:2] == [
+            "Nothing differs from what runs.",
+            "gpt-0 reads its configuration again",
+        ]
+        digests = [sha256(f"{which} of two tokens".encode()).hexdigest() for which in ("first", "second")]
+        eventually(lambda: renewals() == digests, what="the new secret")
+
+        told = place.command("reload", "--json", environment={"TOWN_ACCESS": "a new and secret value"})
+        assert told.returncode == 0, told.stderr
+        (notice,) = json.loads(told.stdout)["notices"]
+        assert "TOWN_ACCESS had another value when supervisord was started" in notice
+        assert "headpond down, then headpond up" in notice
+        assert place.pids() == before
     state = place.folder / ".headpond"
     for name in (IDENTITY_FILE, APPLIED_FILE, SECRETS_FILE):
         assert (state / name).stat().st_mode & 0o777 == 0o600
+    secrets = ("secret value", "of two tokens", key)
+    assert not any(secret in told.stdout + told.stderr for secret in secrets)
     for path in state.rglob("*"):
         if path.is_file():
-            text = path.read_text(errors="replace")
-            assert "secret value" not in text, path
-            assert key not in text, path
+            assert not any(secret in path.read_text(errors="replace") for secret in secrets), path
+    rows = town.server().read("HGETALL", "headpond:models")
+    assert not any(word in part for part in rows for word in (b"token", b"TOWN_ACCESS", *map(str.encode, secrets)))
 
 
 @pytest.mark.slow
@@ -446,6 +474,27 @@ def test_the_last_worker_by_hand_frees_its_name_and_one_that_lost_it_leaves(
     third.signal(signal.SIGTERM)
     assert third.wait() == 0
     assert server.models()["chat"].holders == ()
+
+
+@pytest.mark.slow
+def test_workers_of_one_service_may_change_its_spec_by_a_rolling_update(deployment: Deployment) -> None:
+    """In containers each has a folder of its own, and a chosen id in common."""
+    service = {"HEADPOND_DEPLOYMENT": "shop"}
+    deployment.configure(CHAT)
+    old = deployment.start("chat", "old", environment=service)
+    (holder,) = deployment.server().models()["chat"].holders
+    assert holder.deployment == "shop"
+    deployment.configure(CHAT.replace("answer_tokens = 400", "answer_tokens = 7"))
+    deployment.start("chat", "new", environment=service)
+    assert '"answer_tokens":7' in deployment.server().models()["chat"].spec
+    # The old one goes on until it is told to leave, and then leaves the name to the new one.
+    old.signal(signal.SIGTERM)
+    assert old.wait() == 0
+    assert [h.deployment for h in deployment.server().models()["chat"].holders] == ["shop"]
+    deployment.configure(CHAT)
+    stranger = deployment.start("chat", "stranger", ready=False)
+    assert stranger.wait() == 78
+    assert "answer_tokens: 400 here, 7 there" in stranger.log.read_text()
 
 
 def test_an_instance_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
