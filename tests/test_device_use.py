@@ -25,10 +25,10 @@ def torch_with(*reserved: int) -> SimpleNamespace:
 
 
 def test_memory_of_all_visible_devices_counts_under_the_numbers_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", torch_with(3 << 30, 4 << 30))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "torch", torch_with(3 << 30, 4 << 30))
     assert cuda_use((2, 5)) == DeviceUse("cuda:2,5", 7 << 30)
     assert cuda_use(None) == DeviceUse("cuda:0,1", 7 << 30)
-    monkeypatch.setitem(sys.modules, "torch", torch_with())  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "torch", torch_with())
     assert cuda_use(None) == DeviceUse("cpu", 0)
 
 
@@ -40,4 +40,4 @@ def test_an_engine_may_leave_out_what_it_takes_and_its_secrets() -> None:
         renew_secrets_of(engine, ScriptedModel(engine="scripted"), where="[models.x]")
     finally:
         engine.close()
-    assert device_use_of(object()) == DeviceUse()  # type: ignore[arg-type]
+    assert device_use_of(object()) == DeviceUse()

@@ -31,6 +31,10 @@ class ThirdParty(EngineTable):
     base_url: str = ""
     api_key: SecretRef | None = None
     keys: dict[str, SecretRef] = Field(default_factory=dict)
+    headers: Annotated[dict[str, SecretRef | Annotated[str, Field(max_length=99)]], Field(max_length=3)] = Field(
+        default_factory=dict
+    )
+    proxy: SecretRef | Annotated[str, Field(max_length=99)] | None = None
     upstream: _Upstream | None = None
     cache_folder: Path | None = None
     weights: Path | None = None
@@ -112,15 +116,24 @@ def test_a_table_of_another_package_counts_but_for_what_it_names_and_what_is_sec
             "engine": "third", "model": "big", "base_url": "https://user:hunter2@example.org/v1",
             "api_key": {"env": "BIG_SECRET_NAME"}, "keys": {"a": {"file": "/run/secrets/place"}},
             "upstream": {"token": {"env": "TOKEN_NAME"}, "region": "us"}, "cache_folder": "/var/cache/x",
+            "headers": {"X-Team": "plain-but-private"}, "proxy": "http://proxy.local:3128",
             "weights": "/w/weights.bin", "slots": 7,
         }
     )  # fmt: skip
     assert spec(table) == {
         "engine": "third", "context_tokens": 2048, "storage": True, "model": "big",
-        "base_url": "https://example.org/v1", "keys": {}, "upstream": {"region": "us"}, "weights": "sha256:weights.bin",
+        "base_url": "https://example.org/v1", "upstream": {"region": "us"}, "weights": "sha256:weights.bin",
     }  # fmt: skip
     text = spec_of(table, storage=True, digest_of=content_of)
-    for secret in ("hunter2", "BIG_SECRET_NAME", "/run/secrets/place", "TOKEN_NAME", "/var/cache/x"):
+    for secret in (
+        "hunter2",
+        "BIG_SECRET_NAME",
+        "/run/secrets/place",
+        "TOKEN_NAME",
+        "private",
+        "proxy",
+        "/var/cache/x",
+    ):
         assert secret not in text
 
 

@@ -1,8 +1,9 @@
 """What a name means: the part of a model's table that decides which model answers, and how its queue works. No I/O.
 
 Deployments that share a name on one Redis agree on its spec, key by key. It is written to Redis, so it holds no
-secret, nor where one stands, and nothing that is a host's own: a path stands for what is in it, by a digest. Keys that
-have their default are left out, so that a release with more keys means the same by the tables of an older one.
+secret, nor where one stands, and nothing that is a host's own: a path stands for what is in it, by a digest. A key that
+may hold a secret reference is left out whole, for a plain value may stand there too, such as that of a header. Keys
+that have their default are left out, so that a release with more keys means the same by the tables of an older one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel
@@ -48,11 +49,9 @@ def spec_of(table: ModelTable, *, storage: bool, digest_of: DigestOf) -> str:
     spec: dict[str, Any] = {"storage": storage}
     for key, field in type(table).model_fields.items():
         value = getattr(table, key)
-        if key in host_keys or (key not in _ALWAYS and value == _default(field)):
+        if key in host_keys or _may_be_secret(field.annotation) or (key not in _ALWAYS and value == _default(field)):
             continue
-        shown = _plain(value, digest_of)
-        if shown is not _ABSENT:
-            spec[key] = shown
+        spec[key] = _plain(value, digest_of)
     return json.dumps(spec, sort_keys=True, separators=(",", ":"))
 
 
@@ -73,7 +72,7 @@ def summary(spec: str) -> str:
     """The spec in a few words, for a table: engine, then what it loads. Raises MalformedDocument."""
     fields = _parsed(spec)
     words = [str(fields.get("engine", "?"))]
-    for key in ("source", "model", "path", "base_url"):
+    for key in ("source", "model", "upstream_model", "path", "base_url"):
         if isinstance(value := fields.get(key), str):
             words.append(value[:19] if value.startswith("sha256:") else value)
     if isinstance(context := fields.get("context_tokens"), int):
@@ -85,18 +84,24 @@ def _default(field: Any) -> object:
     return _ABSENT if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
 
 
+def _may_be_secret(annotation: Any) -> bool:
+    """Whether a value of this type may be, or have among its items, a secret reference. Inner tables say it of their
+    own keys."""
+    return annotation is SecretRef or any(_may_be_secret(part) for part in get_args(annotation))
+
+
 def _plain(value: Any, digest_of: DigestOf) -> Any:
-    """value without secrets, paths and passwords, as JSON has it; _ABSENT for a secret."""
+    """value without secrets, paths and passwords, as JSON has it."""
     match value:
-        case SecretRef():
-            return _ABSENT
         case BaseModel():
-            return _plain(dict(value), digest_of)
+            fields = type(value).model_fields
+            kept = {key: inner for key, inner in dict(value).items() if not _may_be_secret(fields[key].annotation)}
+            return _plain(kept, digest_of)
         case Mapping():
             found = {str(key): _plain(inner, digest_of) for key, inner in value.items()}
-            return {key: inner for key, inner in found.items() if inner is not _ABSENT and inner is not None}
+            return {key: inner for key, inner in found.items() if inner is not None}
         case list() | tuple() | set() | frozenset():
-            shown = [inner for inner in (_plain(item, digest_of) for item in value) if inner is not _ABSENT]
+            shown = [_plain(item, digest_of) for item in value]
             return sorted(shown, key=repr) if isinstance(value, set | frozenset) else shown
         case Path():
             return digest_of(value)

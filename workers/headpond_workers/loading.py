@@ -43,13 +43,14 @@ def load_engine(settings: ModelTable, *, workers_on_host: int) -> Engine:
             raise EngineUnavailable(f"Nothing here loads the engine '{settings.engine}'.")
 
 
-def device_use_of(engine: Engine) -> DeviceUse:
+def device_use_of(engine: object) -> DeviceUse:
     """What a DeviceEngine says; nothing of any other engine."""
     ask = getattr(engine, "device_use", None)
-    return DeviceUse() if ask is None else ask()
+    use: DeviceUse = DeviceUse() if ask is None else ask()
+    return use
 
 
-def renew_secrets_of(engine: Engine, settings: ModelTable, *, where: str) -> None:
+def renew_secrets_of(engine: object, settings: ModelTable, *, where: str) -> None:
     """Have a SecretEngine take its secrets anew; any other engine has none. where: the table, for errors.
 
     Raises ConfigError if a secret file cannot be read; the engine keeps what it has then.

@@ -239,7 +239,7 @@ class WorkerProcess:
             logger.warning("name_not_looked_at model=%s error=%s", self._model, error)
         return None
 
-    def _take_over(self, engine: Engine, queue: JobQueue) -> None:
+    def _take_over(self, engine: object, queue: JobQueue) -> None:
         """After SIGHUP: what the configuration says now of the queue, and the secret files of the model's table.
 
         All else of it waits for a restart. A configuration that is wrong changes nothing.

@@ -163,16 +163,16 @@ class DeviceUse:
     memory_bytes: int = 0
 
 
-class DeviceEngine(Engine, Protocol):
-    """An engine that knows its device. It may leave this out."""
+class DeviceEngine(Protocol):
+    """What an engine has that knows its device. It may leave this out."""
 
     def device_use(self) -> DeviceUse:
         """As it is now. Called every few seconds, beside running sequences."""
         ...
 
 
-class SecretEngine(Engine, Protocol):
-    """An engine that holds secrets of its model's table. It may leave this out; a change then needs a restart."""
+class SecretEngine(Protocol):
+    """What an engine has that holds secrets of its model's table. Without it a change of them needs a restart."""
 
     def renew_secrets(self) -> None:
         """Resolve them anew, for calls from now on. Raises ConfigError, and keeps what it has."""

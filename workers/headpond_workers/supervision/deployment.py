@@ -121,8 +121,14 @@ class Deployment(Site):
         names, started, before = self.names(), self.started(), read_applied(self.folder)
         changes = changes_between(before, self.settings)
         # Before anything is touched, where the server is there already.
-        if self.settings.redis.url is not None or (supervisor is not None and _embeds_redis(before)):
+        if self.settings.redis.url is not None:
             names.look(started)
+        elif supervisor is not None and _embeds_redis(before):
+            try:
+                names.look(started)
+            except RedisUnavailable as error:
+                # It is about to be started again, and they are taken before any worker is.
+                self.progress(str(error))
         servers = prepare_servers(self.settings)
         if supervisor is None:
             note_shell_secrets(self.settings, self.identity(), self.environment)
