@@ -19,8 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from enum import Enum
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,11 +38,9 @@ from headpond.errors import (
     NameTaken,
     RedisUnavailable,
 )
-from headpond.models import ModelRow
-from headpond.names import Hold
 from headpond.operations import QueuePolicy
 from headpond.queue import JobQueue, Server
-from headpond.settings import RUN_FILE, Settings, load_settings
+from headpond.settings import Settings, load_settings
 from headpond.submission import GENERATE
 from headpond.tables import ModelTable
 from headpond.workers import WorkerRow, WorkerState, pack_worker
@@ -53,7 +49,7 @@ from headpond_workers.generation import Generation
 from headpond_workers.loading import device_use_of, load_engine, renew_secrets_of, workers_of
 from headpond_workers.naming.identity import Identity, identity_or_passing, named_identity
 from headpond_workers.naming.instance_lock import instance_lock
-from headpond_workers.naming.model_rows import holder_of, row_of, unread_row_of
+from headpond_workers.naming.name_keeper import NameKeeper, Started
 from headpond_workers.persistence.storage_settings import has_storage
 from headpond_workers.token_writer import TokenWriter
 from headpond_workers.totals import Totals
@@ -73,13 +69,6 @@ SUPERVISED = "HEADPOND_SETTINGS_DIGEST"
 """In the environment of each worker that `headpond up` starts."""
 DEPLOYMENT = "HEADPOND_DEPLOYMENT"
 """The id of the deployment to which a worker belongs that something else starts: of all containers of one service."""
-
-
-class Started(Enum):
-    """Who started a worker, and so who takes the name of its model and gives it up."""
-
-    BY_SUPERVISOR = "by supervisor"
-    BY_HAND = "by hand"
 
 
 class WorkerProcess:
@@ -105,10 +94,12 @@ class WorkerProcess:
         self._leave, self._hang_up = threading.Event(), threading.Event()
         self._started = started
         self._identity = identity
-        self._holder = holder_of(settings, self._identity)
         self._device = DeviceUse()
         self._storage = has_storage(settings)
         self._server = Server(redis_of(settings))
+        self._name = NameKeeper(
+            self._server, settings, model, identity=identity, started=started, storage=self._storage
+        )
         self._broker: HeadpondBroker | None = None
         self._generation: Generation | None = None
         self._totals = Totals()
@@ -139,31 +130,14 @@ class WorkerProcess:
 
         Raises NameTaken.
         """
-        # A worker that supervisord starts again may read a configuration that nobody has applied yet: only those who
-        # apply one, or start a worker by hand, may change what the name means.
-        how = Hold.TAKE if self._started is Started.BY_HAND else Hold.KEEP
         while not self._leave.is_set():
             try:
-                self._hold(how)
+                self._name.begin()
                 return self._server.queue(self._model, storage=self._storage)
             except RedisUnavailable as error:
                 logger.warning("redis_awaited error=%s", error)
                 self._leave.wait(RECONNECT_S)
         return None
-
-    def _hold(self, how: Hold) -> None:
-        """Take or keep the name for this deployment. Raises NameTaken, RedisUnavailable."""
-        where = str(self._settings.file)
-        self._server.hold(self._holder, {self._model: self._row_of_model}, where=where, how=how)
-
-    @cached_property
-    def _row_of_model(self) -> ModelRow:
-        try:
-            return row_of(self._model_settings, storage=self._storage)
-        except (ModelFileError, ConfigError) as error:
-            # Loading the model tells it to people.
-            logger.warning("spec_unknown model=%s error=%s", self._model, error)
-            return unread_row_of(self._model_settings, storage=self._storage)
 
     def _serve(self, engine: Engine, queue: JobQueue) -> int:
         """Until told to leave. Returns the exit code."""
@@ -217,7 +191,7 @@ class WorkerProcess:
                 looked = -HOLD_INTERVAL_S
             if time.monotonic() - looked >= HOLD_INTERVAL_S:
                 looked, self._device = time.monotonic(), device_use_of(engine)
-                if (lost := self._name_lost()) is not None:
+                if (lost := self._name.lost()) is not None:
                     break
         self._drain(broker, generation, queue)
         if lost is None:
@@ -225,19 +199,6 @@ class WorkerProcess:
         # Last, where `headpond status` looks for it.
         logger.error("name_lost model=%s error=%s", self._model, _one_line(lost))
         return EX_CONFIG
-
-    def _name_lost(self) -> NameTaken | None:
-        """Why its deployment no longer holds the name; None while it does.
-
-        It takes the name again where nobody else did: a server may have lost it.
-        """
-        try:
-            self._hold(Hold.KEEP)
-        except NameTaken as error:
-            return error
-        except HeadpondError as error:
-            logger.warning("name_not_looked_at model=%s error=%s", self._model, error)
-        return None
 
     def _take_over(self, engine: object, queue: JobQueue) -> None:
         """After SIGHUP: what the configuration says now of the queue, and the secret files of the model's table.
@@ -251,7 +212,7 @@ class WorkerProcess:
                 self._model_settings = self._model_settings.model_copy(
                     update={key: getattr(table, key) for key in live if key in type(table).model_fields}
                 )
-                self.__dict__.pop("_row_of_model", None)
+                self._name.mean(self._model_settings)
                 self._announce(queue, self._state)
             renew_secrets_of(engine, self._model_settings, where=f"[models.{self._model}]")
         except HeadpondError as error:
@@ -271,16 +232,9 @@ class WorkerProcess:
         try:
             # What an engine would not let go comes back here, without a strike.
             queue.unregister(self._boot)
-            if self._started is Started.BY_HAND:
-                self._give_up_name(queue)
+            self._name.leave(queue)
         except HeadpondError as error:
             logger.warning("unregister_failed error=%s", error)
-
-    def _give_up_name(self, queue: JobQueue) -> None:
-        """The last worker of a deployment that nobody runs with `headpond up` frees the name."""
-        others = [row for row in queue.workers() if row.deployment == self._identity.id]
-        if not others and not (self._settings.state_folder / RUN_FILE).exists():
-            self._server.release(self._identity.id, [self._model])
 
     def _announce(self, queue: JobQueue, state: WorkerState, *, fingerprint: str = "") -> None:
         """Write this worker's row, if the server can be reached; each renewal writes it again."""
