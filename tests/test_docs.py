@@ -15,6 +15,7 @@ import pytest
 import typer.main
 
 from headpond import codec, keys, operations, upkeep, wire
+from headpond import names as name_operations
 from headpond.cli import exits
 from headpond.cli.app import build_app
 from headpond.connections import script_key
@@ -25,11 +26,16 @@ from headpond.requests import JobRequest
 from headpond.sampling import Sampling
 from headpond.scripts import load_script
 from headpond.settings import RUN_FILE
-from headpond.tables import ModelTable
+from headpond.tables import ENGINES, ModelTable
 from headpond.up_file import UP_FILE
 from headpond.workers import WorkerRow, WorkerState, pack_worker
+from headpond_workers.naming.identity import IDENTITY_FILE
+from headpond_workers.naming.instance_lock import LOCKS_FOLDER
 from headpond_workers.supervision import embedded_seaweed, embedded_valkey, launcher, programs, scaling
-from headpond_workers.supervision.deployment import LOCK_FILE
+from headpond_workers.supervision.applied import APPLIED_FILE
+from headpond_workers.supervision.lock import LOCK_FILE
+from headpond_workers.supervision.shell_secrets import SECRETS_FILE
+from headpond_workers.supervision.stopped import STOPPED_FILE
 from headpond_workers.supervision.supervisor import CONF_NAME
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +103,8 @@ def test_a_script_is_given_one_key_and_derives_each_other_one_under_its_own_name
     key = script_key("chat").decode()
     assert key == keys.queue_keys("chat").named("meta")
     assert f"`{key.replace('chat', 'q')}`, which names the queue" in section(FORMAT, "Keys")
-    assert [name for name, text in ALL_LUA.items() if re.search(r"\bKEYS\b", re.sub(r"--.*", "", text))] == ["head"]
+    given = {name for name, text in ALL_LUA.items() if re.search(r"\bKEYS\b", re.sub(r"--.*", "", text))}
+    assert given == {"head", "names"}
     (first, cut) = re.findall(
         r"^local meta, call, prefix = KEYS\[(\d)\], redis\.call, string\.sub\(KEYS\[1\], 1, (-\d+)\)$",
         PARTS["head"],
@@ -383,7 +390,7 @@ def test_drawing_text_and_table_of_transitions_are_the_same() -> None:
 def asked_by() -> dict[str, set[str]]:
     """Script -> the functions whose operation it is."""
     found: dict[str, set[str]] = {}
-    for module in (operations, upkeep):
+    for module in (operations, upkeep, name_operations):
         for function in ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8")).body:
             for node in ast.walk(function):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Operation":
@@ -441,6 +448,19 @@ def test_every_setting_is_described_as_the_code_has_it() -> None:
     assert "| `password` | [secret reference](#secrets) | none | Put into `url`. |" in text
 
 
+def test_the_keys_that_a_name_does_not_mean_are_those_of_the_code() -> None:
+    told = {cells[0].strip("`"): set(re.findall(r"`(\w+)`", cells[1]))
+            for cells in rows(section(OPERATION, "Names"), "engine", "keys that do not count")}  # fmt: skip
+    shared = told.pop("any")
+    assert shared == ModelTable.all_host_keys()
+    # An engine whose row is missing has no key of its own that does not count.
+    for name, model in ENGINES.items():
+        assert told.pop(name, set()) == model.all_host_keys() - shared, name
+    assert told == {}
+    live = section(OPERATION, "Reload").partition("hold without a restart")[0].rpartition("\n- ")[2]
+    assert set(re.findall(r"`(\w+)`", live)) == ModelTable.all_live_keys() - {"workers"}
+
+
 def test_every_command_is_in_the_manual() -> None:
     for name in typer.main.get_command(build_app()).commands:  # type: ignore[attr-defined]
         assert f"`headpond {name}" in OPERATION, name
@@ -459,7 +479,8 @@ def test_files_programs_and_the_allowed_environment_are_in_the_manual() -> None:
     listed = {name.rstrip("/") for cell in files for name in cell.split("`, `")}
     folders = (programs.LOG_FOLDER, programs.CONF_FOLDER, programs.STARTS_FOLDER)
     servers = (embedded_valkey.FOLDER, embedded_seaweed.FOLDER)
-    assert {*folders, *servers, scaling.SCALE_FILE, LOCK_FILE, CONF_NAME, RUN_FILE, UP_FILE} <= listed
+    remembered = (UP_FILE, scaling.SCALE_FILE, STOPPED_FILE, APPLIED_FILE, SECRETS_FILE, IDENTITY_FILE)
+    assert {*folders, *servers, *remembered, LOCKS_FOLDER, LOCK_FILE, CONF_NAME, RUN_FILE} <= listed
     for name in (*programs.SERVERS, programs.PERSISTER):
         assert f"| `{name}` |" in section(OPERATION, "What runs")
     variables = set(re.findall(r"`([A-Za-z_*]+)`", section(OPERATION, "Environment")))

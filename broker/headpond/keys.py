@@ -1,6 +1,6 @@
 """Every key in Redis, with its type and meaning. The keys of one queue share the hash tag {queue}.
 
-headpond:models                    hash   model name -> document `headpond/model`: what is configured here
+headpond:models                    hash   model name -> document `headpond/model`: what it is, who holds it
 headpond:{q}:meta                  hash   state, inc, run_id, storage, lease_ms, last_tick, counters
 headpond:{q}:data                  hash   id -> header and packed call; outlives the job until its retention ends
 headpond:{q}:run                   hash   id -> run row: state, fence, attempt, gen, offset, tag, ...

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from headpond import names, upkeep
 from headpond import operations as ops
-from headpond import upkeep
 from headpond.connections import (
     BLOCK_S,
     UNREACHABLE,
@@ -24,7 +24,7 @@ from headpond.connections import (
 from headpond.errors import HeadpondError, MalformedDocument, QueueError
 from headpond.jobs import JobState
 from headpond.keys import MODELS, lanes_of, queue_keys
-from headpond.models import ModelRow, pack_model, unpack_model
+from headpond.models import Holder, ModelRow, pack_model, unpack_model
 from headpond.replies import StreamEntry, parse_entries, parse_read, parse_scores, retry_after_s
 from headpond.script_lines import ScriptLines
 from headpond.scripts import NOT_MET, load_script
@@ -83,16 +83,8 @@ class Server:
 
     def run(self, name: str, operation: ops.Operation[T]) -> T:
         """Send one operation. Raises RedisUnavailable, QueueError."""
-        now = str(self._clock()) if self._clock else ""
-        script = load_script(operation.script)
-        call = (1, script_key(name), now, *operation.args)
         try:
-            try:
-                reply = self._lines.call("EVALSHA", script.sha, *call)
-            except NoScriptError:
-                reply = self._lines.call("EVAL", script.source, *call)
-        except UNREACHABLE as error:
-            raise self.address.unavailable(error) from error
+            return operation.parse(self._evaluate(script_key(name), operation))
         except ResponseError as error:
             if operation.script != "hello" and str(error).startswith(NOT_MET):
                 # The data were wiped under a living connection: meet the queue anew.
@@ -101,7 +93,19 @@ class Server:
             raise QueueError(f"{operation.script} on queue '{name}' was refused: {error}") from error
         except RedisError as error:
             raise QueueError(f"{operation.script} on queue '{name}' failed: {error}") from error
-        return operation.parse(reply)
+
+    def _evaluate(self, key: bytes, operation: ops.Operation[T]) -> Any:
+        """The reply of one script on one key. Raises RedisUnavailable, and what redis-py raises for a refusal."""
+        now = str(self._clock()) if self._clock else ""
+        script = load_script(operation.script)
+        call = (1, key, now, *operation.args)
+        try:
+            try:
+                return self._lines.call("EVALSHA", script.sha, *call)
+            except NoScriptError:
+                return self._lines.call("EVAL", script.source, *call)
+        except UNREACHABLE as error:
+            raise self.address.unavailable(error) from error
 
     def run_all(self, name: str, operations: Sequence[ops.Operation[T]]) -> list[T]:
         """Send several operations at once; each is atomic by itself. Raises RedisUnavailable, QueueError.
@@ -148,8 +152,38 @@ class Server:
         return {name.decode(): unpack_model(row) for name, row in rows.items()}
 
     def configure_model(self, name: str, row: ModelRow) -> None:
-        """Say that a model is configured here. Raises RedisUnavailable."""
+        """Say that a model is configured here, whoever holds its name: for programs that are no deployment.
+
+        Raises RedisUnavailable.
+        """
         self.read("HSET", MODELS, name, pack_model(row))
+
+    def hold(self, holder: Holder, rows: Mapping[str, ModelRow], *, where: str, how: names.Hold) -> None:
+        """Take the names of models for a deployment, all of them or none.
+
+        where: its configuration, for the error. Raises NameTaken, RedisUnavailable.
+        """
+        if refused := self._run_names(names.hold(holder, rows, how)):
+            raise names.refusal(holder, rows, refused, where=where)
+
+    def release(self, deployment: str, models: Sequence[str]) -> None:
+        """Give up names, held by the deployment or not. Raises RedisUnavailable."""
+        if models:
+            self._run_names(names.release(deployment, models))
+
+    def forget_name(self, model: str, seen: bytes) -> bool:
+        """Remove the row of a model if it is still as it was read; False if it is not. Raises RedisUnavailable."""
+        return self._run_names(names.forget(model, seen))
+
+    def raw_model(self, model: str) -> bytes | None:
+        """A model's row as it stands, for `forget_name`; None without one. Raises RedisUnavailable."""
+        return cast("bytes | None", self.read("HGET", MODELS, model))
+
+    def _run_names(self, operation: ops.Operation[T]) -> T:
+        try:
+            return operation.parse(self._evaluate(MODELS.encode(), operation))
+        except RedisError as error:
+            raise QueueError(f"{operation.script} on {MODELS} failed: {error}") from error
 
     def close(self) -> None:
         self._lines.close()

@@ -1,4 +1,5 @@
-"""Loads the Lua scripts. Parts that they share are put before each; all but `hello` demand a queue that was met."""
+"""Loads the Lua scripts. Parts that they share are put before each. Those of a queue, all but `hello`, demand one that
+was met; those of names have a part of their own."""
 
 from __future__ import annotations
 
@@ -12,8 +13,12 @@ _ALL_PARTS = ("head", "rows", "journal", "streams", "lanes", "ends", "sweep", "p
 _FEW_PARTS = {
     "append": ("head", "rows", "streams", "lanes", "preemption"),
     "submit": ("head", "rows", "journal", "lanes"),
+    "hold": ("names",),
+    "release": ("names",),
+    "forget": ("names",),
 }
-"""Of the scripts on the hot path: a server runs the whole head of a script at each call."""
+"""Of the scripts on the hot path, since a server runs the whole head of a script at each call, and of those that are
+given `headpond:models` and no queue."""
 
 NOT_MET = "NOHELLO"
 """Begins the error reply of a script that ran before `hello`."""
@@ -31,7 +36,7 @@ def load_script(name: str) -> Script:
     """Script `lua/<name>.lua`, ready to send."""
     folder = files("headpond.lua")
     parts = [f"{part}.lua" for part in _FEW_PARTS.get(name, _ALL_PARTS)]
-    if name != "hello":
+    if name != "hello" and "head.lua" in parts:
         parts.insert(1, "guard.lua")
     source = "".join((folder / "parts" / part).read_text() for part in parts) + (folder / f"{name}.lua").read_text()
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

@@ -21,7 +21,9 @@ class WorkerState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
     """boot: names one life of one process. instance: its name under supervisor, `chat-0`. seen_ms: server time
-    of its last word. tokens, jobs: made and ended since it began. tokens_per_s: of late, all slots together."""
+    of its last word. tokens, jobs: made and ended since it began. tokens_per_s: of late, all slots together.
+    device: what its engine runs on, `cpu` or `cuda:0`; empty if it does not say. memory_bytes: of that device, taken
+    by this worker; 0 if its engine does not know. deployment: whose worker it is; empty if nobody's."""
 
     boot: str
     model: str
@@ -38,13 +40,21 @@ class WorkerRow:
     tokens: int = 0
     jobs: int = 0
     tokens_per_s: float = 0.0
+    device: str = ""
+    memory_bytes: int = 0
+    deployment: str = ""
+
+
+_LEAST_ELEMENTS = 13
+_ADDED: tuple[str | int, ...] = ("", 0, "")
+"""What stands for elements that rows of older workers lack."""
 
 
 def pack_worker(row: WorkerRow) -> bytes:
-    """A row as scripts read it: host and instance are elements 3 and 5."""
+    """A row as scripts read it: host, instance and deployment are elements 3, 5 and 16, counted from 1."""
     return pack(
         [1, row.version, row.host, row.pid, row.instance, row.slots, row.busy, row.state.value, row.last_error,
-         row.started_ms, row.tokens, row.jobs, round(row.tokens_per_s, 1)]
+         row.started_ms, row.tokens, row.jobs, round(row.tokens_per_s, 1), row.device, row.memory_bytes, row.deployment]
     )  # fmt: skip
 
 
@@ -60,9 +70,11 @@ def unpack_workers(model: str, fields: Mapping[bytes, bytes]) -> list[WorkerRow]
             raise MalformedDocument("worker row", f"of {boot}")
         if raw[0] > ROW_VERSION:
             raise UnsupportedSchema("worker row", found=raw[0], supported=ROW_VERSION)
-        if len(raw) < 13:
-            raise MalformedDocument("worker row", f"{len(raw)} elements instead of 13, of {boot}")
-        _, version, host, pid, instance, slots, busy, state, last_error, started_ms, tokens, jobs, rate = raw[:13]
+        if len(raw) < _LEAST_ELEMENTS:
+            raise MalformedDocument("worker row", f"{len(raw)} elements instead of {_LEAST_ELEMENTS}, of {boot}")
+        whole = [*raw, *_ADDED[max(0, len(raw) - _LEAST_ELEMENTS) :]]
+        _, version, host, pid, instance, slots, busy, state, last_error, started_ms, tokens, jobs, rate = whole[:13]
+        device, memory_bytes, deployment = whole[13:16]
         try:
             seen_ms = int(fields.get(f"{boot}:seen".encode(), b"0"))
             known_state = WorkerState(state)
@@ -70,6 +82,6 @@ def unpack_workers(model: str, fields: Mapping[bytes, bytes]) -> list[WorkerRow]
             raise MalformedDocument("worker row", f"{error}, of {boot}") from error
         rows.append(
             WorkerRow(boot, model, version, host, pid, instance, slots, busy, known_state, last_error, started_ms,
-                      seen_ms, tokens, jobs, rate)
+                      seen_ms, tokens, jobs, rate, device, memory_bytes, deployment)
         )  # fmt: skip
     return sorted(rows, key=lambda row: (row.host, row.instance))

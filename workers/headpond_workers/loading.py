@@ -5,8 +5,8 @@ from __future__ import annotations
 from headpond.engine_kinds import EngineTable
 from headpond.errors import EngineUnavailable
 from headpond.settings import Settings
-from headpond.tables import ExLlamaV2Model, ExLlamaV3Model, LlamaCppModel, ModelTable, ScriptedModel
-from headpond_workers.engines.protocol import Engine
+from headpond.tables import ExLlamaV2Model, ExLlamaV3Model, LlamaCppModel, ModelTable, ScriptedModel, secrets_of
+from headpond_workers.engines.protocol import DeviceUse, Engine
 from headpond_workers.models.prepare import digest_cache, prepared
 
 
@@ -41,6 +41,27 @@ def load_engine(settings: ModelTable, *, workers_on_host: int) -> Engine:
             return engine
         case _:
             raise EngineUnavailable(f"Nothing here loads the engine '{settings.engine}'.")
+
+
+def device_use_of(engine: object) -> DeviceUse:
+    """What a DeviceEngine says; nothing of any other engine."""
+    ask = getattr(engine, "device_use", None)
+    use: DeviceUse = DeviceUse() if ask is None else ask()
+    return use
+
+
+def renew_secrets_of(engine: object, settings: ModelTable, *, where: str) -> None:
+    """Have a SecretEngine take its secrets anew; any other engine has none. where: the table, for errors.
+
+    Raises ConfigError if a secret file cannot be read; the engine keeps what it has then.
+    """
+    renew = getattr(engine, "renew_secrets", None)
+    if renew is None:
+        return
+    for secret in secrets_of(settings):
+        if secret.file is not None:
+            secret.resolve(where=where)
+    renew()
 
 
 def _llamacpp(settings: LlamaCppModel, *, workers_on_host: int) -> Engine:

@@ -29,6 +29,7 @@ from headpond.operations import QueuePolicy
 from headpond.queue import Server
 from headpond.settings import EMBEDDED_VALKEY_FOLDER, Settings, load_settings
 from headpond.workers import WorkerRow, WorkerState
+from headpond_workers.naming.identity import identity_or_passing
 from headpond_workers.persistence.actor import LEASE_S, RETENTION_S, Persistence
 from headpond_workers.persistence.aof_sync import AofSync
 from headpond_workers.persistence.s3 import S3Blobs
@@ -47,6 +48,7 @@ class Persister:
 
     def __init__(self, settings: Settings, *, secrets: Secrets) -> None:
         """secrets: learns those of the servers."""
+        self._deployment = identity_or_passing(settings.state_folder).id
         storage = storage_of(settings, learn=secrets.learn)
         if storage is None:
             raise ConfigError(
@@ -97,7 +99,7 @@ class Persister:
                 row = WorkerRow(
                     boot=self._persistence.broker.boot, model=PERSISTENCE_QUEUE, version="", host=socket.gethostname(),
                     pid=os.getpid(), instance="persister", slots=2, busy=0, state=WorkerState.READY, last_error="",
-                    started_ms=int(time.time() * 1000),
+                    started_ms=int(time.time() * 1000), deployment=self._deployment,
                 )  # fmt: skip
                 queue.register(row, QueuePolicy(lease_s=LEASE_S, retention_s=RETENTION_S))
             except ServiceUnavailable as error:

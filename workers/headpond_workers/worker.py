@@ -3,8 +3,9 @@
     python -m headpond_workers.worker --config headpond.toml --model chat --instance chat-0
 
 SIGTERM drains: no job is claimed any more, running ones may end within drain_timeout_s, the rest are parked with
-their tokens. Exit codes: 0 drained; 78 (EX_CONFIG) the configuration or the model cannot be loaded, so starting
-again would not help.
+their tokens. SIGHUP reads the configuration again, for what needs no restart: settings of the queue, secret files.
+Exit codes: 0 drained; 78 (EX_CONFIG) the configuration or the model cannot be loaded, another deployment means another
+model by this name, or a worker of this instance name runs already: starting again would not help.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,17 +30,27 @@ from ulid import ULID
 from headpond.broker import HeadpondBroker
 from headpond.connections import redis_of
 from headpond.consumer import LeasedMessage
-from headpond.errors import ConfigError, EngineBroken, EngineError, HeadpondError, ModelFileError, RedisUnavailable
-from headpond.models import ModelRow
+from headpond.errors import (
+    ConfigError,
+    EngineBroken,
+    EngineError,
+    HeadpondError,
+    ModelFileError,
+    NameTaken,
+    RedisUnavailable,
+)
 from headpond.operations import QueuePolicy
 from headpond.queue import JobQueue, Server
 from headpond.settings import Settings, load_settings
 from headpond.submission import GENERATE
 from headpond.tables import ModelTable
 from headpond.workers import WorkerRow, WorkerState, pack_worker
-from headpond_workers.engines.protocol import Engine
+from headpond_workers.engines.protocol import DeviceUse, Engine
 from headpond_workers.generation import Generation
-from headpond_workers.loading import load_engine, workers_of
+from headpond_workers.loading import device_use_of, load_engine, renew_secrets_of, workers_of
+from headpond_workers.naming.identity import Identity, identity_or_passing, named_identity
+from headpond_workers.naming.instance_lock import instance_lock
+from headpond_workers.naming.name_keeper import NameKeeper, Started
 from headpond_workers.persistence.storage_settings import has_storage
 from headpond_workers.redaction import Secrets
 from headpond_workers.secret_filter import learn_references, start_logging
@@ -49,16 +62,35 @@ logger = logging.getLogger(__name__)
 EX_CONFIG = 78
 RECONNECT_S = 1.0
 WATCH_INTERVAL_S = 1.0
+HOLD_INTERVAL_S = 10.0
+"""How often a worker sees to it that its deployment holds its name still."""
 PARK_GRACE_S = 5.0
 """How long an engine may take to hear that its sequences are to be parked."""
+
+
+SUPERVISED = "HEADPOND_SETTINGS_DIGEST"
+"""In the environment of each worker that `headpond up` starts."""
+DEPLOYMENT = "HEADPOND_DEPLOYMENT"
+"""The id of the deployment to which a worker belongs that something else starts: of all containers of one service."""
 
 
 class WorkerProcess:
     """The composition root: wires settings, engine, broker and signals."""
 
-    def __init__(self, settings: Settings, model: str, instance: str, *, secrets: Secrets) -> None:
-        """secrets: learns those of this model, and keeps them out of what is stored."""
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        model: str,
+        instance: str,
+        *,
+        identity: Identity,
+        started: Started,
+        secrets: Secrets,
+        read_again: Callable[[], Settings],
+    ) -> None:
+        """secrets: learns those of this model, and keeps them out of what is stored. read_again: the settings as they
+        are now, after a SIGHUP. Raises ConfigError."""
+        self._settings, self._read_again = settings, read_again
         self._model_settings = settings.model(model)
         self._secrets = secrets
         learn_references(secrets, self._model_settings)
@@ -66,17 +98,27 @@ class WorkerProcess:
         self._boot = str(ULID())
         self._started_ms = int(time.time() * 1000)
         self._state, self._last_error, self._version = WorkerState.STARTING, "", ""
-        self._leave = threading.Event()
+        self._leave, self._hang_up = threading.Event(), threading.Event()
+        self._started = started
+        self._identity = identity
+        self._device = DeviceUse()
         self._storage = has_storage(settings)
         self._server = Server(redis_of(settings, learn=secrets.learn))
+        self._name = NameKeeper(
+            self._server, settings, model, identity=identity, started=started, storage=self._storage
+        )
         self._broker: HeadpondBroker | None = None
         self._generation: Generation | None = None
         self._totals = Totals()
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT. Returns the exit code."""
+        """Serve until SIGTERM or SIGINT. Returns the exit code. Raises NameTaken."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: self._leave.set())
+        # The end of the terminal in which it was started ends a worker; any other SIGHUP means a new configuration.
+        at_terminal = self._started is Started.BY_HAND and sys.stdin is not None and sys.stdin.isatty()
+        hung_up = self._leave if at_terminal else self._hang_up
+        signal.signal(signal.SIGHUP, lambda *_: hung_up.set())
         queue = self._meet()
         if queue is None:
             return 0
@@ -88,28 +130,26 @@ class WorkerProcess:
             self._last_error = self._secrets.redact(str(error))
             self._announce(queue, WorkerState.FAILED)
             return EX_CONFIG
-        self._serve(engine, queue)
-        return 0
+        return self._serve(engine, queue)
 
     def _meet(self) -> JobQueue | None:
-        """The model's queue, however long the server takes to come; None if told to leave first."""
-        row = ModelRow(
-            self._model_settings.engine,
-            self._model_settings.max_queued,
-            self._storage,
-            self._model_settings.context_tokens,
-        )
+        """The model's queue, however long the server takes to come; None if told to leave first.
+
+        Raises NameTaken.
+        """
         while not self._leave.is_set():
             try:
-                self._server.configure_model(self._model, row)
+                self._name.begin()
                 return self._server.queue(self._model, storage=self._storage)
             except RedisUnavailable as error:
                 logger.warning("redis_awaited error=%s", error)
                 self._leave.wait(RECONNECT_S)
         return None
 
-    def _serve(self, engine: Engine, queue: JobQueue) -> None:
+    def _serve(self, engine: Engine, queue: JobQueue) -> int:
+        """Until told to leave. Returns the exit code."""
         settings, info = self._model_settings, engine.info
+        self._device = device_use_of(engine)
         self._version = f"local-{info.fingerprint[:12]}"
         broker = self._broker = HeadpondBroker(
             self._server,
@@ -144,13 +184,50 @@ class WorkerProcess:
         # dramatiq's own command line would say this; but it forks, and a loaded model must not be forked.
         broker.emit_after("process_boot")
         logger.info("ready model=%s version=%s slots=%d", self._model, self._version, info.slots)
+        looked = time.monotonic()
+        lost: NameTaken | None = None
         while not self._leave.wait(WATCH_INTERVAL_S):
             if not (writer.is_alive() and broker.keeps_leases()):
                 # Without them jobs would be claimed and never end. A new process begins with a clean slate.
                 raise RuntimeError("a thread of this worker has died; its traceback is above")
             if generation.broken.is_set():
                 raise EngineBroken(f"{generation.last_error} A new process takes over.")
+            if self._hang_up.is_set():
+                self._hang_up.clear()
+                self._take_over(engine, queue)
+                looked = -HOLD_INTERVAL_S
+            if time.monotonic() - looked >= HOLD_INTERVAL_S:
+                looked, self._device = time.monotonic(), device_use_of(engine)
+                if (lost := self._name.lost()) is not None:
+                    break
         self._drain(broker, generation, queue)
+        if lost is None:
+            return 0
+        # Last, where `headpond status` looks for it.
+        logger.error("name_lost model=%s error=%s", self._model, _one_line(lost))
+        return EX_CONFIG
+
+    def _take_over(self, engine: object, queue: JobQueue) -> None:
+        """After SIGHUP: what the configuration says now of the queue, and the secret files of the model's table.
+
+        All else of it waits for a restart. A configuration that is wrong changes nothing.
+        """
+        try:
+            table = self._read_again().model(self._model)
+            if type(table) is type(self._model_settings):
+                live = table.all_live_keys() - {"workers"}
+                self._model_settings = self._model_settings.model_copy(
+                    update={key: getattr(table, key) for key in live if key in type(table).model_fields}
+                )
+                self._name.mean(self._model_settings)
+                self._announce(queue, self._state)
+            # A new key is masked before anything can show it.
+            learn_references(self._secrets, self._model_settings)
+            renew_secrets_of(engine, self._model_settings, where=f"[models.{self._model}]")
+        except HeadpondError as error:
+            logger.error("reload_failed model=%s error=%s", self._model, error)
+        else:
+            logger.info("reloaded model=%s", self._model)
 
     def _drain(self, broker: HeadpondBroker, generation: Generation, queue: JobQueue) -> None:
         timeout_s = self._model_settings.drain_timeout_s
@@ -164,6 +241,7 @@ class WorkerProcess:
         try:
             # What an engine would not let go comes back here, without a strike.
             queue.unregister(self._boot)
+            self._name.leave(queue)
         except HeadpondError as error:
             logger.warning("unregister_failed error=%s", error)
 
@@ -192,6 +270,9 @@ class WorkerProcess:
             tokens=self._totals.tokens,
             jobs=self._totals.jobs,
             tokens_per_s=self._totals.tokens_per_s(),
+            device=self._device.device,
+            memory_bytes=self._device.memory_bytes,
+            deployment=self._identity.id,
         )
 
 
@@ -205,6 +286,10 @@ def policy_of(settings: ModelTable) -> QueuePolicy:
         version_wait_s=settings.version_wait_s,
         weights=settings.tenant_weights,
     )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _wait_until(condition: Any, timeout_s: float) -> bool:
@@ -234,11 +319,24 @@ def main(argv: list[str] | None = None) -> NoReturn:
     start_logging(secrets)
     logging.getLogger("dramatiq").setLevel(logging.WARNING)
     try:
-        settings = load_settings(options.config, environment=os.environ, needed=[options.model])
+        read = partial(load_settings, options.config, environment=os.environ, needed=[options.model])
+        settings = read()
         instance = options.instance or f"{options.model}-{os.getpid()}"
-        code = WorkerProcess(settings, options.model, instance, secrets=secrets).run()
+        started = Started.BY_SUPERVISOR if SUPERVISED in os.environ else Started.BY_HAND
+        named = os.environ.get(DEPLOYMENT) if started is Started.BY_HAND else None
+        with instance_lock(settings.state_folder, instance):
+            identity = named_identity(named) if named else identity_or_passing(settings.state_folder)
+            code = WorkerProcess(
+                settings,
+                options.model,
+                instance,
+                identity=identity,
+                started=started,
+                secrets=secrets,
+                read_again=read,
+            ).run()
     except HeadpondError as error:
-        logger.error("worker_failed error=%s", error)
+        logger.error("worker_failed error=%s", _one_line(error))
         code = EX_CONFIG if isinstance(error, ConfigError) else 1
     except Exception:
         logger.exception("worker_crashed")

@@ -2,14 +2,17 @@
 -- ARGV: now, boot, host, instance, worker row, version, fingerprint ('' until loaded), lease_ms, retention_ms,
 --       stream_retention_ms, suspect_wait_ms, version_wait_ms, then pairs: tenant, weight
 -- Reply: 'ok'
--- Keeps: one row for each (host, instance): the row of the process that it replaces goes.
+-- Keeps: one row for each (deployment, host, instance): the row of the process that it replaces goes.
 local now, boot = clock(ARGV[1]), ARGV[2]
+local own, own_row = pcall(cmsgpack.unpack, ARGV[5])
+local deployment = own and type(own_row) == 'table' and own_row[16] or ''
 local all = call('HGETALL', workers)
 for i = 1, #all, 2 do
   local other = all[i]
   if not string.find(other, ':', 1, true) and other ~= boot then
     local ok, row = pcall(cmsgpack.unpack, all[i + 1])
-    if not ok or type(row) ~= 'table' or (row[3] == ARGV[3] and row[5] == ARGV[4]) then
+    if not ok or type(row) ~= 'table' or (row[3] == ARGV[3] and row[5] == ARGV[4]
+      and (row[16] or '') == deployment) then
       call('HDEL', workers, other, other .. ':seen', other .. ':seq')
     end
   end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ PAGE_TOKENS = 256
 
 class _PagedModel(ModelTable):
     """What exllamav2 and exllamav3 share."""
+
+    host_keys: ClassVar[frozenset[str]] = frozenset({"devices", "gpu_split", "cache_tokens", "chunk_tokens"})
 
     path: Path
     """A checkpoint folder: config.json, tokenizer.json, *.safetensors."""
@@ -51,6 +53,8 @@ class _PagedModel(ModelTable):
 
 class ExLlamaV2Model(_PagedModel):
     """An EXL2, GPTQ or FP16 checkpoint on NVIDIA GPUs, through exllamav2."""
+
+    host_keys: ClassVar[frozenset[str]] = frozenset({"paged", "autosplit_reserve_mib", "tensor_parallel", "draft"})
 
     engine: Literal["exllamav2"]
     cache: Literal["FP16", "Q8", "Q6", "Q4"] = "FP16"

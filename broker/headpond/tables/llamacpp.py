@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from headpond.tables.model import ModelTable
 
 class LlamaCppModel(ModelTable):
     """A GGUF model on the CPU, through xllamacpp."""
+
+    host_keys: ClassVar[frozenset[str]] = frozenset({"threads"})
 
     engine: Literal["llamacpp"]
     path: Path | None = None

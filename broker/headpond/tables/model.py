@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
@@ -13,6 +13,17 @@ from headpond.tables.table import Table
 
 class ModelTable(Table):
     """What every model has, whatever its engine."""
+
+    host_keys: ClassVar[frozenset[str]] = frozenset({"workers", "slots", "drain_timeout_s", "stall_timeout_s"})
+    """Keys that are a host's own: deployments that share a name may differ in them. All others are the model's spec
+    (`headpond.spec`). A class names its own keys alone; those of the classes above it count too."""
+    live_keys: ClassVar[frozenset[str]] = frozenset(
+        {
+            "workers", "max_queued", "retention_s", "stream_retention_s", "suspect_wait_s", "version_wait_s",
+            "tenant_weights",
+        }
+    )  # fmt: skip
+    """Keys that `headpond reload` applies to workers that go on running. A change of any other restarts them."""
 
     engine: str
     """Which engine serves the model."""
@@ -47,3 +58,17 @@ class ModelTable(Table):
     def anchored(self, folder: Path) -> Self:
         """The same table with its relative paths made absolute; they are relative to `folder`."""
         return self
+
+    @classmethod
+    def all_host_keys(cls) -> frozenset[str]:
+        """`host_keys` of this class and of those above it."""
+        return _gathered(cls, "host_keys")
+
+    @classmethod
+    def all_live_keys(cls) -> frozenset[str]:
+        """`live_keys` of this class and of those above it."""
+        return _gathered(cls, "live_keys")
+
+
+def _gathered(kind: type, name: str) -> frozenset[str]:
+    return frozenset().union(*(vars(base).get(name, ()) for base in kind.__mro__))

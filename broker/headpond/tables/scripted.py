@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,10 @@ from headpond.tables.model import ModelTable
 
 class ScriptedModel(ModelTable):
     """The reference engine: deterministic tokens at a set speed, for tests and overhead figures."""
+
+    host_keys: ClassVar[frozenset[str]] = frozenset(
+        {"tokens_per_s", "prefill_tokens_per_s", "crash_at", "crash_token", "crash_prompt"}
+    )
 
     engine: Literal["scripted"]
     tokens_per_s: Annotated[float, Field(gt=0, le=1e6)] = 80.0

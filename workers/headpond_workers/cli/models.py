@@ -1,4 +1,4 @@
-"""`headpond models`: the weights on this machine."""
+"""`headpond models`: single models, and the weights on this machine."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from headpond.errors import ConfigError
 from headpond.settings import CONFIG_NAME, Settings, find_config, load_settings
 from headpond.tables import LlamaCppModel
+from headpond_workers.cli import model_control
 from headpond_workers.engines.weights_digest import digest_of
 from headpond_workers.models.catalogue import parse_source
 from headpond_workers.models.prepare import prepare as prepare_model
 from headpond_workers.models.requantise import Progress as OnProgress
 
-models_app = typer.Typer(no_args_is_help=True, help="Fetch and convert the weights that a configuration names.")
+models_app = typer.Typer(no_args_is_help=True, help="Start, stop, list and prepare single models.")
+
+
+model_control.register(models_app)
 
 
 @models_app.callback()
 def _models() -> None:
-    """Fetch and convert the weights that a configuration names."""
+    """Start, stop, restart, list and forget single models; fetch and convert weights."""
 
 
 @models_app.command()

@@ -23,6 +23,7 @@ from headpond.requests import Message
 from headpond.tables import ExLlamaV2Model
 from headpond_workers.engines.checkpoint_folder import CheckpointFolder, check_adapter, check_checkpoint
 from headpond_workers.engines.checkpoint_text import CheckpointText
+from headpond_workers.engines.cuda_use import cuda_use
 from headpond_workers.engines.exllamav2_constraint import Constraints, constraints_installed
 from headpond_workers.engines.exllamav2_jobs import ExLlamaV2Jobs
 from headpond_workers.engines.exllamav2_loading import LoadedModel, load_model
@@ -39,7 +40,7 @@ from headpond_workers.engines.exllamav2_preflight import import_exllamav2
 from headpond_workers.engines.exllamav2_sampling import SAMPLING
 from headpond_workers.engines.job_loop import JobLoop
 from headpond_workers.engines.loading_log import LoadingLog
-from headpond_workers.engines.protocol import Capability, Emit, EngineInfo, Finish, Sequence
+from headpond_workers.engines.protocol import Capability, DeviceUse, Emit, EngineInfo, Finish, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class ExLlamaV2Engine:
         Raises ModelFileError for a folder that is not sound, EngineUnavailable for what is missing or does not fit.
         """
         began = time.monotonic()
+        self._devices = settings.devices
         # First: what is missing is said before gigabytes of weights are read for their digest.
         import_exllamav2(settings)
         folder = check_checkpoint(settings.path, digest_cache=digest_cache)
@@ -148,6 +150,9 @@ class ExLlamaV2Engine:
             return place_prefix(self._jobs.generator, stored)
 
         return self._loop.call(place)
+
+    def device_use(self) -> DeviceUse:
+        return cuda_use(self._devices)
 
     def close(self) -> None:
         """Refuse those who still wait, and free the device."""

@@ -38,12 +38,13 @@ from headpond.tables import PAGE_TOKENS, ExLlamaV3Model
 from headpond_workers.engines.batch_generator import SequenceCrashed, Step
 from headpond_workers.engines.checkpoint_folder import CheckpointFolder, check_checkpoint
 from headpond_workers.engines.checkpoint_text import CheckpointText
+from headpond_workers.engines.cuda_use import cuda_use
 from headpond_workers.engines.exllama_results import step_of
 from headpond_workers.engines.exllamav2_memory import is_out_of_memory
 from headpond_workers.engines.exllamav2_preflight import select_devices, stdout_in_log
 from headpond_workers.engines.job_loop import JobLoop
 from headpond_workers.engines.loading_log import LoadingLog
-from headpond_workers.engines.protocol import Capability, Emit, EngineInfo, Finish, Sequence
+from headpond_workers.engines.protocol import Capability, DeviceUse, Emit, EngineInfo, Finish, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class ExLlamaV3Engine:
         Raises ModelFileError for a folder that is not sound, EngineUnavailable for what is missing or does not fit.
         """
         began = time.monotonic()
+        self._devices = settings.devices
         package = _import_exllamav3(settings)
         folder = check_checkpoint(settings.path, digest_cache=digest_cache)
         self._text = CheckpointText(folder.path)
@@ -108,6 +110,9 @@ class ExLlamaV3Engine:
                 return Finish(FinishReason.LENGTH)
             raise PromptTooLong(prompt_tokens=present, context_tokens=self.info.context_tokens)
         return self._loop.run(sequence, emit)
+
+    def device_use(self) -> DeviceUse:
+        return cuda_use(self._devices)
 
     def close(self) -> None:
         """Refuse those who still wait, and free the device."""

@@ -30,7 +30,7 @@ from headpond_workers.engines.gguf_vocabulary import read_vocabulary
 from headpond_workers.engines.id_recovery import IdRecovery
 from headpond_workers.engines.llamacpp_completion import Completion
 from headpond_workers.engines.llamacpp_server import LlamaServer, check_parameters, import_xllamacpp
-from headpond_workers.engines.protocol import Capability, Emit, EngineInfo, Finish, Sequence, Verdict
+from headpond_workers.engines.protocol import Capability, DeviceUse, Emit, EngineInfo, Finish, Sequence, Verdict
 from headpond_workers.engines.template_check import check_template
 from headpond_workers.engines.weights_digest import digest_of
 
@@ -155,6 +155,9 @@ class LlamaCppEngine:
             return self._run(sequence, slot, emit, from_start=False)
         finally:
             self._free_slots.put(slot)
+
+    def device_use(self) -> DeviceUse:
+        return DeviceUse("cpu")
 
     def close(self) -> None:
         """End what runs, with EngineError at its next token, and free the model."""

@@ -154,6 +154,31 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What an engine takes. device: `cpu`, `cuda:0`, `cuda:0,1`; empty if not known. memory_bytes: of that device, on
+    all of them together; 0 if not known, and for the host's memory, which the system counts."""
+
+    device: str = ""
+    memory_bytes: int = 0
+
+
+class DeviceEngine(Protocol):
+    """What an engine has that knows its device. It may leave this out."""
+
+    def device_use(self) -> DeviceUse:
+        """As it is now. Called every few seconds, beside running sequences."""
+        ...
+
+
+class SecretEngine(Protocol):
+    """What an engine has that holds secrets of its model's table. Without it a change of them needs a restart."""
+
+    def renew_secrets(self) -> None:
+        """Resolve them anew, for calls from now on. Raises ConfigError, and keeps what it has."""
+        ...
+
+
 class PrefixEngine(Engine, Protocol):
     """An engine with Capability.KV_PREFIXES: keys and values of a prompt's first tokens, kept in a file."""
 

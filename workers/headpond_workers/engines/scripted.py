@@ -21,7 +21,16 @@ from headpond.errors import EngineError, PromptTooLong, SequenceFailed
 from headpond.jobs import FinishReason
 from headpond.requests import Message
 from headpond.tables import ScriptedModel
-from headpond_workers.engines.protocol import Capability, Embedding, Emit, EngineInfo, Finish, Sequence, Verdict
+from headpond_workers.engines.protocol import (
+    Capability,
+    DeviceUse,
+    Embedding,
+    Emit,
+    EngineInfo,
+    Finish,
+    Sequence,
+    Verdict,
+)
 
 _SYLLABLES = ("ka", "lo", "mi", "ren", "sa", "to", "vu", "wi")
 _WORDS = tuple(f" {a}{b}{c}".encode() for a in _SYLLABLES for b in _SYLLABLES for c in _SYLLABLES)
@@ -159,6 +168,9 @@ class ScriptedEngine:
             if (left_s := until - time.monotonic()) <= 0:
                 return True
             time.sleep(min(left_s, _ASK_S))
+
+    def device_use(self) -> DeviceUse:
+        return DeviceUse("cpu")
 
     def close(self) -> None:
         with self._changed:

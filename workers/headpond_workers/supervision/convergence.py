@@ -17,6 +17,7 @@ from headpond_workers.supervision.programs import (
     STARTS_FOLDER,
     STOP_MARGIN_S,
     Program,
+    model_of,
     render,
     split_worker_name,
 )
@@ -34,23 +35,57 @@ def converge(
     keep: Collection[str] = (),
     settings: Settings,
     progress: Callable[[str], None],
+    settle: Callable[[str], None] | None = None,
 ) -> None:
-    """Make supervisord run `wanted`, the programs named in `keep` as they are, and nothing else."""
+    """Make supervisord run `wanted`, the programs named in `keep` as they are, and nothing else.
+
+    settle: returns once a worker that was restarted serves; None restarts the next one at once.
+    """
     write_files(settings.state_folder, wanted, keep=keep)
     changes = supervisor.reload()
-    for name in changes.changed:
-        # One after the other: a model with several workers goes on being served.
-        progress(f"{name} has other settings now; it is restarted")
-        supervisor.stop([name], timeout_s=stop_timeout_s(settings, [name]), progress=progress)
-        supervisor.remove(name)
-        supervisor.add(name)
+    # What is kept may have a file of other settings, of a command that did not get to its end.
+    names = {program.name for program in wanted}
+    changed = [name for name in changes.changed if name in names]
+    restart(supervisor, changed, "has other settings now", settings=settings, progress=progress, settle=settle)
     for name in changes.added:
         supervisor.add(name)
         progress(f"{name} started")
     # Last: a worker that was just restarted on another server may have needed the old one for its drain.
-    retired = list(changes.removed)
-    supervisor.stop(retired, timeout_s=stop_timeout_s(settings, retired), progress=progress)
-    for name in retired:
+    retire(supervisor, changes.removed, settings=settings, progress=progress)
+
+
+def restart(
+    supervisor: Supervisor,
+    names: Sequence[str],
+    why: str,
+    *,
+    settings: Settings,
+    progress: Callable[[str], None],
+    settle: Callable[[str], None] | None,
+) -> None:
+    """Restart programs by the files that were read last, one after the other: a model with several workers goes on
+    being served. Each drains first. Those that do not run come first: they serve nobody as it is."""
+    known = supervisor.processes()
+    left = sorted(
+        names, key=lambda name: (name in known and known[name].state.alive, split_worker_name(name) or ("", 0))
+    )
+    while left:
+        name = left.pop(0)
+        progress(f"{name} {why}; it is restarted")
+        supervisor.stop([name], timeout_s=stop_timeout_s(settings, [name]), progress=progress)
+        supervisor.remove(name)
+        supervisor.add(name)
+        model = model_of(name)
+        if settle is not None and model and any(model_of(other) == model for other in left):
+            settle(name)
+
+
+def retire(
+    supervisor: Supervisor, names: Sequence[str], *, settings: Settings, progress: Callable[[str], None]
+) -> None:
+    """Stop programs together, workers after their drain, and forget them."""
+    supervisor.stop(list(names), timeout_s=stop_timeout_s(settings, names), progress=progress)
+    for name in names:
         supervisor.remove(name)
         (settings.state_folder / STARTS_FOLDER / name).unlink(missing_ok=True)
 

@@ -87,12 +87,18 @@ def split_worker_name(name: str) -> tuple[str, int] | None:
     return (model, int(index)) if dash and index.isdecimal() else None
 
 
+def model_of(name: str) -> str:
+    """The model of a worker's program; empty for any other program."""
+    split = split_worker_name(name)
+    return split[0] if split is not None else ""
+
+
 def worker(settings: Settings, model: str, index: int) -> Program:
     """One worker of one model. Raises ConfigError if the configuration has no such model."""
     table = settings.model(model)
     name = worker_name(model, index)
-    # How many siblings it has is no concern of a running worker.
-    at_start = table.model_dump_json(exclude={"workers"})
+    # The others are no concern of a running worker, or it takes them over as it runs.
+    at_start = table.model_dump_json(exclude=set(table.all_live_keys()))
     own = (*secret_variables(table), *secret_variables(settings.redis))
     return Program(
         name=name,

@@ -1,4 +1,5 @@
-"""How many workers each model has: what the configuration says, unless `headpond scale` said otherwise since.
+"""How many workers each model has: what the configuration says, unless `headpond scale` said otherwise since; none
+of a model that was stopped.
 
 `.headpond/scale.json` remembers what was said, beside what the configuration said then: a configuration that
 was changed afterwards is the newer word, and counts.
@@ -13,6 +14,7 @@ from pathlib import Path
 from headpond.errors import DeploymentError
 from headpond.settings import Settings
 from headpond_workers.supervision.private_files import write_private
+from headpond_workers.supervision.stopped import read_stopped
 
 SCALE_FILE = "scale.json"
 SCHEMA = "headpond/scale"
@@ -31,6 +33,12 @@ class Scale:
 
 def worker_counts(settings: Settings) -> dict[str, int]:
     """How many workers each model of the configuration is to have."""
+    stopped = read_stopped(settings.state_folder)
+    return {name: 0 if name in stopped else count for name, count in started_counts(settings).items()}
+
+
+def started_counts(settings: Settings) -> dict[str, int]:
+    """How many workers each model has where it is not stopped."""
     remembered = read_scales(settings.state_folder)
     counts = {}
     for name, model in settings.models.items():

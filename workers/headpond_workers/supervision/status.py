@@ -28,7 +28,8 @@ class QueueStatus:
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """One worker. instance: its program, `chat-0`. pid: 0 if no process runs. version: empty until loaded.
-    tokens_per_s: of late, all slots together."""
+    tokens_per_s: of late, all slots together. device, memory_bytes: what its engine says that it takes. here: it is a
+    program of this deployment's supervisord. deployment: whose it is; empty if nobody said."""
 
     instance: str
     model: str
@@ -40,6 +41,10 @@ class WorkerStatus:
     state: WorkerState
     last_error: str
     tokens_per_s: float = 0.0
+    device: str = ""
+    memory_bytes: int = 0
+    here: bool = False
+    deployment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,7 @@ def join(
     rows: Iterable[WorkerRow],
     *,
     host: str,
+    deployment: str = "",
     now_ms: int,
     lease_s: Mapping[str, float],
     last_log_line: Callable[[str], str],
@@ -94,7 +100,8 @@ def join(
     """Every worker of this machine's supervisord, and every other one that was heard of lately, by instance.
 
     A row counts for a process only if it names its pid: rows of a program's earlier lives may linger. Where
-    there is none, the process' state stands in for it. lease_s: of each model of the configuration.
+    there is none, the process' state stands in for it. deployment: the id of this one: another one on this host may
+    have workers of the same names. lease_s: of each model of the configuration.
     last_log_line: the end of a program's log, by name.
     """
     rows = list(rows)
@@ -103,29 +110,34 @@ def join(
         seconds = (now_ms - row.seen_ms) / 1000
         return seconds if seconds > max(SILENT_AFTER_S, 2 * lease_s.get(row.model, 0.0)) else 0.0
 
+    def ours(row: WorkerRow) -> bool:
+        return row.deployment in ("", deployment)
+
     found: list[WorkerStatus] = []
     matched: set[str] = set()
     for name, process in processes.items():
         split = split_worker_name(name)
         if split is None:
             continue
-        of_instance = [row for row in rows if row.instance == name]
+        of_instance = [row for row in rows if row.instance == name and ours(row)]
         row = next((row for row in of_instance if process.pid and row.pid == process.pid), None)
         if row is not None and not process.state.ended:
             matched.add(row.boot)
-            found.append(_from_row(row, silent_s=silent_s(row)))
+            found.append(_from_row(row, silent_s=silent_s(row), here=True))
         else:
             latest = max((row for row in of_instance if row.host == host), key=lambda row: row.started_ms, default=None)
             found.append(_from_process(process, split[0], latest, host=host, last_log_line=last_log_line))
     elsewhere = [
-        _from_row(row, silent_s=silent_s(row))
+        _from_row(row, silent_s=silent_s(row), here=False)
         for row in rows
-        if row.boot not in matched and not (row.host == host and row.instance in processes) and not silent_s(row)
+        if row.boot not in matched
+        and not (row.host == host and row.instance in processes and ours(row))
+        and not silent_s(row)
     ]
     return sorted(found + elsewhere, key=lambda worker: (worker.model, worker.host, _order(worker.instance)))
 
 
-def _from_row(row: WorkerRow, *, silent_s: float) -> WorkerStatus:
+def _from_row(row: WorkerRow, *, silent_s: float, here: bool) -> WorkerStatus:
     # One that is loading says nothing until it has loaded.
     awaited = silent_s and row.state in (WorkerState.READY, WorkerState.DRAINING)
     silent = f"silent for {silent_s:.0f} s" if awaited else ""
@@ -141,6 +153,10 @@ def _from_row(row: WorkerRow, *, silent_s: float) -> WorkerStatus:
         last_error="; ".join(text for text in (silent, row.last_error) if text),
         # What it made when it was last heard of says nothing of now.
         tokens_per_s=0.0 if awaited else row.tokens_per_s,
+        device=row.device,
+        memory_bytes=row.memory_bytes,
+        here=here,
+        deployment=row.deployment,
     )
 
 
@@ -172,6 +188,7 @@ def _from_process(
         busy=0,
         state=state,
         last_error=error,
+        here=True,
     )
 
 

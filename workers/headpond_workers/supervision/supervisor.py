@@ -113,6 +113,10 @@ class Supervisor:
         """SIGTERM; supervisord follows with SIGKILL after the program's stop_wait_s."""
         self._call("stopProcessGroup", name, _WITHOUT_WAITING)
 
+    def hang_up(self, name: str) -> None:
+        """SIGHUP: a worker reads its configuration again."""
+        self._call("signalProcess", f"{name}:{name}", "HUP")
+
     def stop(self, names: list[str], *, timeout_s: float, progress: Callable[[str], None]) -> None:
         """Stop programs together, and return once none of them runs. Raises DeploymentError after timeout_s."""
         deadline = time.monotonic() + timeout_s

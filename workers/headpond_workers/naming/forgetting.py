@@ -1,0 +1,89 @@
+"""`headpond models forget`: a name, or one deployment's hold of it, is given up by an operator."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from headpond.errors import NameInUse, UnknownModel
+from headpond.models import unpack_model
+from headpond.queue import JobQueue, Server
+from headpond.workers import WorkerRow, WorkerState
+
+SILENT_AFTER_S = 15.0
+"""A worker that says nothing for so long, or for two leases, no longer lives."""
+
+
+class Waiting(Enum):
+    """What becomes of a name for which jobs wait."""
+
+    KEEP = "keep"
+    LEAVE = "leave"
+    """They stay in the queue, for whoever takes the name next."""
+
+
+def forget_name(server: Server, model: str, *, waiting: Waiting) -> None:
+    """Remove a model's row. Its jobs and results stay, until their retention ends.
+
+    Raises UnknownModel; NameInUse while a worker lives, or while jobs wait and are to be kept; RedisUnavailable.
+    """
+    seen = _seen(server, model)
+    queue = JobQueue(server, model)
+    _refuse_if_served(server, queue, model)
+    if waiting is Waiting.KEEP and (jobs := _unfinished(queue)):
+        raise NameInUse(
+            model,
+            f"{jobs} jobs wait for it. Let a worker end them first; or leave them to whoever takes the name next: "
+            f"headpond models forget {model} --force",
+        )
+    if not server.forget_name(model, seen):
+        raise NameInUse(
+            model, "a deployment took it or gave it up just now. Look at headpond models list, and try again"
+        )
+
+
+def forget_holder(server: Server, model: str, deployment: str) -> None:
+    """Take a name from one deployment that is never coming back. What the name means stays.
+
+    Raises UnknownModel; NameInUse if it does not hold the name, or while a worker of it lives; RedisUnavailable.
+    """
+    row = unpack_model(_seen(server, model))
+    holders = [holder.deployment for holder in row.holders]
+    if deployment not in holders:
+        held = f"these do: {', '.join(holders)}" if holders else "nobody does"
+        raise NameInUse(model, f"the deployment {deployment} does not hold it; {held}")
+    _refuse_if_served(server, JobQueue(server, model), model, deployment=deployment)
+    server.release(deployment, [model])
+
+
+def living(server: Server, queue: JobQueue) -> list[WorkerRow]:
+    """Workers of a queue that were heard of lately. Raises RedisUnavailable."""
+    seconds, microseconds = server.read("TIME")
+    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+    lease_ms = int(queue.meta().get("lease_ms", "0"))
+    silent_ms = max(SILENT_AFTER_S * 1000, 2 * lease_ms)
+    return [row for row in queue.workers() if row.state is not WorkerState.FAILED and now_ms - row.seen_ms <= silent_ms]
+
+
+def _seen(server: Server, model: str) -> bytes:
+    raw = server.raw_model(model)
+    if raw is None:
+        raise UnknownModel(model[:100], server.models())
+    return raw
+
+
+def _refuse_if_served(server: Server, queue: JobQueue, model: str, *, deployment: str | None = None) -> None:
+    rows = [row for row in living(server, queue) if deployment is None or row.deployment == deployment]
+    if rows:
+        shown = ", ".join(f"{row.instance} on {row.host} (pid {row.pid})" for row in rows[:5])
+        raise NameInUse(
+            model,
+            f"{len(rows)} of its workers were heard of in the last {SILENT_AFTER_S:.0f} s or two leases: {shown}. Stop "
+            f"them there first: headpond models stop {model}",
+        )
+
+
+def _unfinished(queue: JobQueue) -> int:
+    if not queue.meta():  # nobody has used it: asking for its depths would make it
+        return 0
+    depths = queue.depths()
+    return depths.ready + depths.delayed + depths.running
