@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headpond.errors import BundleError, InvalidRequest, MalformedDocument, UnsupportedSchema
-from headpond.jobs import JobId, JobState, Priority
+from headpond.jobs import UNNAMED_TOKEN, JobId, JobState, Priority
 from headpond.requests import MAX_TOKENS_LIMIT, JobRequest
 
 BUNDLE_SCHEMA = "headpond/bundle"
@@ -33,7 +33,7 @@ MAX_REASON_CHARS = 4000
 _Word = Annotated[str, Field(max_length=MAX_WORD_CHARS)]
 _Reason = Annotated[str, Field(max_length=MAX_REASON_CHARS)]
 _Count = Annotated[int, Field(ge=0, lt=1 << 53)]
-_TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
+_TokenId = Annotated[int, Field(ge=UNNAMED_TOKEN, lt=1 << 32)]
 
 
 class _Part(BaseModel):

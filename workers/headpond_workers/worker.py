@@ -27,7 +27,15 @@ from ulid import ULID
 from headpond.broker import HeadpondBroker
 from headpond.connections import redis_of
 from headpond.consumer import LeasedMessage
-from headpond.errors import ConfigError, EngineBroken, EngineError, HeadpondError, ModelFileError, RedisUnavailable
+from headpond.errors import (
+    ConfigError,
+    EngineBroken,
+    EngineError,
+    HeadpondError,
+    ModelFileError,
+    RedisUnavailable,
+    UpstreamClosed,
+)
 from headpond.models import ModelRow
 from headpond.operations import QueuePolicy
 from headpond.queue import JobQueue, Server
@@ -35,18 +43,22 @@ from headpond.settings import Settings, load_settings
 from headpond.submission import GENERATE
 from headpond.tables import ModelTable
 from headpond.workers import WorkerRow, WorkerState, pack_worker
-from headpond_workers.engines.protocol import Engine
-from headpond_workers.generation import Generation
-from headpond_workers.loading import load_engine, workers_of
+from headpond_workers.engines.protocol import Engine, RelayEngine
+from headpond_workers.generation import Generation, JobRuns
+from headpond_workers.loading import load_any, workers_of
 from headpond_workers.persistence.storage_settings import has_storage
+from headpond_workers.relaying import Relaying
 from headpond_workers.token_writer import TokenWriter
 from headpond_workers.totals import Totals
+from headpond_workers.upstream_gate import UpstreamGate
 
 logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
 RECONNECT_S = 1.0
 WATCH_INTERVAL_S = 1.0
+FIRST_PROBE_WAIT_S = 15.0
+"""How long a proxy's worker waits to hear whether its server serves, before it says that it is ready itself."""
 PARK_GRACE_S = 5.0
 """How long an engine may take to hear that its sequences are to be parked."""
 
@@ -65,7 +77,8 @@ class WorkerProcess:
         self._storage = has_storage(settings)
         self._server = Server(redis_of(settings))
         self._broker: HeadpondBroker | None = None
-        self._generation: Generation | None = None
+        self._generation: JobRuns | None = None
+        self._gate: UpstreamGate | None = None
         self._totals = Totals()
 
     def run(self) -> int:
@@ -77,7 +90,7 @@ class WorkerProcess:
             return 0
         self._announce(queue, WorkerState.LOADING)
         try:
-            engine = load_engine(self._model_settings, workers_on_host=workers_of(self._settings))
+            engine = load_any(self._model_settings, workers_on_host=workers_of(self._settings))
         except (EngineError, ModelFileError, ConfigError) as error:
             logger.error("load_failed model=%s error=%s", self._model, error)
             self._last_error = str(error)
@@ -103,7 +116,7 @@ class WorkerProcess:
                 self._leave.wait(RECONNECT_S)
         return None
 
-    def _serve(self, engine: Engine, queue: JobQueue) -> None:
+    def _serve(self, engine: Engine | RelayEngine, queue: JobQueue) -> None:
         settings, info = self._model_settings, engine.info
         self._version = f"local-{info.fingerprint[:12]}"
         broker = self._broker = HeadpondBroker(
@@ -114,15 +127,13 @@ class WorkerProcess:
             boot=self._boot,
             version=self._version,
             fingerprint=info.fingerprint,
+            anew=engine.anew if isinstance(engine, RelayEngine) else "",
             storage=self._storage,
             row=lambda: pack_worker(self._row()),
         )
         writer = TokenWriter(queue, full_version=lambda: broker.full_version(self._model))
         writer.start()
-        generation = self._generation = Generation(
-            engine, queue, writer, self._version, settings.stall_timeout_s, on_broken=broker.drain,
-            preempt=broker.preempt, totals=self._totals,
-        )  # fmt: skip
+        generation = self._generation = self._runs_of(engine, queue, writer, broker)
 
         def generate(request: dict[str, Any]) -> None:
             message = CurrentMessage.get_current_message()
@@ -134,20 +145,43 @@ class WorkerProcess:
         dramatiq.actor(actor_name=GENERATE, queue_name=self._model, broker=broker)(generate)
         pool = dramatiq.Worker(broker, queues={self._model}, worker_threads=info.slots)
         pool.queue_prefetch = info.slots
+        gate = self._gate
+        if gate is not None:
+            gate.start()
+            _wait_until(lambda: gate.asked or self._leave.is_set(), FIRST_PROBE_WAIT_S)
+        closed = gate.closed if gate is not None else None
         self._announce(queue, WorkerState.READY, fingerprint=info.fingerprint)
         pool.start()
         # dramatiq's own command line would say this; but it forks, and a loaded model must not be forked.
         broker.emit_after("process_boot")
         logger.info("ready model=%s version=%s slots=%d", self._model, self._version, info.slots)
         while not self._leave.wait(WATCH_INTERVAL_S):
-            if not (writer.is_alive() and broker.keeps_leases()):
+            if gate is not None and gate.closed is not closed:
+                closed = gate.closed
+                self._announce(queue, WorkerState.READY, fingerprint=info.fingerprint)
+            if not (writer.is_alive() and broker.keeps_leases() and (gate is None or gate.is_alive())):
                 # Without them jobs would be claimed and never end. A new process begins with a clean slate.
                 raise RuntimeError("a thread of this worker has died; its traceback is above")
             if generation.broken.is_set():
                 raise EngineBroken(f"{generation.last_error} A new process takes over.")
         self._drain(broker, generation, queue)
 
-    def _drain(self, broker: HeadpondBroker, generation: Generation, queue: JobQueue) -> None:
+    def _runs_of(
+        self, engine: Engine | RelayEngine, queue: JobQueue, writer: TokenWriter, broker: HeadpondBroker
+    ) -> JobRuns:
+        stall_timeout_s = self._model_settings.stall_timeout_s
+        if not isinstance(engine, RelayEngine):
+            return Generation(
+                queue, writer, self._version, stall_timeout_s, on_broken=broker.drain, preempt=broker.preempt,
+                totals=self._totals, engine=engine,
+            )  # fmt: skip
+        gate = self._gate = UpstreamGate(engine, pause=broker.pause, resume=broker.resume)
+        return Relaying(
+            queue, writer, self._version, stall_timeout_s, on_broken=broker.drain, preempt=broker.preempt,
+            totals=self._totals, engine=engine, on_closed=gate.shut,
+        )  # fmt: skip
+
+    def _drain(self, broker: HeadpondBroker, generation: JobRuns, queue: JobQueue) -> None:
         timeout_s = self._model_settings.drain_timeout_s
         logger.info("draining model=%s running=%d timeout_s=%g", self._model, len(broker.held()), timeout_s)
         self._state = WorkerState.DRAINING
@@ -172,6 +206,7 @@ class WorkerProcess:
             logger.warning("announce_failed state=%s error=%s", state.value, error)
 
     def _row(self) -> WorkerRow:
+        closed = self._gate.closed if self._gate is not None else None
         return WorkerRow(
             boot=self._boot,
             model=self._model,
@@ -181,13 +216,21 @@ class WorkerProcess:
             instance=self._instance,
             slots=self._model_settings.slots,
             busy=len(self._broker.held()) if self._broker else 0,
-            state=self._state,
-            last_error=(self._generation.last_error if self._generation else "") or self._last_error,
+            state=self._shown_state(closed),
+            last_error=f"claims nothing: {closed}" if closed else self._engine_error(),
             started_ms=self._started_ms,
             tokens=self._totals.tokens,
             jobs=self._totals.jobs,
             tokens_per_s=self._totals.tokens_per_s(),
         )
+
+    def _shown_state(self, closed: UpstreamClosed | None) -> WorkerState:
+        if self._state is WorkerState.READY and closed is not None and closed.needs_operator:
+            return WorkerState.FAILED
+        return self._state
+
+    def _engine_error(self) -> str:
+        return (self._generation.last_error if self._generation else "") or self._last_error
 
 
 def policy_of(settings: ModelTable) -> QueuePolicy:

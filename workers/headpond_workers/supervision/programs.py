@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,12 +125,16 @@ def server(name: str, argv: Sequence[str]) -> Program:
 
 def secret_variables(table: BaseModel) -> list[str]:
     """Names of the environment variables that secret references of this table name."""
+    return _variables_in(dict(table))
+
+
+def _variables_in(values: Mapping[str, object]) -> list[str]:
     found: list[str] = []
-    for value in dict(table).values():
+    for value in values.values():
         if isinstance(value, SecretRef):
             found += [value.env] if value.env is not None else []
-        elif isinstance(value, BaseModel):
-            found += secret_variables(value)
+        elif isinstance(value, (BaseModel, dict)):
+            found += _variables_in(dict(value))
     return found
 
 
