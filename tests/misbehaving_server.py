@@ -54,6 +54,10 @@ class MisbehavingServer:
     elsewhere: str = ""
     accepts: str | None = None
     received: list[Received] = field(default_factory=list)
+    sent_bytes: int = 0
+    running: int = 0
+    most_running: int = 0
+    """Requests at one time."""
     dropped: int = 0
     """Answers whose reader was gone before their end."""
     _times: Counter[str] = field(default_factory=Counter)
@@ -99,11 +103,16 @@ class MisbehavingServer:
             with self._lock:
                 self.received.append(request)
                 fault = self._fault_of(request)
+                self.running += 1
+                self.most_running = max(self.most_running, self.running)
             reply = Reply(connection, self, request)
             try:
                 FAULTS[fault](reply) if fault else good(reply)
             except _CLOSED:
                 self.dropped += 1
+            finally:
+                with self._lock:
+                    self.running -= 1
 
     def _fault_of(self, request: Received) -> str | None:
         if self.fault is not None:
@@ -153,6 +162,7 @@ class Reply:
 
     def send(self, data: bytes) -> None:
         self.connection.sendall(data)
+        self.server.sent_bytes += len(data)
 
     def head(self, status: str, *headers: str) -> None:
         lines = [f"HTTP/1.1 {status}", "Connection: close", *headers]
@@ -292,6 +302,11 @@ def _compressed(reply: Reply) -> None:
     reply.head("200 OK", "Content-Type: text/event-stream", "Content-Encoding: gzip", "Content-Length: 0")
 
 
+def _crash(reply: Reply) -> None:
+    """The request takes the server down: nothing is served until somebody sets `fault` to None."""
+    reply.server.fault = "error_503"
+
+
 def _redirect(reply: Reply) -> None:
     reply.head("307 Temporary Redirect", f"Location: {reply.server.elsewhere}", "Content-Length: 0")
 
@@ -366,6 +381,7 @@ FAULTS: dict[str, Callable[[Reply], None]] = {
     "announced_huge": _announced_huge,
     "html": _html,
     "compressed": _compressed,
+    "crash": _crash,
     "redirect": _redirect,
     "not_http": _not_http,
 }

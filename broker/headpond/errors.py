@@ -29,7 +29,7 @@
     |  |- EngineOutOfMemory    the device is full; another attempt may find room (retry=True)
     |  |- EngineBroken         the engine is beyond repair; its process leaves (retry=True)
     |  |- UpstreamClosed       the server behind a proxy serves nobody just now (retry=True)
-    |  |- AnswerCutOff         the server behind a proxy broke off amid an answer (retry=True)
+    |  |- JobPutBack           the server behind a proxy failed one job for now (retry=True)
     |  |- CapabilityMissing    this engine cannot do what was asked, ever
     |  |- PrefixRefused        stored keys and values that are damaged or of another model
     |  |- PromptTooLong
@@ -312,8 +312,9 @@ class UpstreamClosed(EngineError):
         self.needs_operator = needs_operator
 
 
-class AnswerCutOff(EngineError):
-    """The server behind a proxy broke off amid an answer that cannot be continued: it has to begin anew."""
+class JobPutBack(EngineError):
+    """The server behind a proxy failed one job for now: it broke off amid an answer, or is too busy for this one. The
+    job goes back to its queue, and nobody is to blame."""
 
     retry = True
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from headpond.errors import AnswerCutOff, UpstreamClosed
+from headpond.errors import JobPutBack, UpstreamClosed
 from headpond.held import HeldLease
 from headpond.jobs import FinishReason
 from headpond.requests import JobRequest
@@ -60,9 +60,9 @@ class Relaying(JobRuns):
             # Before the park: this process must not be the one that gets the job again.
             self.on_closed(error)
             self._park(held, note=str(error))
-        elif isinstance(error, AnswerCutOff):
-            # Its next claim rewinds it. It has waited already.
-            logger.warning("answer_cut_off job=%s error=%s", held.lease.id, error)
+        elif isinstance(error, JobPutBack):
+            # It has waited already. What it has of an answer is rewound by its next claim.
+            logger.warning("job_put_back job=%s error=%s", held.lease.id, error)
             self._park(held, note=str(error))
         else:
             # Explicit, since a dataclass with slots is a new class, of which a bare super() does not know.

@@ -16,12 +16,11 @@ import json
 import logging
 import resource
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from headpond.errors import AnswerCutOff, EngineError, EngineUnavailable, SequenceFailed, UpstreamClosed
+from headpond.errors import EngineError, EngineUnavailable, JobPutBack, SequenceFailed, UpstreamClosed
 from headpond.jobs import UNNAMED_TOKEN, FinishReason
 from headpond.tables import OpenAIModel
 from headpond_workers.engines.loop_thread import LoopThread
@@ -38,6 +37,7 @@ from headpond_workers.engines.protocol import (
 )
 from headpond_workers.engines.upstream_failures import Blame, UpstreamFailure
 from headpond_workers.engines.upstream_ids import Continuation, TokenServer
+from headpond_workers.engines.upstream_memory import MAX_BREAKS, MAX_PUT_BACKS, JobMemory
 from headpond_workers.engines.upstream_pace import Backoff, Pace
 from headpond_workers.engines.upstream_secrets import resolve_secrets
 
@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
 """How often a job that waits asks whether it is still wanted."""
-REMEMBERED_CUTS = 1024
 BYTES_PER_TOKEN = 4
 """Of a prompt, as far as it can be told without its tokenizer."""
 _OUTPUT_VERSION = 1
@@ -55,11 +54,12 @@ _Piece = tuple[tuple[int, ...], tuple[str, ...]]
 
 @dataclass(slots=True)
 class _Answer:
-    """One call of relay. given: how many pieces were passed on."""
+    """One call of relay. given: pieces that were passed on. broken: the server went away amid one of its requests."""
 
     request: RelayRequest
     put: Callable[[_Piece], None] = lambda _: None
     given: int = 0
+    broken: bool = False
     reason: FinishReason | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -68,23 +68,6 @@ class _Answer:
     def give(self, ids: tuple[int, ...], pieces: tuple[str, ...]) -> None:
         self.given += len(ids)
         self.put((ids, pieces))
-
-
-@dataclass(slots=True)
-class _Cuts:
-    """How often answers broke off, by job, of those that did so last."""
-
-    counts: OrderedDict[str, int] = field(default_factory=OrderedDict)
-
-    def add(self, job_id: str) -> int:
-        count = self.counts.pop(job_id, 0) + 1
-        self.counts[job_id] = count
-        if len(self.counts) > REMEMBERED_CUTS:
-            self.counts.popitem(last=False)
-        return count
-
-    def forget(self, job_id: str) -> None:
-        self.counts.pop(job_id, None)
 
 
 class OpenAIEngine:
@@ -100,7 +83,7 @@ class OpenAIEngine:
         self._client = UpstreamClient(settings, self._secrets)
         self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute, time.monotonic)
         self._backoff = Backoff(settings.backoff_s, settings.max_backoff_s, settings.retry_after_limit_s)
-        self._cuts = _Cuts()
+        self._memory = JobMemory()
         self._info = EngineInfo(
             engine=settings.engine,
             fingerprint=_fingerprint(settings),
@@ -158,7 +141,7 @@ class OpenAIEngine:
             given = answer.given
             failure = await self._try(answer)
             if failure is None:
-                self._cuts.forget(answer.request.job_id)
+                self._memory.forget(answer.request.job_id)
                 return RelayFinish(answer.reason or FinishReason.STOP, answer.prompt_tokens, answer.completion_tokens)
             retries = 1 if answer.given > given else retries + 1
             await self._bear(failure, answer, retries)
@@ -196,7 +179,7 @@ class OpenAIEngine:
 
         await self._client.stream(path, body, hear)
         if answer.reason is None:
-            raise UpstreamFailure(Blame.UNCLEAR, "the answer broke off")
+            raise UpstreamFailure(Blame.UNCLEAR, "the answer broke off", broken=True)
 
     async def _continue(self, answer: _Answer) -> None:
         """An answer of token ids, after those that the job has."""
@@ -220,28 +203,40 @@ class OpenAIEngine:
         logger.warning("upstream_failed job=%s time=%d blame=%s error=%s", job_id, retries, failure.blame.value, said)
         if failure.blame is Blame.REQUEST:
             raise SequenceFailed(f"The server behind this model refuses the request: {said}")
-        if failure.blame is Blame.ACCESS:
-            raise UpstreamClosed(f"The server behind this model lets nobody in: {said}", needs_operator=True)
-        if failure.blame is Blame.HOPELESS:
-            await self._probe()
+        answer.broken = answer.broken or failure.broken
+        if failure.blame in (Blame.ACCESS, Blame.HOPELESS):
+            await self._ask_for(answer)
             raise SequenceFailed(f"The server behind this model answers others, but not this request: {said}")
         most = self._settings.max_retries
         if answer.given and self.anew:
-            cuts = self._cuts.add(job_id)
+            cuts = self._memory.cuts.add(job_id)
             if cuts > most:
-                await self._probe()
+                await self._ask_for(answer)
                 raise SequenceFailed(f"The server behind this model broke off {cuts} answers to this request: {said}")
             await self._wait(cuts, failure)
-            raise AnswerCutOff(f"The server behind this model broke off amid its answer: {said}")
+            raise JobPutBack(f"The server behind this model broke off amid its answer: {said}")
         if retries <= most:
             await self._wait(retries, failure)
             return
-        if failure.blame is Blame.OUTAGE:
-            raise UpstreamClosed(f"The server behind this model does not serve: {said}")
-        await self._probe()
+        await self._ask_for(answer)
+        if failure.blame is Blame.OUTAGE and (times := self._memory.put_backs.add(job_id)) <= MAX_PUT_BACKS:
+            await self._wait(times, failure)
+            raise JobPutBack(f"The server behind this model answers others, but is too busy for this request: {said}")
         raise EngineError(
             f"The server behind this model answers others, but failed this request {retries} times: {said}"
         )
+
+    async def _ask_for(self, answer: _Answer) -> None:
+        """Whether the server serves others. Raises UpstreamClosed, or EngineError if this job is why it does not."""
+        try:
+            await self._probe()
+        except UpstreamClosed as closed:
+            if not answer.broken or (times := self._memory.breaks.add(answer.request.job_id)) < MAX_BREAKS:
+                raise
+            why = f"The server behind this model went away amid this request {times} times. {closed}"
+        else:
+            return
+        raise EngineError(why)
 
     async def _wait(self, retry: int, failure: UpstreamFailure) -> None:
         if failure.retry_after_s is not None:
@@ -283,7 +278,7 @@ class OpenAIEngine:
 
         await self._client.stream(path, body, hear)
         if not answered:
-            raise UpstreamFailure(Blame.UNCLEAR, "the answer broke off")
+            raise UpstreamFailure(Blame.UNCLEAR, "the answer broke off", broken=True)
 
     def _check_resume(self) -> None:
         """Raises EngineUnavailable. A server that is away is asked again by the first probe."""

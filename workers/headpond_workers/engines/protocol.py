@@ -192,8 +192,8 @@ class RelayEngine(Protocol):
     """A model that another server runs.
 
     Errors: SequenceFailed, PromptTooLong and CapabilityMissing end one job; UpstreamClosed says that the server serves
-    nobody, AnswerCutOff that an answer has to begin anew: neither is the job's fault. Anything else is a failure that
-    may be.
+    nobody, JobPutBack that it failed this job for now: neither is the job's fault. Anything else is a failure that may
+    be.
     """
 
     @property

@@ -19,9 +19,9 @@ class Blame(Enum):
     REQUEST = "request"
     """The server refuses this request: its job fails."""
     ACCESS = "access"
-    """The server lets nobody in: wrong key, wrong address. Jobs wait until that is changed."""
+    """The server lets this worker not in, such as with a wrong key: a probe decides whether that is so for all."""
     OUTAGE = "outage"
-    """The server is away or overloaded: tried again, then jobs wait."""
+    """The server is away or overloaded: tried again, then put back, for nobody is to blame."""
     UNCLEAR = "unclear"
     """The server failed; it may be the request's fault: tried again, then a probe decides."""
     HOPELESS = "hopeless"
@@ -30,12 +30,14 @@ class Blame(Enum):
 
 @dataclass(slots=True)
 class UpstreamFailure(Exception):
-    """One request failed. said: of the server, raw: it may hold anything. retry_after_s: as the server asks."""
+    """One request failed. said: of the server, raw: it may hold anything. retry_after_s: as the server asks. broken: it
+    accepted the request, and was gone before it had answered."""
 
     blame: Blame
     what: str
     said: str = ""
     retry_after_s: float | None = None
+    broken: bool = False
 
 
 class ReplyRefused(Exception):
@@ -78,7 +80,7 @@ def failure_of(error: Exception, *, now: Callable[[], float] = time.time) -> Ups
     if isinstance(cause, _AWAY):
         return UpstreamFailure(Blame.OUTAGE, "the server cannot be reached", str(cause))
     if isinstance(cause, httpx2.HTTPError):
-        return UpstreamFailure(Blame.UNCLEAR, "the connection broke", str(cause))
+        return UpstreamFailure(Blame.UNCLEAR, "the connection broke", str(cause), broken=True)
     if isinstance(error, openai.APIConnectionError):
         return UpstreamFailure(Blame.OUTAGE, "the server cannot be reached", str(cause or error))
     if isinstance(error, openai.APIError):

@@ -108,7 +108,7 @@ class TokenServer:
             elif reason is None:
                 if heard.unnamed and not heard.made:
                     raise UpstreamFailure(Blame.HOPELESS, "the answer names no token ids")
-                raise UpstreamFailure(Blame.UNCLEAR, "the answer broke off")
+                raise UpstreamFailure(Blame.UNCLEAR, "the answer broke off", broken=True)
             if reason is not None:
                 return reason
         return FinishReason.LENGTH

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from headpond.errors import ConfigError
 from headpond.tables import OpenAIModel
@@ -78,7 +78,7 @@ def _proxy_credentials(url: str) -> list[str]:
         usable = False
     if not usable:
         raise ConfigError("the secret is no URL that begins with http:// or https:// and names a host", where="proxy")
-    return [parts.password] if parts.password else []
+    return [parts.password, unquote(parts.password)] if parts.password else []
 
 
 def _forms(value: str) -> set[str]:
