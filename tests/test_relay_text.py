@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from headpond.jobs import UNNAMED_TOKEN
+from headpond_workers.engines.upstream_ids import is_cut
 from headpond_workers.relay_text import RelayText
 
 
@@ -51,3 +52,18 @@ def test_a_stop_token_ends_the_text_before_it_and_frees_what_was_held() -> None:
     released = text.feed([1, 2, 9, 4], ["one ", "tw", "x", "y"])
     assert (released.ids, released.pieces) == ((1, 2), ("one ", "tw"))
     assert text.stopped
+
+
+@pytest.mark.parametrize(
+    ("shown", "whole", "cut"),
+    [
+        ("one t", "one two", True),
+        ("one two", "one two", False),
+        (" one t", "one two", True),
+        ("one two", " one two", False),
+        ("one x", "one two", False),
+        ("", "two", True),
+    ],
+)
+def test_text_that_stops_short_of_its_tokens_was_cut_at_a_stop_string(shown: str, whole: str, *, cut: bool) -> None:
+    assert is_cut(shown, whole) is cut

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from headpond.errors import JobPutBack, UpstreamClosed
+from headpond.errors import EngineError, JobPutBack, UpstreamClosed
 from headpond.held import HeldLease
 from headpond.jobs import FinishReason
 from headpond.requests import JobRequest
 from headpond_workers.engines.protocol import RelayEngine, RelayRequest, Verdict
-from headpond_workers.generation import JobRuns, Watch
+from headpond_workers.generation import MAX_ERROR_CHARS, JobRuns, Watch
 from headpond_workers.relay_text import RelayText
 from headpond_workers.token_writer import JobStream
 
@@ -62,8 +62,13 @@ class Relaying(JobRuns):
             self._park(held, note=str(error))
         elif isinstance(error, JobPutBack):
             # It has waited already. What it has of an answer is rewound by its next claim.
-            logger.warning("job_put_back job=%s error=%s", held.lease.id, error)
+            logger.warning("job_put_back job=%s", held.lease.id)
             self._park(held, note=str(error))
+        elif isinstance(error, EngineError):
+            # No log holds its words: they may be the server's, which may repeat a prompt.
+            logger.error("upstream_failed_job job=%s", held.lease.id)
+            self.last_error = str(error)[:MAX_ERROR_CHARS]
+            self._park(held, reason=self.last_error)
         else:
             # Explicit, since a dataclass with slots is a new class, of which a bare super() does not know.
             JobRuns._failed(self, held, error)

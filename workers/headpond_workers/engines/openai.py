@@ -36,7 +36,7 @@ from headpond_workers.engines.protocol import (
     Verdict,
 )
 from headpond_workers.engines.upstream_failures import Blame, UpstreamFailure
-from headpond_workers.engines.upstream_ids import Continuation, TokenServer
+from headpond_workers.engines.upstream_ids import Continuation, TokenServer, is_cut
 from headpond_workers.engines.upstream_memory import MAX_BREAKS, MAX_PUT_BACKS, JobMemory
 from headpond_workers.engines.upstream_pace import Backoff, Pace
 from headpond_workers.engines.upstream_secrets import resolve_secrets
@@ -187,7 +187,7 @@ class OpenAIEngine:
         if answer.continuation is None:
             prompt = await server.render(request.asked)
             answer.prompt_tokens = len(prompt)
-            cut = bool(request.asked.stop and request.ids) and _is_cut(
+            cut = bool(request.asked.stop and request.ids) and is_cut(
                 request.text, await server.text_of(list(request.ids))
             )
             answer.continuation = Continuation(request.asked, request.seed, prompt, list(request.ids), answer.give)
@@ -200,7 +200,9 @@ class OpenAIEngine:
     async def _bear(self, failure: UpstreamFailure, answer: _Answer, retries: int) -> None:
         """Wait until the request may be tried again. Raises what it comes to if it may not."""
         said, job_id = self._words(failure), answer.request.job_id
-        logger.warning("upstream_failed job=%s time=%d blame=%s error=%s", job_id, retries, failure.blame.value, said)
+        # Without the server's words, which may repeat a prompt.
+        what = self._secrets.message(failure.what)
+        logger.warning("upstream_failed job=%s time=%d blame=%s what=%s", job_id, retries, failure.blame.value, what)
         if failure.blame is Blame.REQUEST:
             raise SequenceFailed(f"The server behind this model refuses the request: {said}")
         answer.broken = answer.broken or failure.broken
@@ -307,12 +309,3 @@ def _fingerprint(settings: OpenAIModel) -> str:
         settings.mode,
     ]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
-
-
-def _is_cut(shown: str, whole: str) -> bool:
-    """Whether the last token was cut at a stop string, by a worker that was gone before it wrote the end.
-
-    A space at the beginning may be missing from what the server makes of ids.
-    """
-    shown, whole = shown.lstrip(), whole.lstrip()
-    return len(whole) > len(shown) and whole.startswith(shown)

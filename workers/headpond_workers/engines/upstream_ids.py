@@ -189,3 +189,12 @@ class TokenServer:
             f"The server at {self._settings.base_url} cannot continue an answer from token ids ({why}): "
             'resume = "continue" needs llama.cpp\'s server. Write resume = "rewind".'
         )
+
+
+def is_cut(shown: str, whole: str) -> bool:
+    """Whether the last token was cut at a stop string, by a worker that was gone before it wrote the end.
+
+    A space at the beginning may be missing from what the server makes of ids.
+    """
+    shown, whole = shown.lstrip(), whole.lstrip()
+    return len(whole) > len(shown) and whole.startswith(shown)
