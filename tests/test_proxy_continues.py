@@ -95,7 +95,7 @@ def test_a_killed_workers_answer_goes_on_in_another(
 ) -> None:
     configure(deployment, upstream)
     first = start(deployment, "remote-0")
-    job = client.submit("remote", "Write a long story about a river.", max_tokens=120, temperature=0.0)
+    job = client.submit("remote", "Write a long story about a river.", max_tokens=70, temperature=0.0)
     reading = Reading(job)
     reading.await_tokens(10)
     first.kill()
@@ -109,7 +109,7 @@ def test_a_killed_server_that_comes_back_goes_on_with_the_same_answer(
 ) -> None:
     configure(deployment, upstream)
     worker = start(deployment, "remote-0")
-    job = client.submit("remote", "Write a long story about a river.", max_tokens=120, temperature=0.0)
+    job = client.submit("remote", "Write a long story about a river.", max_tokens=70, temperature=0.0)
     reading = Reading(job)
     reading.await_tokens(10)
     upstream.kill()

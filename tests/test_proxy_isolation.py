@@ -20,6 +20,7 @@ from conftest import eventually
 from headpond import Client
 from headpond.errors import DeploymentError, JobEnded
 from headpond.settings import load_settings
+from headpond.workers import WorkerState
 from headpond_workers.supervision.deployment import Deployment
 from headpond_workers.supervision.run_file import RunFile, read_run_file
 from key_search import KeySearch, Place, command_lines, environments, files, redis_values, s3, s3_objects
@@ -72,9 +73,10 @@ class Town:
         assert run is not None
         return run
 
-    def worker(self, model: str) -> psutil.Process:
-        (worker,) = [w for w in self.deployment.status().workers if w.model == model and w.pid]
-        return psutil.Process(worker.pid)
+    def ready_pid(self, model: str) -> int | None:
+        """Of the model's worker; None while there is none that is ready."""
+        ready = [w.pid for w in self.deployment.status().workers if w.model == model and w.state is WorkerState.READY]
+        return ready[0] if ready else None
 
     def processes(self) -> list[psutil.Process]:
         supervisor = psutil.Process(self.run.supervisor_pid)
@@ -131,14 +133,15 @@ def run_jobs(town: Town, client: Client) -> None:
 
 def crash(town: Town, model: str) -> None:
     """A real crash of a worker, with Python's own report of it in the log."""
-    process = town.worker(model)
-    limits = Path(f"/proc/{process.pid}/limits").read_text()
+    pid = eventually(lambda: town.ready_pid(model), what="a worker")
+    assert pid is not None
+    limits = Path(f"/proc/{pid}/limits").read_text()
     (core,) = [line.split() for line in limits.splitlines() if line.startswith("Max core file size")]
     assert core[4] == "0"
-    process.send_signal(signal.SIGSEGV)
+    os.kill(pid, signal.SIGSEGV)
     log = town.deployment.log_folder / f"{model}-0.log"
     eventually(lambda: "Fatal Python error: Segmentation fault" in log.read_text(), what="the report of the crash")
-    eventually(lambda: town.worker(model).pid != process.pid, deadline_s=60, what="another worker")
+    eventually(lambda: town.ready_pid(model) not in (None, pid), deadline_s=60, what="another worker")
 
 
 def test_no_key_stands_where_it_should_not(town: Town, server: MisbehavingServer, tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_no_key_stands_where_it_should_not(town: Town, server: MisbehavingServer
     # A variable stands in the environment of who was given it: supervisord, and the model's own worker.
     allowed = {
         ("one", f"environment of {town.run.supervisor_pid}"),
-        ("one", f"environment of {town.worker('one').pid}"),
+        ("one", f"environment of {town.ready_pid('one')}"),
     }
     assert search.found(town.places()) == allowed
 

@@ -235,6 +235,20 @@ def test_slots_bound_what_is_asked_at_a_time(deployment: Deployment, client: Cli
     assert server.most_running == 2
 
 
+def test_a_batch_job_that_would_begin_anew_is_not_parked_for_an_interactive_one(
+    deployment: Deployment, client: Client, server: MisbehavingServer
+) -> None:
+    server.token_s, server.words = 0.01, 150
+    deployment.configure(table(server.url, slots=1))
+    start(deployment, "remote-0")
+    batch = client.submit("remote", "hello", priority="batch")
+    Reading(batch).await_tokens(70)  # more than the 60 after which a batch job may be parked
+    urgent = client.submit("remote", "hello", priority="interactive", max_tokens=3)
+    assert urgent.result(timeout=30).text == "word0 word1 word2 "
+    assert batch.result(timeout=30).attempts == 1
+    assert rewinds(deployment.queue("remote"), batch) == []
+
+
 def test_a_server_that_cannot_continue_is_named_when_the_worker_starts(
     deployment: Deployment, server: MisbehavingServer
 ) -> None:

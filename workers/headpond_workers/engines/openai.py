@@ -43,6 +43,8 @@ from headpond_workers.engines.upstream_secrets import resolve_secrets
 
 logger = logging.getLogger(__name__)
 
+CHECK_S = 10.0
+"""How long a server may take to show that it can continue an answer. A slower one is asked by the first probe."""
 TICK_S = 0.25
 """How often a job that waits asks whether it is still wanted."""
 BYTES_PER_TOKEN = 4
@@ -285,7 +287,9 @@ class OpenAIEngine:
     def _check_resume(self) -> None:
         """Raises EngineUnavailable. A server that is away is asked again by the first probe."""
         try:
-            self._loop.run(TokenServer(self._settings, self._client).check())
+            self._loop.run(asyncio.wait_for(TokenServer(self._settings, self._client).check(), CHECK_S))
+        except TimeoutError:
+            logger.warning("resume_unchecked what=no answer within %g s", CHECK_S)
         except EngineUnavailable:
             self.close()
             raise
