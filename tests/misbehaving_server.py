@@ -11,6 +11,7 @@ import email.utils
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -53,6 +54,7 @@ class MisbehavingServer:
     retry_after: str = "1"
     elsewhere: str = ""
     accepts: str | None = None
+    tls: ssl.SSLContext | None = None
     received: list[Received] = field(default_factory=list)
     sent_bytes: int = 0
     running: int = 0
@@ -75,7 +77,7 @@ class MisbehavingServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self.port}/v1"
 
     def times(self, text: str) -> int:
         """How often a request with this text came."""
@@ -96,6 +98,11 @@ class MisbehavingServer:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        if self.tls is not None:
+            try:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            except OSError:
+                return
         with connection, contextlib.suppress(ValueError):
             request = _read(connection)
             if request is None:

@@ -26,6 +26,7 @@ from headpond.tables import OpenAIModel, SecretRef
 from headpond_workers.engines.openai import OpenAIEngine
 from headpond_workers.engines.protocol import RelayEngine, RelayFinish, RelayRequest, Verdict
 from headpond_workers.engines.upstream_memory import MAX_BREAKS, MAX_PUT_BACKS
+from loopback_certificate import CERTIFICATE, server_context
 from misbehaving_server import MisbehavingServer, misbehaving_server
 
 KEY = r"""sk-%7B"quoted'#;\n\x\end"""
@@ -366,6 +367,22 @@ def test_a_proxy_is_the_tables_and_its_password_is_not_shown(
     with pytest.raises(ConfigError, match="no URL") as caught:
         OpenAIEngine(table(server.url, proxy={"env": "TEST_PROXY"}))
     assert "pass-5" not in str(caught.value)
+
+
+def test_a_certificate_is_checked_before_the_key_is_sent(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text(CERTIFICATE)
+    with misbehaving_server(tls=server_context(tmp_path)) as server:
+        strange = OpenAIEngine(table(server.url))
+        error = Answer(strange).error
+        strange.close()
+        assert isinstance(error, UpstreamClosed)
+        assert error.needs_operator
+        assert "certificate is not trusted; check ca_file" in str(error)
+        assert server.received == []
+        trusted = OpenAIEngine(table(server.url, ca_file=file))
+        assert Answer(trusted).text == words(12)
+        trusted.close()
 
 
 def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:

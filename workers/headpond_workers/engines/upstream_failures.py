@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import email.utils
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TypeVar
 
 import httpx2
 import openai
+
+E = TypeVar("E", bound=BaseException)
 
 
 class Blame(Enum):
@@ -69,11 +72,14 @@ def failure_of(error: Exception, *, now: Callable[[], float] = time.time) -> Ups
     """now: seconds since the epoch, for a Retry-After that is a date. What is no failure of a request is raised."""
     if isinstance(error, UpstreamFailure):
         return error
-    refused = _refused(error)
+    refused = _caused_by(error, ReplyRefused)
     if refused is not None:
         return UpstreamFailure(refused.blame, refused.what)
     if isinstance(error, openai.APIStatusError):
         return _of_status(error, now)
+    untrusted = _caused_by(error, ssl.SSLCertVerificationError)
+    if untrusted is not None:
+        return UpstreamFailure(Blame.ACCESS, "the server's certificate is not trusted; check ca_file", str(untrusted))
     cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
     if isinstance(error, openai.APITimeoutError) and not isinstance(cause, _AWAY):
         return UpstreamFailure(Blame.OUTAGE, "the server did not answer in time")
@@ -122,11 +128,6 @@ def retry_after(headers: Mapping[str, str], *, now: Callable[[], float]) -> floa
     return max(0.0, at.timestamp() - now())
 
 
-def error_text(value: Any) -> str:
-    """The message in an error object of a reply; '' without."""
-    return _message(value)
-
-
 def _message(body: object) -> str:
     if isinstance(body, dict):
         inner = body.get("error", body)
@@ -135,11 +136,11 @@ def _message(body: object) -> str:
     return body if isinstance(body, str) else ""
 
 
-def _refused(error: BaseException | None) -> ReplyRefused | None:
+def _caused_by(error: BaseException | None, kind: type[E]) -> E | None:
     for _ in range(8):
-        if error is None or isinstance(error, ReplyRefused):
+        if error is None or isinstance(error, kind):
             return error
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
     return None
 
 
