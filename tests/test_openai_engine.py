@@ -29,6 +29,15 @@ from headpond_workers.engines.upstream_memory import MAX_BREAKS, MAX_PUT_BACKS
 from loopback_certificate import CERTIFICATE, server_context
 from misbehaving_server import MisbehavingServer, misbehaving_server
 
+SLOW = ("mute", "silent")
+"""Faults that are noticed by a time-out alone."""
+
+
+def each(*faults: str) -> list[Any]:
+    """Parameters; those that take long are marked."""
+    return [pytest.param(fault, marks=pytest.mark.slow) if fault in SLOW else fault for fault in faults]
+
+
 KEY = r"""sk-%7B"quoted'#;\n\x\end"""
 
 
@@ -219,7 +228,7 @@ FAILED = {
 """Faults that may be the server's: tried again, then an error of the job, since the server answers others."""
 
 
-@pytest.mark.parametrize("fault", FAILED)
+@pytest.mark.parametrize("fault", each(*FAILED))
 def test_a_failure_before_the_answer_is_tried_again_and_is_then_the_jobs_if_others_are_answered(
     engine: OpenAIEngine, server: MisbehavingServer, fault: str
 ) -> None:
@@ -234,7 +243,7 @@ def test_a_failure_before_the_answer_is_tried_again_and_is_then_the_jobs_if_othe
 CUT = ("cut", "silent", "error_amid", "no_end")
 
 
-@pytest.mark.parametrize("fault", CUT)
+@pytest.mark.parametrize("fault", each(*CUT))
 def test_an_answer_that_breaks_off_has_to_begin_anew_and_not_without_end(
     engine: OpenAIEngine, server: MisbehavingServer, fault: str
 ) -> None:
@@ -276,7 +285,7 @@ def test_a_date_in_retry_after_is_understood(engine: OpenAIEngine) -> None:
     assert 0.8 < time.monotonic() - began < 4
 
 
-@pytest.mark.parametrize("fault", ["rate_limited", "error_503", "error_500", "html", "cut", "mute", "not_found"])
+@pytest.mark.parametrize("fault", each("rate_limited", "error_503", "error_500", "html", "cut", "mute", "not_found"))
 def test_a_server_that_serves_nobody_is_no_fault_of_a_job(
     engine: OpenAIEngine, server: MisbehavingServer, fault: str
 ) -> None:

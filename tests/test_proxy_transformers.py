@@ -73,7 +73,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
         process.wait()
 
 
-def test_answers_are_streamed_counted_stopped_and_cancelled(
+def test_answers_are_streamed_counted_stopped_cancelled_and_begun_anew_after_a_kill(
     deployment: Deployment, client: Client, upstream: Upstream
 ) -> None:
     deployment.configure(upstream.table())
@@ -106,16 +106,12 @@ def test_answers_are_streamed_counted_stopped_and_cancelled(
     # The server has let go of it too: the next one does not wait for 2000 tokens.
     assert "Paris" in client.submit("remote", PROMPT, max_tokens=24, temperature=0.0).result(timeout=60).text
 
-
-def test_a_killed_workers_answer_begins_anew(deployment: Deployment, client: Client, upstream: Upstream) -> None:
-    deployment.configure(upstream.table())
-    first = start(deployment, "remote-0")
-    job = client.submit("remote", STORY, max_tokens=60, temperature=0.0)
+    job = client.submit("remote", STORY, max_tokens=40, temperature=0.0)
     reading = Reading(job)
     reading.await_tokens(5)
-    first.kill()
+    worker.kill()
     start(deployment, "remote-1")
     result = job.result(timeout=120)
     reading.ended()
     assert (result.attempts, reading.restarts, reading.text) == (2, 1, result.text)
-    assert [rewound.offset for rewound in rewinds(deployment.queue("remote"), job)] == [0]
+    assert [rewound.offset for rewound in rewinds(queue, job)] == [0]
