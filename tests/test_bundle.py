@@ -129,7 +129,7 @@ def test_a_newer_version_is_refused_and_says_so() -> None:
         (changed(leases=-1), "leases"),
         (changed(leases=10**400), "leases"),
         (changed(ended_ms=1.5), "ended_ms"),
-        (changed(token_ids=[-1]), "token_ids.0"),
+        (changed(token_ids=[-2]), "token_ids.0"),
         (changed(token_ids=[1 << 32]), "token_ids.0"),
         (changed(token_ids=["1"]), "token_ids.0"),
         (changed(token_ids=5), "token_ids"),

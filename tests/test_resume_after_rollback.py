@@ -28,8 +28,8 @@ def test_a_lease_that_the_server_forgot_is_left_without_an_error(
     assert held.lease.offset == 4
     server_as_it_was(own, valkey, kept)
     generation = Generation(
-        cast("Engine", None), own.queue, TokenWriter(own.queue), "v1", 60.0, on_broken=_never, preempt=_never,
-        totals=Totals(),
+        own.queue, TokenWriter(own.queue), "v1", 60.0, on_broken=_never, preempt=_never, totals=Totals(),
+        engine=cast("Engine", None),
     )  # fmt: skip
 
     generation.run({"prompt": "x"}, held)

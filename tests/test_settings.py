@@ -22,7 +22,7 @@ from headpond.settings import (
 )
 from headpond.tables import AdapterTable, ExLlamaV2Model, LlamaCppModel, ScriptedModel
 
-KNOWN_ENGINES = "known: exllamav2, exllamav3, llamacpp, scripted"
+KNOWN_ENGINES = "known: exllamav2, exllamav3, llamacpp, openai, scripted"
 SCRIPTED = '[models.chat]\nengine = "scripted"\n'
 
 

@@ -46,7 +46,8 @@ class HeadpondBroker(dramatiq.Broker):
     """A broker on one Redis or Valkey server.
 
     slots: jobs that one consumer holds at most; None: what dramatiq's Worker would prefetch. version, fingerprint: of
-    the model that serves here (Q5). row: makes the worker's row for each renewal.
+    the model that serves here (Q5). anew: why it cannot go on after tokens of an earlier lease; '' if it can. row:
+    makes the worker's row for each renewal.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class HeadpondBroker(dramatiq.Broker):
         boot: str | None = None,
         version: str = "",
         fingerprint: str = "",
+        anew: str = "",
         storage: bool = False,
         row: Callable[[], bytes] = _no_row,
     ) -> None:
@@ -67,8 +69,9 @@ class HeadpondBroker(dramatiq.Broker):
         self.server, self.slots, self.lease_s = server, slots, lease_s
         self.boot = boot or str(ULID())
         self.version, self.fingerprint, self.storage, self.row = version, fingerprint, storage, row
+        self.anew = anew
         self.host = f"{socket.gethostname()}:{os.getpid()}"
-        self.draining = False
+        self.draining, self.paused = False, False
         self.queues: set[str] = set()
         # By queue, and for the life of the process: dramatiq may replace a consumer while its jobs run.
         self._held: dict[str, HeldLeases] = {}
@@ -153,6 +156,9 @@ class HeadpondBroker(dramatiq.Broker):
 
     def full_version(self, queue_name: str) -> str:
         """The version that is served, while all slots are taken; else ''. Only a full worker is told to preempt."""
+        if self.anew:
+            # A job that would begin anew loses all of its work by being parked, so none is asked to give way.
+            return ""
         held = self._held.get(queue_name)
         return self.version if held is not None and held.free == 0 else ""
 
@@ -162,6 +168,19 @@ class HeadpondBroker(dramatiq.Broker):
             if held in consumer.held:
                 consumer.preempt(held)
                 return
+
+    @property
+    def claims(self) -> bool:
+        return not (self.draining or self.paused)
+
+    def pause(self) -> None:
+        """Claim nothing until `resume`. Jobs that run go on, and their leases are kept."""
+        self.paused = True
+        for consumer in list(self._consumers):
+            consumer.interrupt()
+
+    def resume(self) -> None:
+        self.paused = False
 
     def drain(self) -> None:
         """Claim nothing more. Jobs that run go on, and their leases are kept."""

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headpond.errors import BundleError, InvalidRequest, MalformedDocument, UnsupportedSchema
-from headpond.jobs import JobId, JobState, Priority
+from headpond.jobs import UNNAMED_TOKEN, JobId, JobState, Priority
 from headpond.requests import MAX_INPUTS, MAX_TOKENS_LIMIT, JobRequest
 from headpond.wire import MAX_EMBEDDING_BYTES, pack_vectors, unpack_vectors
 
@@ -36,7 +36,7 @@ MAX_REASON_CHARS = 4000
 _Word = Annotated[str, Field(max_length=MAX_WORD_CHARS)]
 _Reason = Annotated[str, Field(max_length=MAX_REASON_CHARS)]
 _Count = Annotated[int, Field(ge=0, lt=1 << 53)]
-_TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
+_TokenId = Annotated[int, Field(ge=UNNAMED_TOKEN, lt=1 << 32)]
 
 
 class _Part(BaseModel):

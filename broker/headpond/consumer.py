@@ -84,11 +84,11 @@ class HeadpondConsumer(dramatiq.Consumer):
             self._thread = thread
         if self._ready:
             return self._ready.popleft()
-        if self._broker.draining:
+        if not self._broker.claims:
             self.held.wait_below(0, RETRY_S)
             return None
         if self.held.free == 0 and not self._pending:
-            self.held.wait_below(self.held.slots, 1.0, unless=lambda: bool(self._ready) or self._broker.draining)
+            self.held.wait_below(self.held.slots, 1.0, unless=lambda: bool(self._ready) or not self._broker.claims)
             return self._ready.popleft() if self._ready else None
         try:
             if self._pending or not self._dry or time.monotonic() >= self._claim_by:
@@ -96,7 +96,7 @@ class HeadpondConsumer(dramatiq.Consumer):
                     self._turn(claim=True)
             if self._dry and not self._ready and not self._pending:
                 block_s = max(0.001, self._claim_by - time.monotonic())
-                self._dry = not self._waiter.wait(block_s, unless=lambda: self._broker.draining or bool(self._ready))
+                self._dry = not self._waiter.wait(block_s, unless=lambda: not self._broker.claims or bool(self._ready))
         except RedisUnavailable as error:
             logger.warning("claim_failed queue=%s error=%s", self._queue.name, error)
             self._dry = False
@@ -111,7 +111,7 @@ class HeadpondConsumer(dramatiq.Consumer):
         """
         batch = [self._pending.popleft() for _ in range(len(self._pending))]
         over = [pending.held for pending in batch]
-        free = self.held.free + len(over) if claim and not self._broker.draining else 0
+        free = self.held.free + len(over) if claim and self._broker.claims else 0
         if free == 0 and not batch:
             return
         # The seq is that of the last reply, and one: after a lost reply the same one is asked again, and answered
@@ -121,7 +121,7 @@ class HeadpondConsumer(dramatiq.Consumer):
         try:
             claimed = self._queue.claim(
                 broker.boot, seq=seq, nonce=str(ULID()) if free else "", slots=free, version=broker.version,
-                fingerprint=broker.fingerprint, host=broker.host, lease_s=broker.lease_s,
+                fingerprint=broker.fingerprint, host=broker.host, lease_s=broker.lease_s, anew=broker.anew,
                 settle=[pending.settlement for pending in batch],
             )  # fmt: skip
         except HeadpondError:

@@ -30,6 +30,8 @@
     |  |- EngineUnavailable
     |  |- EngineOutOfMemory    the device is full; another attempt may find room (retry=True)
     |  |- EngineBroken         the engine is beyond repair; its process leaves (retry=True)
+    |  |- UpstreamClosed       the server behind a proxy serves nobody just now (retry=True)
+    |  |- JobPutBack           the server behind a proxy failed one job for now (retry=True)
     |  |- CapabilityMissing    this engine cannot do what was asked, ever
     |  |- PrefixRefused        stored keys and values that are damaged or of another model
     |  |- PromptTooLong
@@ -333,6 +335,26 @@ class EngineOutOfMemory(EngineError):
 
 class EngineBroken(EngineError):
     """The engine cannot go on in this process. Its jobs are parked; a new process may serve them."""
+
+    retry = True
+
+
+class UpstreamClosed(EngineError):
+    """The server behind a proxy serves nobody just now, and no job is to blame: jobs wait until it does again.
+
+    needs_operator: waiting will not help, such as with a wrong key.
+    """
+
+    retry = True
+
+    def __init__(self, message: str, *, needs_operator: bool = False) -> None:
+        super().__init__(message)
+        self.needs_operator = needs_operator
+
+
+class JobPutBack(EngineError):
+    """The server behind a proxy failed one job for now: it broke off amid an answer, or is too busy for this one. The
+    job goes back to its queue, and nobody is to blame."""
 
     retry = True
 

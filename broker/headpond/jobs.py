@@ -114,13 +114,18 @@ def check_model_name(name: str) -> str:
     return name
 
 
+UNNAMED_TOKEN = -1
+"""Stands for the id of a token in what a proxy passes on: its server gives text, and names no ids. It counts like any
+other in offsets; one may stand for a text of several tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """One or more tokens of a job, in order.
 
     offset: how many tokens of the job come before this chunk.
     text: the text that these tokens complete, and nothing else.
-    token_ids: shape (n,).
+    token_ids: shape (n,). Each is UNNAMED_TOKEN (-1) where a proxy's server does not name them.
     restarted: text that was given from `offset` on is void and replaced by what follows.
     """
 
@@ -132,7 +137,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one job. completion_tokens counts the tokens of the answer, without the end token."""
+    """Tokens of one job. completion_tokens counts the tokens of the answer, without the end token.
+
+    Of a proxy, both are what its server says; where it says nothing, pieces of text are counted.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -179,14 +179,17 @@ def claim(
     fingerprint: str = "",
     host: str = "",
     lease_s: float = 0.0,
+    anew: str = "",
     settle: Sequence[Settlement] = (),
 ) -> Operation[Claimed]:
     """Settle leases, then lease up to `slots` jobs, in one step.
 
     slots: 0 only settles, and `seq` is not used up. version, fingerprint: of the model that serves; '' where tokens
     do not depend on it. host: shown of attempts. lease_s: how long leases of this queue last from now on; 0 leaves it.
+    anew: why this worker cannot go on after tokens of an earlier lease, so that jobs which have some begin anew; '' if
+    it can.
     """
-    flat: list[object] = [boot, seq, nonce, slots, version, fingerprint, host, _ms(lease_s)]
+    flat: list[object] = [boot, seq, nonce, slots, version, fingerprint, host, _ms(lease_s), anew]
     for s in settle:
         flat += (s.id, s.fence, s.what.value, s.offset, s.reason)
     return Operation("claim", (pack_for_script(flat),), _parse_claim)

@@ -215,12 +215,13 @@ class JobQueue:
         fingerprint: str = "",
         host: str = "",
         lease_s: float = 0.0,
+        anew: str = "",
         settle: Sequence[ops.Settlement] = (),
     ) -> ops.Claimed:
         return self.run(
             ops.claim(
                 boot, seq=seq, nonce=nonce, slots=slots, version=version, fingerprint=fingerprint, host=host,
-                lease_s=lease_s, settle=settle,
+                lease_s=lease_s, anew=anew, settle=settle,
             )
         )  # fmt: skip
 

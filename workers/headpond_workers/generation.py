@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from headpond.requests import JobRequest, parse_request
 from headpond.wire import TokenRun, pack_result
 from headpond_workers.continuation import continue_job
 from headpond_workers.embedding import embed_job
-from headpond_workers.engines.protocol import Embedding, Engine, Finish, Verdict
+from headpond_workers.engines.protocol import Engine, Finish, Verdict
 from headpond_workers.token_writer import RETRY_S, JobStream, TokenWriter
 from headpond_workers.totals import Totals
 
@@ -37,14 +38,20 @@ MAX_ERROR_CHARS = 1000
 
 
 @dataclass(slots=True)
-class _Watch:
-    """What one attempt measures, and when it last moved. Seconds are of time.monotonic()."""
+class Watch:
+    """What one attempt measures, and when it last moved. Seconds are of time.monotonic().
+
+    answer_tokens: of the whole answer, if that is not what the stream holds. vectors: of a job that embeds.
+    """
 
     began: float
     moved: float
     first_token: float | None = None
     last_token: float | None = None
     tokens: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int | None = None
+    vectors: tuple[tuple[float, ...], ...] | None = None
 
     def timings(self, queued_s: float) -> Timings:
         rate = None
@@ -55,8 +62,8 @@ class _Watch:
 
 
 @dataclass(slots=True)
-class Generation:
-    """Runs jobs on one engine. Thread-safe up to the engine's slots.
+class JobRuns(ABC):
+    """Runs jobs, whatever makes their answers: that is for a subclass to say, with `_answer`.
 
     preempt: parks a job and claims a more urgent one for its slot.
     parking: set when the process leaves; running jobs then stop at their next step and are parked.
@@ -65,7 +72,6 @@ class Generation:
     before anything of it is stored.
     """
 
-    engine: Engine
     queue: JobQueue
     writer: TokenWriter
     version: str
@@ -73,59 +79,37 @@ class Generation:
     on_broken: Callable[[], None]
     preempt: Callable[[HeldLease], None]
     totals: Totals
+    redact: Callable[[str], str] = str
     parking: threading.Event = field(default_factory=threading.Event)
     broken: threading.Event = field(default_factory=threading.Event)
     last_error: str = ""
-    redact: Callable[[str], str] = str
 
     def run(self, request: object, held: HeldLease) -> None:
         """Run one job to its end, or leave it to another worker. Raises nothing that the job caused."""
         now = time.monotonic()
-        watch = _Watch(now, now)
+        watch = Watch(now, now)
         held.moving = lambda: time.monotonic() - watch.moved < self.stall_timeout_s
         prior = self._prior(held)
         if prior is None:
             return
         stream = self.writer.open(held, prior)
-        prompt: list[int] = []
-        made: Embedding | None = None
         try:
-            asked = parse_request(request)
-            if asked.input is not None:
-                made = embed_job(self.engine, asked, lambda: self._verdict(held, watch))
-                finish = Finish(FinishReason.CANCELLED if made is None else FinishReason.STOP)
-            else:
-                prompt = self.engine.render(asked.chat())
-                finish = self._generate(asked, prompt, stream, watch)
+            reason = self._answer(parse_request(request), stream, watch)
         except (InvalidRequest, PromptTooLong, SequenceFailed, CapabilityMissing) as error:
-            self._end(stream, watch, len(prompt), FinishReason.ERROR, error=self.redact(str(error)))
+            self._end(stream, watch, FinishReason.ERROR, error=self.redact(str(error)))
             return
-        except Exception as error:
-            # The engine itself failed, so the job may be innocent: another attempt may do better.
-            logger.exception("engine_failed job=%s", held.lease.id)
-            # Cut last: a secret that the cut divides would be harder to find.
-            self.last_error = self.redact(str(error) or type(error).__name__)[:MAX_ERROR_CHARS]
-            if isinstance(error, EngineBroken):
-                # Before the park: this process must not be the one that gets the job again.
-                self.broken.set()
-                self.on_broken()
-            self._park(held, reason=self.last_error)
+        except Exception as error:  # noqa: BLE001 - whatever an engine raises, its job goes back
+            self._failed(held, error)
             return
         if held.lost is not None:
             logger.info("job_left job=%s status=%s", held.lease.id, held.lost.value)
-        elif finish.reason is FinishReason.CANCELLED:
+        elif reason is FinishReason.CANCELLED:
             if stream.flush() and held.preempted and not self.parking.is_set():
                 self._give_way(held)
             else:
                 self._park(held)
         else:
-            self._end(stream, watch, made.tokens if made else len(prompt), finish.reason, made=made)
-
-    def _verdict(self, held: HeldLease, watch: _Watch) -> Verdict:
-        """Whether the attempt goes on; the engine that asks moves."""
-        watch.moved = time.monotonic()
-        leaves = held.lost is not None or held.preempted or self.parking.is_set()
-        return Verdict.STOP if leaves else Verdict.GO
+            self._end(stream, watch, reason)
 
     def _prior(self, held: HeldLease) -> TokenRun | None:
         """The tokens of earlier attempts; None if the lease was lost while Redis was away."""
@@ -151,47 +135,45 @@ class Generation:
             return prior
         return None
 
-    def _generate(self, asked: JobRequest, prompt: list[int], stream: JobStream, watch: _Watch) -> Finish:
-        """Raises PromptTooLong or SequenceFailed for what the job caused, anything else for what the engine did."""
-        held = stream.held
-        begun = continue_job(
-            self.engine, asked, prompt, prior=stream.ids, prior_text=stream.text, seed=asked.seed_for(held.lease.id)
-        )
-        if isinstance(begun, Finish):
-            return begun
-        text = begun.text
+    @abstractmethod
+    def _answer(self, asked: JobRequest, stream: JobStream, watch: Watch) -> FinishReason:
+        """Make the answer and push it; CANCELLED if it was left. The prompt is counted in `watch`.
 
-        def emit(ids: Seq[int]) -> Verdict:
-            verdict = self._verdict(held, watch)
-            if ids:
-                watch.last_token = watch.moved
-                watch.tokens += len(ids)
-                self.totals.add_tokens(len(ids), watch.moved)
-                if watch.first_token is None:
-                    watch.first_token = watch.moved
-                released = text.feed(ids)
-                if released.ids:
-                    stream.push(released.ids, released.pieces)
-            return Verdict.STOP if text.stopped else verdict
+        Raises PromptTooLong or SequenceFailed for what the job caused, anything else for what the engine did.
+        """
 
-        finish = self.engine.generate(begun.sequence, emit)
-        if text.stopped:
-            return Finish(FinishReason.STOP, finish.details)
-        if finish.reason is not FinishReason.CANCELLED:
-            rest = text.flush()
-            if rest.ids:
-                stream.push(rest.ids, rest.pieces)
-        return finish
+    def _note(self, watch: Watch, count: int) -> None:
+        """The engine moved, and made so many tokens."""
+        watch.moved = time.monotonic()
+        if count:
+            watch.last_token = watch.moved
+            watch.tokens += count
+            self.totals.add_tokens(count, watch.moved)
+            if watch.first_token is None:
+                watch.first_token = watch.moved
+
+    def _unwanted(self, held: HeldLease) -> bool:
+        """Whether this process is to make no more of the answer."""
+        return held.lost is not None or held.preempted or self.parking.is_set()
+
+    def _failed(self, held: HeldLease, error: Exception) -> None:
+        """The engine itself failed, so the job may be innocent: another attempt may do better."""
+        logger.error("engine_failed job=%s", held.lease.id, exc_info=error)
+        # Cut last: a secret that the cut divides would be harder to find.
+        self.last_error = self.redact(str(error) or type(error).__name__)[:MAX_ERROR_CHARS]
+        if isinstance(error, EngineBroken):
+            # Before the park: this process must not be the one that gets the job again.
+            self.broken.set()
+            self.on_broken()
+        self._park(held, reason=self.last_error)
 
     def _end(
         self,
         stream: JobStream,
-        watch: _Watch,
-        prompt_tokens: int,
+        watch: Watch,
         reason: FinishReason,
         *,
         error: str | None = None,
-        made: Embedding | None = None,
     ) -> None:
         lease = stream.held.lease
         result = Result(
@@ -200,14 +182,14 @@ class Generation:
             text=stream.text,
             token_ids=stream.ids,
             finish_reason=reason,
-            usage=Usage(prompt_tokens, len(stream)),
+            usage=Usage(watch.prompt_tokens, len(stream) if watch.answer_tokens is None else watch.answer_tokens),
             timings=watch.timings(lease.queued_s),
             model=self.queue.name,
             version=self.version,
             attempts=lease.attempt,
             error=error,
             pieces=stream.pieces,
-            embeddings=made.vectors if made else None,
+            embeddings=watch.vectors,
         )
         if stream.finish(result.state, pack_result(result), (error or "")[:500]):
             self.totals.add_job()
@@ -224,16 +206,64 @@ class Generation:
             return
         logger.info("job_preempted job=%s", held.lease.id)
 
-    def _park(self, held: HeldLease, *, reason: str = "") -> None:
-        """reason: what the engine failed of; empty where nobody is to blame."""
+    def _park(self, held: HeldLease, *, reason: str = "", note: str = "") -> None:
+        """reason: what the engine failed of; empty where the job is not to blame. note: why it is parked then."""
         try:
             if reason:
                 (status,) = self.queue.park([held.key], strike=True, reason=reason[:500])
             else:
-                (status,) = self.queue.park([held.key])
+                (status,) = self.queue.park([held.key], reason=note[:500] or "put back by its worker")
         except HeadpondError as error:
             # The acknowledgement that follows parks again; failing that, the lease ends by itself.
             logger.warning("park_failed job=%s error=%s", held.lease.id, error)
             return
         held.settled = True
         logger.info("job_parked job=%s status=%s", held.lease.id, status.value)
+
+
+@dataclass(slots=True)
+class Generation(JobRuns):
+    """Runs jobs on one engine. Thread-safe up to the engine's slots."""
+
+    engine: Engine = field(kw_only=True)
+
+    def _answer(self, asked: JobRequest, stream: JobStream, watch: Watch) -> FinishReason:
+        held = stream.held
+        if asked.input is not None:
+            return self._embed(asked, held, watch)
+        prompt = self.engine.render(asked.chat())
+        watch.prompt_tokens = len(prompt)
+        begun = continue_job(
+            self.engine, asked, prompt, prior=stream.ids, prior_text=stream.text, seed=asked.seed_for(held.lease.id)
+        )
+        if isinstance(begun, Finish):
+            return begun.reason
+        text = begun.text
+
+        def emit(ids: Seq[int]) -> Verdict:
+            self._note(watch, len(ids))
+            if ids:
+                released = text.feed(ids)
+                if released.ids:
+                    stream.push(released.ids, released.pieces)
+            return Verdict.STOP if text.stopped or self._unwanted(held) else Verdict.GO
+
+        finish = self.engine.generate(begun.sequence, emit)
+        if text.stopped:
+            return FinishReason.STOP
+        if finish.reason is not FinishReason.CANCELLED:
+            rest = text.flush()
+            if rest.ids:
+                stream.push(rest.ids, rest.pieces)
+        return finish.reason
+
+    def _embed(self, asked: JobRequest, held: HeldLease, watch: Watch) -> FinishReason:
+        def proceed() -> Verdict:
+            self._note(watch, 0)
+            return Verdict.STOP if self._unwanted(held) else Verdict.GO
+
+        made = embed_job(self.engine, asked, proceed)
+        if made is None:
+            return FinishReason.CANCELLED
+        watch.prompt_tokens, watch.vectors = made.tokens, made.vectors
+        return FinishReason.STOP

@@ -5,14 +5,35 @@ from __future__ import annotations
 from headpond.engine_kinds import EngineTable
 from headpond.errors import EngineUnavailable
 from headpond.settings import Settings
-from headpond.tables import ExLlamaV2Model, ExLlamaV3Model, LlamaCppModel, ModelTable, ScriptedModel, secrets_of
-from headpond_workers.engines.protocol import DeviceUse, Engine
+from headpond.tables import (
+    ExLlamaV2Model,
+    ExLlamaV3Model,
+    LlamaCppModel,
+    ModelTable,
+    OpenAIModel,
+    ScriptedModel,
+    secrets_of,
+)
+from headpond_workers.engines.protocol import DeviceUse, Engine, RelayEngine
 from headpond_workers.models.prepare import digest_cache, prepared
 
 
 def workers_of(settings: Settings) -> int:
     """Worker processes that this configuration puts on the machine, at least 1."""
     return max(1, sum(model.workers for model in settings.models.values()))
+
+
+def load_any(settings: ModelTable, *, workers_on_host: int) -> Engine | RelayEngine:
+    """As `load_engine`, and the proxy of a model that another server runs."""
+    if not isinstance(settings, OpenAIModel):
+        return load_engine(settings, workers_on_host=workers_on_host)
+    try:
+        from headpond_workers.engines.openai import OpenAIEngine
+    except ImportError as error:
+        raise EngineUnavailable(
+            f"A proxy needs the package openai ({error}). Install it with: pip install 'headpond[proxy]'"
+        ) from error
+    return OpenAIEngine(settings)
 
 
 def load_engine(settings: ModelTable, *, workers_on_host: int) -> Engine:
@@ -36,6 +57,11 @@ def load_engine(settings: ModelTable, *, workers_on_host: int) -> Engine:
             from headpond_workers.engines.exllamav3 import ExLlamaV3Engine
 
             return ExLlamaV3Engine(settings, digest_cache=digest_cache())
+        case OpenAIModel():
+            raise EngineUnavailable(
+                "This model runs in another server, so there are no tokens to go through here. To ask it again, use: "
+                "headpond dead retry"
+            )
         case EngineTable():
             engine: Engine = settings.load_engine(workers_on_host=workers_on_host)
             return engine

@@ -1,22 +1,23 @@
 -- claim: settle leases that are over, then lease the best waiting jobs to one worker (Q3, Q5, Q6, Q7, Q11, Q12).
 -- ARGV: now, a msgpack array: boot, seq, nonce, slots (0: only settle), version and fingerprint ('' where tokens do not
---       depend on them), host, lease_ms (0 leaves it), then for each settlement: id, fence, what ('finished' |
---       'failed' end the job; 'parked' | 'preempted' | 'faulty' put it back), offset, reason
+--       depend on them), host, lease_ms (0 leaves it), why jobs with tokens begin anew here ('' if they go on), then
+--       for each settlement: id, fence, what ('finished' | 'failed' end the job; 'parked' | 'preempted' | 'faulty' put
+--       it back), offset, reason
 -- Reply: a msgpack array: state, next_due ms or -1, now, the statuses of all settlements as one array, then for each
 --        job: id, fence, attempt, gen, offset, submitted_ms, data entry
 -- Keeps: the same (boot, seq) gets the same leases again, so a lost reply leaves no ghost lease. Each lease has
 -- a fence of its own. The wake token of a lane that was read is there exactly when something is left to claim in it.
 local BATCH_EVERY = 8        -- one claimed job in so many is looked for in the batch band first
 local now, args = clock(ARGV[1]), cmsgpack.unpack(ARGV[2])
-local boot, seq, nonce, slots, version, fingerprint, host, lasts = unpack(args, 1, 8)
+local boot, seq, nonce, slots, version, fingerprint, host, lasts, anew = unpack(args, 1, 9)
 local held, settled = prefix .. 'held:' .. boot, {}
 local given_up = 0           -- slots that a batch job has just left for a more urgent one
-if #args > 8 then
+if #args > 9 then
   local ids = {}
-  for i = 9, #args, 5 do ids[#ids + 1] = args[i] end
+  for i = 10, #args, 5 do ids[#ids + 1] = args[i] end
   local rows = load_runs(ids)
   collect()
-  for i = 9, #args, 5 do
+  for i = 10, #args, 5 do
     local id, fence, what, offset, reason = unpack(args, i, i + 4)
     if what == 'finished' or what == 'failed' then
       local status = finish_lease(id, rows[id], fence, offset, what, '', reason, now)
@@ -138,6 +139,10 @@ else
       r[ATTEMPT], r[CLAIMED] = r[ATTEMPT] + 1, now
       if r[OFFSET] > 0 and r[FINGERPRINT] ~= fingerprint then
         write_rewound(id, r, 0, 'another version of the model goes on')
+      elseif r[OFFSET] > 0 and anew ~= '' then
+        -- Here and nowhere later: a server that goes back in time forgets this with the claim, so that no writer is
+        -- left whose tokens from 0 on would pass for a repeat of those before.
+        write_rewound(id, r, 0, anew)
       elseif r[GEN] < inc then
         write_rewound(id, r, r[OFFSET], 'the server restarted')
       else

@@ -8,6 +8,7 @@ from headpond.tables.adapter import AdapterTable, DraftTable
 from headpond.tables.exllama import PAGE_TOKENS, ExLlamaV2Model, ExLlamaV3Model
 from headpond.tables.llamacpp import LlamaCppModel
 from headpond.tables.model import ModelTable
+from headpond.tables.openai import OpenAIModel
 from headpond.tables.scripted import ScriptedModel
 from headpond.tables.secret_ref import NO_SECRETS, SecretRef, secret_references, secrets_of
 from headpond.tables.table import Table
@@ -22,6 +23,7 @@ __all__ = [
     "ExLlamaV3Model",
     "LlamaCppModel",
     "ModelTable",
+    "OpenAIModel",
     "ScriptedModel",
     "SecretRef",
     "Table",
@@ -34,5 +36,6 @@ ENGINES: dict[str, type[ModelTable]] = {
     "llamacpp": LlamaCppModel,
     "exllamav2": ExLlamaV2Model,
     "exllamav3": ExLlamaV3Model,
+    "openai": OpenAIModel,
 }
 """The engines of this package."""

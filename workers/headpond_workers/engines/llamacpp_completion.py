@@ -10,7 +10,6 @@ Requests after the first name the same slot and reuse its KV cache, so that they
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +20,8 @@ from headpond.sampling import Sampling
 from headpond_workers.engines.id_recovery import IdRecovery
 from headpond_workers.engines.llamacpp_server import LlamaServer, error_text
 from headpond_workers.engines.protocol import Emit, Finish, Verdict
+from headpond_workers.engines.seeds import seed_at
 
-_RANDOM_SEED = 0xFFFFFFFF
-"""llama.cpp takes this one seed for 'choose one yourself'."""
 _MAX_CHARACTER_BYTES = 4
 
 
@@ -217,13 +215,3 @@ class Completion:
         if first:
             # What later requests find cached is only what this sequence itself put there.
             self._details["cached_tokens"] = timings.get("cache_n", 0)
-
-
-def seed_at(seed: int, position: int) -> int:
-    """The seed of a request that begins after `position` generated ids. At 0 it is the seed itself.
-
-    A generator that began anew with the same seed would repeat the first draws later in the text.
-    """
-    if position:
-        seed = int.from_bytes(hashlib.sha256(f"{seed}:{position}".encode()).digest()[:4], "big")
-    return _RANDOM_SEED - 1 if seed == _RANDOM_SEED else seed

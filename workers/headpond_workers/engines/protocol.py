@@ -8,6 +8,9 @@ strings are found there too, and the queue, leases and streams are no concern of
 - never emits a token that it may take back, and never emits the end token;
 - asks `emit` at least once a second while it works, with no tokens during a long prefill, so that a cancel
   is heard; STOP ends that sequence alone, as soon as the engine can.
+
+A proxy to another server has no tokenizer, and often sees text alone: it is a RelayEngine, which passes on pieces of
+text, and what is said above of slots, `emit` and its verdict holds for it too.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from headpond.constraints import Constraint, ConstraintKind
 from headpond.errors import CapabilityMissing
 from headpond.jobs import FinishReason
-from headpond.requests import Message
+from headpond.requests import JobRequest, Message
 from headpond.sampling import Sampling
 
 
@@ -176,6 +179,70 @@ class SecretEngine(Protocol):
 
     def renew_secrets(self) -> None:
         """Resolve them anew, for calls from now on. Raises ConfigError, and keeps what it has."""
+        ...
+
+
+EmitText = Callable[[Seq[int], Seq[str]], Verdict]
+"""Takes the next pieces of an answer, and the id of each, shape (n,) each, n >= 0: the ids are UNNAMED_TOKEN where the
+server does not name them. A piece may be empty. Never blocks for long, never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayRequest:
+    """One job for a RelayEngine.
+
+    job_id: for its own memory alone. asked: what the producer wants. seed: the same in every attempt. ids, text: what
+    earlier attempts made; empty where the engine begins anew.
+    """
+
+    job_id: str
+    asked: JobRequest
+    seed: int
+    ids: tuple[int, ...] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFinish:
+    """How a call of `relay` ended, as a Finish. prompt_tokens, completion_tokens: as the server counts them, of the
+    whole answer; None if it does not say."""
+
+    reason: FinishReason
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@runtime_checkable
+class RelayEngine(Protocol):
+    """A model that another server runs.
+
+    Errors: SequenceFailed, PromptTooLong and CapabilityMissing end one job; UpstreamClosed says that the server serves
+    nobody, JobPutBack that it failed this job for now: neither is the job's fault. Anything else is a failure that may
+    be.
+    """
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def anew(self) -> str:
+        """Why a job cannot go on after the tokens that it has, and begins anew; '' if it can go on."""
+        ...
+
+    def relay(self, request: RelayRequest, emit: EmitText) -> RelayFinish:
+        """Run one job to its end. Blocks; thread-safe up to `info.slots` calls."""
+        ...
+
+    def probe(self) -> None:
+        """Ask whether the server serves this model now. Blocks. Raises UpstreamClosed."""
+        ...
+
+    def renew_secrets(self) -> None:
+        """Read the secrets that the table refers to anew. Raises ConfigError, and keeps the old ones then."""
+        ...
+
+    def close(self) -> None:
+        """End what runs with an error, and close all connections. Further calls are an error."""
         ...
 
 
