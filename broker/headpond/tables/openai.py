@@ -35,7 +35,9 @@ class OpenAIModel(ModelTable):
     api_key: SecretRef | None = None
     """None: no key is sent."""
     organisation: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Sent as `OpenAI-Organization`."""
     project: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Sent as `OpenAI-Project`."""
     headers: Annotated[dict[_HeaderName, SecretRef | _HeaderText], Field(max_length=32)] = Field(default_factory=dict)
     """Sent with every request."""
     proxy: SecretRef | Annotated[str, Field(max_length=2048)] | None = None
@@ -50,6 +52,7 @@ class OpenAIModel(ModelTable):
     mode: Literal["chat", "completions"] = "chat"
     """Which endpoint answers; completions takes a prompt alone, and no messages."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the server calls it."""
     stream_usage: bool = True
     """Ask for the counts of tokens with stream_options."""
     sampling: Annotated[dict[str, Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=64)] = Field(
@@ -63,6 +66,7 @@ class OpenAIModel(ModelTable):
     """How many stop strings the server takes; the worker itself looks for all of them."""
 
     connect_timeout_s: _Seconds = 10.0
+    """To connect, with TLS."""
     first_token_timeout_s: _Seconds = 120.0
     """From the request to the first piece of the answer."""
     token_timeout_s: _Seconds = 60.0
@@ -72,6 +76,7 @@ class OpenAIModel(ModelTable):
     backoff_s: _Seconds = 0.5
     """Before the first retry; twice as long before each further one, with jitter."""
     max_backoff_s: _Seconds = 30.0
+    """The longest time before a retry that the server did not ask for."""
     retry_after_limit_s: _Seconds = 120.0
     """The longest Retry-After that is waited for; a longer one is cut to it."""
     requests_per_minute: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
