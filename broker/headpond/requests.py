@@ -85,7 +85,7 @@ class JobRequest(_Frozen):
             raise ValueError("the text is not valid Unicode (it holds a lone surrogate)") from None
         # As JSON a character has at most six bytes for each of its own in UTF-8. What may pass the bound is measured.
         if size * 6 + len(self.messages or ()) * 40 + JSON_ALLOWANCE_BYTES > MAX_BODY_BYTES:
-            size = len(json.dumps(self.model_dump(mode="json"), ensure_ascii=False).encode())
+            size = len(json.dumps(self.asked(), ensure_ascii=False).encode())
         if size > MAX_BODY_BYTES:
             raise ValueError(f"the request has {size} bytes; the limit is {MAX_BODY_BYTES}")
         return self
