@@ -197,8 +197,8 @@ def test_rows_and_documents_are_described_field_by_field() -> None:
     assert len(numbered("Call")) == len(body)
     assert names(section(FORMAT, "Call"), "field", "type", "default") == list(JobRequest.model_fields)
     told = names(section(FORMAT, "Call"), "field", "type", "default", column=2)
-    shown = {str(None): "nil", str(()): "empty", str(Sampling()): "all defaults"}
-    defaults = [str(field.default) for field in JobRequest.model_fields.values()]
+    shown = {"None": "nil", "()": "empty", repr(Sampling()): "all defaults"}
+    defaults = [repr(field.default) for field in JobRequest.model_fields.values()]
     assert told == [shown.get(default, default) for default in defaults]
     assert JobRequest(prompt="p").asked() == {"prompt": "p"}
 

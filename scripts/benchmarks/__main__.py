@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     about = {
         "queue": "the queue, beside dramatiq's RedisBroker and raw commands; about 15 minutes",
         "generate": "throughput and first token, beside the engine called directly; about 10 minutes",
-        "engine": "the loop around exllamav2, beside its own generator, on a CPU; about 13 minutes. Sets up torch",
+        "engine": "the loop around exllamav2, beside its own generator, on a CPU; about 20 minutes. Sets up torch",
     }
     for name, what in about.items():
         command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
