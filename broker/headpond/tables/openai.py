@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -26,6 +26,14 @@ OWN_HEADERS = frozenset(
 
 class OpenAIModel(ModelTable):
     """A model of a server that speaks OpenAI's protocol, through the openai SDK."""
+
+    host_keys: ClassVar[frozenset[str]] = frozenset(
+        {
+            "organisation", "project", "ca_file", "connect_timeout_s", "first_token_timeout_s", "token_timeout_s",
+            "max_retries", "backoff_s", "max_backoff_s", "retry_after_limit_s", "requests_per_minute",
+            "tokens_per_minute", "max_response_bytes", "max_event_bytes",
+        }
+    )  # fmt: skip
 
     engine: Literal["openai"]
     base_url: Annotated[str, Field(max_length=2048)]
