@@ -19,6 +19,8 @@ from headpond.dead import bundle_of
 from headpond.errors import InvalidRequest, JobCancelled, JobExpired, JobFailed
 from headpond.jobs import Result
 from headpond.queue import JobQueue
+from headpond.wire import pack_result, unpack_result
+from headpond_workers.persistence.documents import EndRecord, JournalId, Segment
 from worker_flow import ENDED_S, row_of
 
 HEADPOND = Path(sys.executable).with_name("headpond")
@@ -102,6 +104,19 @@ def test_a_model_that_lacks_what_is_asked_for_fails_the_job_and_says_so(deployme
         with pytest.raises(JobFailed, match=told):
             job.result(ENDED_S)
     assert client.submit("chat", "hello", top_k=0, response_format={"type": "text"}).result(ENDED_S).text
+
+
+def test_vectors_stand_in_a_segment_as_they_stand_in_redis() -> None:
+    vectors = tuple(tuple(float(n * 64 + k) for k in range(DIMENSIONS)) for n in range(1024))
+    result = Result("embedder/a", JobState.FINISHED, "", (), FinishReason.STOP, embeddings=vectors, durable=True)
+    at = JournalId(1, 1)
+    segment = Segment(
+        txn="5f" * 16, created_ms=1, writer="w", model="embedder", lineage="l", epoch=1, seq=1, prev=None, first=at,
+        last=at, records=(EndRecord(at, "embedder/a", JobState.FINISHED, pack_result(result)),),
+    )  # fmt: skip
+    (record,) = Segment.unpack(segment.pack()).records
+    assert isinstance(record, EndRecord)
+    assert unpack_result(record.result, durable=True) == result
 
 
 @pytest.mark.slow

@@ -53,7 +53,10 @@ def test_every_call_fits_the_signatures_of_the_package(ran: Any) -> None:
             *("input_ids", "max_new_tokens", "min_new_tokens", "sampler", "seed", "stop_conditions", "token_healing")
         },
         "CustomSampler.__init__": {"steps"},
+        "SS_LogitBias.__init__": {"logit_bias"},
+        "SS_MinP.__init__": {"min_p"},
         "SS_Temperature.__init__": {"temperature"},
+        "SS_TopK.__init__": {"top_k"},
         "SS_TopP.__init__": {"top_p"},
     }
 
@@ -75,6 +78,19 @@ def test_a_drawn_answer_resumed_after_k_ids_goes_on_with_the_same_draws(ran: Any
     whole, resumed = ran["resumed"]["whole"], ran["resumed"]["resumed"]
     assert {int(k): ids for k, ids in resumed.items()} == {k: whole[k:] for k in (1, 7, 23)}
     assert ran["resumed"]["other_seed"] != whole
+
+
+def test_top_k_min_p_and_biases_are_kept_and_other_settings_refused(ran: Any) -> None:
+    sampled = ran["sampled"]
+    assert sampled["top_k 1"] == sampled["min_p 1"] == sampled["greedy"]
+    assert set(sampled["forced"]) == set(sampled["forced and drawn"]) == {77}
+    assert len(sampled["whole"]) == 30
+    assert sampled["resumed"] == [sampled["whole"]] * 2
+    assert (sampled["no token"]["error"], "logit_bias names 352" in sampled["no token"]["message"]) == (
+        "SequenceFailed",
+        True,
+    )
+    assert [each["error"] for each in sampled["refused"]] == ["CapabilityMissing"] * 3
 
 
 def test_draws_are_skipped_as_the_package_makes_them() -> None:

@@ -18,7 +18,10 @@ WATCHED = {
     "Generator": ("__init__", "enqueue", "cancel", "iterate", "num_remaining_jobs", "close"),
     "Job": ("__init__",),
     "CustomSampler": ("__init__",),
+    "SS_LogitBias": ("__init__",),
+    "SS_MinP": ("__init__",),
     "SS_Temperature": ("__init__",),
+    "SS_TopK": ("__init__",),
     "SS_TopP": ("__init__",),
 }
 LAYER_KEYWORDS = {"Cache.__init__": frozenset({"k_bits", "v_bits"})}

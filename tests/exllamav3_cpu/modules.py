@@ -144,11 +144,17 @@ def fused_sampler(
     inverse_filter_temperature: float,
     histogram: torch.Tensor | None,
 ) -> None:
-    """Greedy (mode 0), or Gumbel noise of this draw over what top_p (filter bit 2) leaves. Other filters: none here."""
-    if mask is not None or bits is not None or filters & ~2 or log_min_p:
-        raise NotImplementedError("a mask, top_k or min_p")
+    """Greedy (mode 0), or Gumbel noise of this draw over what min_p (filter bit 4, and mode 2), top_k (1) and top_p (2)
+    leave, one after the other."""
+    if mask is not None or bits is not None:
+        raise NotImplementedError("a mask")
     scores = logits[:, :width].float()
     if mode != 0:
+        if mode == 2 or filters & 4:
+            scores = scores.masked_fill(scores < scores.max(dim=-1, keepdim=True).values + log_min_p, float("-inf"))
+        if filters & 1:
+            least = scores.topk(min(top_k, width), dim=-1).values[:, -1:]
+            scores = scores.masked_fill(scores < least, float("-inf"))
         if filters & 2:
             chances = torch.softmax(scores * inverse_filter_temperature, dim=-1)
             ordered, order = chances.sort(dim=-1, descending=True, stable=True)

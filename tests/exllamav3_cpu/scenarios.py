@@ -120,6 +120,29 @@ def resumed(bench: Bench) -> Any:
     return {"whole": list(made), "resumed": again, "other_seed": other["ids"]}
 
 
+def sampled(bench: Bench) -> Any:
+    """Settings whose answers are known, and a resume under all of them."""
+    ids = prompt(12, 30)
+
+    def answer(made: tuple[int, ...] = (), wanted: int = 30, **options: Any) -> dict[str, Any]:
+        return bench.run(ask(ids, wanted, Sampling(**options), made=made))[0]
+
+    endless = {str(token): -100.0 for token in bench.end_ids}
+    together: dict[str, Any] = {"temperature": 2.0, "top_k": 9, "min_p": 0.01, "top_p": 0.9, "logit_bias": endless}
+    whole = answer(**together)["ids"]
+    return {
+        "greedy": bench.greedy(ids, 30),
+        "top_k 1": answer(top_k=1)["ids"],
+        "min_p 1": answer(min_p=1.0)["ids"],
+        "forced": answer(logit_bias={"77": 100.0}, temperature=0.0)["ids"],
+        "forced and drawn": answer(logit_bias={"77": 100.0})["ids"],
+        "whole": whole,
+        "resumed": [[*whole[:k], *answer(made=tuple(whole[:k]), wanted=30 - k, **together)["ids"]] for k in (1, 7)],
+        "no token": answer(logit_bias={str(VOCABULARY): 1.0}),
+        "refused": [answer(**{name: 0.5}) for name in ("xtc_probability", "typical_p", "presence_penalty")],
+    }
+
+
 def cancelled(bench: Bench) -> Any:
     neighbour, stopped = bench.run(ask(prompt(21, 40), 60), ask(prompt(22, 40), 60), stop_after=5)
     after = bench.run(ask(prompt(22, 40), 60))[0]
@@ -323,7 +346,7 @@ def main(folder: Path, digest_cache: Path) -> None:
     bench = Bench(engine, end_ids)
     results = {
         scenario.__name__: scenario(bench)
-        for scenario in (together, ends_by_itself, resumed, cancelled, faults, recorded, refused, texts)
+        for scenario in (together, ends_by_itself, resumed, sampled, cancelled, faults, recorded, refused, texts)
     }
     results["broken_decode"] = broken(bench, stage="decode")
     engine.close()

@@ -52,6 +52,8 @@ TESTED_VERSION = "1.6.5"
 
 _GREEDY_TEMPERATURE = 1e-3
 """At this temperature and below the most likely token is taken: dividing by less is all that would change."""
+SAMPLING = frozenset({"top_k", "min_p", "logit_bias"})
+"""Of `Sampling`, beyond the basic fields. Penalties, DRY and XTC are kernels that never ran here, and are refused."""
 _LARGEST_DRAW = (1 << 32) - 1
 _PROBE_PROMPT_TOKENS = 16
 _PROBE_TOKENS = 2
@@ -82,6 +84,7 @@ class ExLlamaV3Engine:
             fingerprint=_fingerprint(settings, folder, template_sha256=self._text.template_sha256),
             context_tokens=jobs.context_tokens,
             slots=settings.slots,
+            sampling=SAMPLING,
         )
         self._loop = JobLoop(jobs, slots=settings.slots, name="exllamav3")
         log.info(
@@ -165,6 +168,12 @@ class ExLlamaV3Jobs:
         wanted = min(sequence.max_tokens, self.context_tokens - len(ids))
         if wanted < 1:
             raise PromptTooLong(prompt_tokens=len(ids), context_tokens=self.context_tokens)
+        unknown = [token for token in sequence.sampling.logit_bias if int(token) >= self._vocab_size]
+        if unknown:
+            raise SequenceFailed(
+                f"logit_bias names {unknown[0]}, which is no token id of this model ({self._vocab_size} ids). "
+                "Make the ids with this model's own tokenizer."
+            )
         job = self._new_job(ids, wanted, sampling=sequence.sampling, seed=sequence.seed)
         skip_draws(job.rng, len(sequence.generated))
         try:
@@ -245,13 +254,18 @@ class ExLlamaV3Jobs:
         )
 
     def _sampler(self, sampling: Sampling) -> Any:
-        """Temperature, then top_p, then a draw; nothing of the package's own defaults."""
+        """Bias, temperature, min_p, top_k, top_p, then a draw; nothing of the package's own defaults."""
         package = self._package
+        bias = {int(token): value for token, value in sampling.logit_bias.items()}
+        steps = [package.SS_LogitBias(bias)] if bias else []
         if sampling.temperature <= _GREEDY_TEMPERATURE:
-            return package.CustomSampler([package.SS_Argmax()])
-        return package.CustomSampler(
-            [package.SS_Temperature(sampling.temperature), package.SS_TopP(sampling.top_p), package.SS_Sample()]
-        )
+            return package.CustomSampler([*steps, package.SS_Argmax()])
+        steps.append(package.SS_Temperature(sampling.temperature))
+        if sampling.min_p:
+            steps.append(package.SS_MinP(sampling.min_p))
+        if sampling.top_k:
+            steps.append(package.SS_TopK(sampling.top_k))
+        return package.CustomSampler([*steps, package.SS_TopP(sampling.top_p), package.SS_Sample()])
 
     def _guilty(self, error: BaseException) -> Any | None:
         """The job in whose methods the error arose; None if in none's."""

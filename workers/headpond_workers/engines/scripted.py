@@ -72,6 +72,8 @@ class ScriptedEngine:
         capabilities = {Capability.SEEDED, Capability.EXACT_RESUME}
         if settings.embed_dimensions:
             capabilities.add(Capability.EMBEDDINGS)
+            # Only then: an engine without the capability has no such method.
+            self.embed = self._embed
         self._info = EngineInfo(
             "scripted",
             digest.hexdigest(),
@@ -143,9 +145,8 @@ class ScriptedEngine:
             _die()
         return running.finish
 
-    def embed(self, texts: Seq[str], proceed: Callable[[], Verdict]) -> Embedding | None:
+    def _embed(self, texts: Seq[str], proceed: Callable[[], Verdict]) -> Embedding | None:
         """A vector that follows from the text alone, at `prefill_tokens_per_s`. One token a byte."""
-        self._info.require(Capability.EMBEDDINGS)
         for text in texts:
             if (tokens := len(text.encode())) > self._settings.context_tokens:
                 raise PromptTooLong(prompt_tokens=tokens, context_tokens=self._settings.context_tokens)
