@@ -139,7 +139,7 @@ def crash(town: Town, model: str) -> None:
     (core,) = [line.split() for line in limits.splitlines() if line.startswith("Max core file size")]
     assert core[4] == "0"
     os.kill(pid, signal.SIGSEGV)
-    log = town.deployment.log_folder / f"{model}-0.log"
+    log = town.deployment.logs.folder / f"{model}-0.log"
     eventually(lambda: "Fatal Python error: Segmentation fault" in log.read_text(), what="the report of the crash")
     eventually(lambda: town.ready_pid(model) not in (None, pid), deadline_s=60, what="another worker")
 

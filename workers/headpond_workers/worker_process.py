@@ -218,6 +218,8 @@ class WorkerProcess:
             # A new key is masked before anything can show it.
             learn_references(self._secrets, self._model_settings)
             renew_secrets_of(engine, self._model_settings, where=f"[models.{self._model}]")
+            if self._gate is not None:
+                self._gate.ask_anew()
         except HeadpondError as error:
             logger.error("reload_failed model=%s error=%s", self._model, error)
         else:
