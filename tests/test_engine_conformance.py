@@ -35,6 +35,9 @@ REFUSED = {
     Capability.EXACT_RESUME: "cannot promise the identical continuation after a restart",
     Capability.ADAPTERS: "cannot serve adapters",
     Capability.KV_PREFIXES: "cannot store keys and values of a prompt",
+    Capability.JSON_SCHEMA: "cannot bind an answer to JSON or to a schema",
+    Capability.GRAMMAR: "cannot bind an answer to a grammar",
+    Capability.EMBEDDINGS: "cannot embed texts",
 }
 
 
