@@ -13,7 +13,9 @@ from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from headpond.constraints import Constraint
 from headpond.jobs import FinishReason
 from headpond.requests import Message
 from headpond.sampling import Sampling
@@ -158,9 +160,12 @@ def sequence(
     temperature: float = 0.0,
     seed: int = SEED,
     adapter: str | None = None,
+    constraint: Constraint | None = None,
+    **sampling: Any,
 ) -> Sequence:
-    sampling = Sampling(temperature=temperature)
-    return Sequence(tuple(prompt), tuple(generated), max_tokens, sampling, seed, adapter)
+    """sampling: fields of Sampling beside the temperature."""
+    chosen = Sampling(temperature=temperature, **sampling)
+    return Sequence(tuple(prompt), tuple(generated), max_tokens, chosen, seed, adapter, constraint)
 
 
 def text_of(engine: Engine, ids: Seq[int]) -> str:

@@ -22,6 +22,7 @@ from headpond.tables import AdapterTable, DraftTable, ExLlamaV2Model, LlamaCppMo
 from headpond_workers.engines.protocol import Capability, Engine
 from headpond_workers.engines.safetensors_header import read_safetensors_header
 from headpond_workers.loading import load_engine
+from tiny_gguf import write_adapter, write_tiny_model
 
 SEEDED = frozenset({Capability.SEEDED})
 EXACT = SEEDED | {Capability.EXACT_RESUME}
@@ -57,8 +58,24 @@ def _llamacpp(folder: Path, *, exact: bool) -> Engine:
     from headpond_workers.models.prepare import prepare
 
     source = "smollm2-135m:Q8_0"
-    prepare(source, progress=lambda stage, done, total: None)
-    table = LlamaCppModel(engine="llamacpp", source=source, slots=3, context_tokens=256, exact=exact, threads=1)
+    path = prepare(source, progress=lambda stage, done, total: None)
+    targets = [f"blk.{layer}.attn_{part}.weight" for layer in (3, 9, 15) for part in ("q", "v", "output")]
+    one = write_adapter(folder / "one.gguf", path, seed=1, targets=targets, size=0.12)
+    table = LlamaCppModel(
+        engine="llamacpp",
+        source=source,
+        slots=3,
+        context_tokens=256,
+        exact=exact,
+        threads=1,
+        adapters={"one": AdapterTable(path=one)},
+    )
+    return load_engine(table, workers_on_host=1)
+
+
+def _llamacpp_embedder(folder: Path) -> Engine:
+    path = write_tiny_model(folder / "tiny.gguf")
+    table = LlamaCppModel(engine="llamacpp", path=path, task="embed", slots=3, context_tokens=256, threads=1)
     return load_engine(table, workers_on_host=1)
 
 
@@ -136,10 +153,12 @@ ECHO = Subject(
     runs_on="The river bends, and carries what it loosens. " * 10,
     multibyte=f"{REPEATED} \U0001f9d1\u200d\U0001f680 e\u0301",
 )
+LLAMACPP_ALWAYS = SEEDED | {Capability.JSON_SCHEMA, Capability.GRAMMAR, Capability.ADAPTERS}
 LLAMACPP = Subject(
     name="llamacpp",
     load=lambda folder: _llamacpp(folder, exact=False),
-    capabilities=SEEDED,
+    capabilities=LLAMACPP_ALWAYS,
+    adapters=("one",),
     slots=3,
     context_tokens=256,
     ends="What is 2 + 2?",
@@ -150,7 +169,7 @@ LLAMACPP_EXACT = replace(
     LLAMACPP,
     name="llamacpp-exact",
     load=lambda folder: _llamacpp(folder, exact=True),
-    capabilities=EXACT,
+    capabilities=LLAMACPP_ALWAYS | EXACT,
 )
 EXLLAMAV2_ALONE = SEEDED | {Capability.KV_PREFIXES, Capability.JSON_SCHEMA, Capability.GRAMMAR}
 """Without adapters."""
@@ -194,6 +213,17 @@ EXLLAMAV2_ON_A_GPU = Subject(
     slowed=_slow_exllamav2,
 )
 
+LLAMACPP_EMBEDDER = Subject(
+    name="llamacpp-embed",
+    load=_llamacpp_embedder,
+    capabilities=frozenset({Capability.EMBEDDINGS}),
+    slots=3,
+    context_tokens=256,
+    ends="",
+    runs_on="ab" * 10,
+    multibyte="",
+)
+
 SUBJECTS = [
     pytest.param(SCRIPTED, id=SCRIPTED.name),
     pytest.param(ECHO, id=ECHO.name),
@@ -203,5 +233,7 @@ SUBJECTS = [
     pytest.param(EXLLAMAV2_UNPAGED, id=EXLLAMAV2_UNPAGED.name, marks=pytest.mark.slow),
     pytest.param(EXLLAMAV2_WITH_DRAFT, id=EXLLAMAV2_WITH_DRAFT.name, marks=pytest.mark.slow),
 ]
+EMBEDDERS = [pytest.param(LLAMACPP_EMBEDDER, id=LLAMACPP_EMBEDDER.name, marks=pytest.mark.slow)]
+"""Engines that are loaded to embed, and do not generate."""
 if GPU_MODEL in os.environ:
     SUBJECTS.append(pytest.param(EXLLAMAV2_ON_A_GPU, id=EXLLAMAV2_ON_A_GPU.name, marks=pytest.mark.gpu))

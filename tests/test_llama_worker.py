@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import tempfile
 from collections.abc import Callable
@@ -11,11 +12,16 @@ import psutil
 import pytest
 
 from conftest import Deployment, eventually
-from headpond import Client, FinishReason, JobState
+from headpond import Client, FinishReason, Job, JobState
+from headpond.errors import JobFailed
+from headpond.jobs import JobId, Priority
 from headpond.operators import Operator
+from headpond.requests import parse_request
+from headpond.submission import submission_of
 from headpond_workers.models.prepare import prepare
 from headpond_workers.replay.events import Event, Step
 from headpond_workers.replay.run import How, Replay, While, run_replay
+from schema_checker import admits
 
 pytestmark = pytest.mark.slow
 
@@ -165,3 +171,73 @@ def test_a_bundle_of_a_real_answer_replays_to_its_tokens_and_an_abort_is_named(
     assert had < died.offset == had + died.made < 40
     # It went on where the bundle ends.
     assert died.token_ids == anew.token_ids[had : had + len(died.token_ids)]
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "colours": {"type": "array", "items": {"enum": ["red", "gr\u00fcn", "\u9752"]}, "minItems": 2, "maxItems": 4},
+    },
+    "required": ["name", "age", "colours"],
+}
+
+
+def submit_bound(deployment: Deployment, client: Client, slug: str, *, temperature: float) -> Job:
+    """A job whose answer is to be JSON of PERSON."""
+    request = parse_request(
+        {
+            "prompt": "Describe a person as JSON.",
+            "max_tokens": 120,
+            "sampling": {"temperature": temperature, "seed": 5},
+            "response_format": {"type": "json_schema", "json_schema": {"schema": PERSON}},
+        }
+    )
+    submission = submission_of(
+        JobId.parse(f"chat/{slug}"), request, tenant="", band=Priority.NORMAL, pinned="", max_queued=0
+    )
+    deployment.queue("chat").submit([submission.entry], max_queued=0)
+    return client.job(f"chat/{slug}")
+
+
+@pytest.mark.parametrize(("exact", "temperature"), [(False, 0.0), (True, 0.9)], ids=["default", "exact"])
+def test_a_bound_answer_of_a_killed_worker_ends_as_json_that_its_schema_admits(
+    deployment: Deployment, client: Client, exact: bool, temperature: float
+) -> None:
+    deployment.configure(MODEL + f"exact = {str(exact).lower()}\n")
+    first = deployment.start("chat", "chat-0")
+    calm = submit_bound(deployment, client, "calm", temperature=temperature).result(timeout=90)
+    job = submit_bound(deployment, client, "killed", temperature=temperature)
+    for chunk in job.stream():
+        if chunk.offset >= 9:
+            break
+    assert job.state() is JobState.RUNNING
+    first.kill()
+    deployment.start("chat", "chat-1")
+
+    result = job.result(timeout=90)
+
+    assert result.attempts == 2
+    for one in (calm, result):
+        assert one.finish_reason is FinishReason.STOP
+        assert admits(PERSON, json.loads(one.text))
+    assert tuple(i for chunk in job.stream() for i in chunk.token_ids) == result.token_ids
+    if exact:
+        assert (result.token_ids, result.text) == (calm.token_ids, calm.text)
+
+
+def test_a_bad_grammar_costs_its_job_and_not_the_worker(deployment: Deployment, client: Client) -> None:
+    deployment.configure(MODEL)
+    worker = deployment.start("chat", "chat-0")
+    doubling = 'root ::= "a" root "b" | "a" root "c" | "d"'
+    for slug, grammar in (("broken", "root ::= ("), ("doubling", doubling), ("control", 'root ::= "\\x04"')):
+        request = parse_request({"prompt": "Hi", "grammar": grammar})
+        submission = submission_of(
+            JobId.parse(f"chat/{slug}"), request, tenant="", band=Priority.NORMAL, pinned="", max_queued=0
+        )
+        deployment.queue("chat").submit([submission.entry], max_queued=0)
+        with pytest.raises(JobFailed, match="grammar of this request cannot be used"):
+            client.job(f"chat/{slug}").result(timeout=60)
+    assert client.submit("chat", "Name a colour.", max_tokens=5).result(timeout=60).token_ids
+    assert worker.process.poll() is None

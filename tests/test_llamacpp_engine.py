@@ -30,9 +30,12 @@ from headpond.sampling import Sampling
 from headpond.tables import LlamaCppModel
 from headpond_workers.engines.gguf_header import GgufHeader
 from headpond_workers.engines.id_recovery import IdRecovery
-from headpond_workers.engines.llamacpp import LlamaCppEngine, default_threads
+from headpond_workers.engines.llamacpp import LlamaCppEngine
 from headpond_workers.engines.llamacpp_completion import Completion
-from headpond_workers.engines.llamacpp_server import LlamaServer, check_parameters
+from headpond_workers.engines.llamacpp_model import default_threads
+from headpond_workers.engines.llamacpp_parameters import check_parameters
+from headpond_workers.engines.llamacpp_sampling import sampling_fields
+from headpond_workers.engines.llamacpp_server import LlamaServer
 from headpond_workers.engines.protocol import Finish, Sequence, Verdict
 from headpond_workers.engines.seeds import seed_at
 from headpond_workers.models.prepare import prepare
@@ -104,8 +107,42 @@ def text_of(engine: LlamaCppEngine, ids: Seq[int]) -> str:
     return b"".join(engine.token_bytes(i) for i in ids).decode("utf-8", "replace")
 
 
+POSTED = (
+    *("/tokenize", "/detokenize", "/apply-template", "/infill", "/rerank", "/v1/rerank", "/reranking"),
+    *("/completion", "/completions", "/v1/completions", "/v1/chat/completions", "/chat/completions", "/v1/messages"),
+    *("/embedding", "/embeddings", "/v1/embeddings", "/v1/responses", "/lora-adapters", "/slots/0?action=save"),
+    *("/slots/0?action=erase", "/props", "/models/load", "/models/unload", "/v1/messages/count_tokens"),
+)
+GOT = (
+    "/health",
+    "/v1/health",
+    "/props",
+    "/slots",
+    "/metrics",
+    "/models",
+    "/v1/models",
+    "/lora-adapters",
+    "/",
+    "/api/tags",
+)
+UNGUARDED: tuple[str, ...] = ("/health", "/v1/health")
+"""What llama.cpp's server answers without a key."""
+
+
+def ask(
+    server: LlamaServer, method: str, path: str, body: str, headers: dict[str, str]
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of an answer of the loopback server."""
+    connection = http.client.HTTPConnection(server._host, server._port, timeout=DEADLINE_S)
+    connection.request(method, path, body, {"Content-Type": "application/json", **headers})
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, dict(answer.getheaders()), content
+
+
 def server_of(engine: LlamaCppEngine) -> LlamaServer:
-    return engine._open_server()
+    return engine.open_server()
 
 
 def ids_without_a_stream(
@@ -184,7 +221,7 @@ def test_parameters_that_would_abort_the_process_are_refused(
     }
     header = GgufHeader(3, metadata, {}, (), 32, 0)  # type: ignore[arg-type]
     with pytest.raises(EngineUnavailable, match=reason):
-        check_parameters(header, slots=slots, context_tokens=context_tokens, threads=threads)
+        check_parameters(settings(slots=slots, context_tokens=context_tokens), header, threads=threads)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a model at all, but long enough"])
@@ -277,13 +314,35 @@ def test_closing_frees_the_model_also_under_running_and_waiting_callers(
 def test_the_loopback_server_is_closed_to_others(engine: LlamaCppEngine) -> None:
     server = server_of(engine)
     assert server._host == "127.0.0.1"
-    for path in ("/tokenize", "/v1/completions", "/slots", "/props"):
-        connection = http.client.HTTPConnection(server._host, server._port, timeout=DEADLINE_S)
-        connection.request("POST", path, json.dumps({"content": "a", "prompt": "a"}), {"Origin": "http://a.example"})
-        answer = connection.getresponse()
-        assert answer.status == 401
-        assert answer.getheader("Access-Control-Allow-Origin") in (None, "")
-        connection.close()
+    body = json.dumps({"content": "a", "prompt": "a", "input": "a", "messages": [{"role": "user", "content": "a"}]})
+    for method, path in [*(("POST", path) for path in POSTED), *(("GET", path) for path in GOT)]:
+        for key in ({}, {"Authorization": "Bearer wrong"}, {"X-Api-Key": "wrong"}, {"Authorization": "Bearer "}):
+            status, headers, _ = ask(server, method, path, body, {"Origin": "http://a.example", **key})
+            assert status in ((200,) if path in UNGUARDED else (401, 404)), (method, path, key)
+            assert headers.get("Access-Control-Allow-Origin") in (None, "")
+
+
+@pytest.mark.slow
+def test_what_the_loopback_server_tells_everybody_names_no_model_and_no_text(engine: LlamaCppEngine) -> None:
+    for path in UNGUARDED:
+        status, _, content = ask(server_of(engine), "GET", path, "", {})
+        assert status == 200
+        assert len(content) < 20_000
+        for told in ("smollm", "gguf", str(Path.home()).lower()):
+            assert told not in content.decode().lower()
+
+
+@pytest.mark.slow
+def test_a_browser_of_another_site_is_given_no_leave(engine: LlamaCppEngine) -> None:
+    asked = {
+        "Origin": "http://a.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
+    for path in (*POSTED, *GOT):
+        _, headers, _ = ask(server_of(engine), "OPTIONS", path, "", asked)
+        assert headers.get("Access-Control-Allow-Origin") in (None, "")
+        assert headers.get("Access-Control-Allow-Credentials") in (None, "", "false")
 
 
 # Text and tokens
@@ -401,7 +460,7 @@ def test_ids_that_cannot_be_told_from_the_text_are_made_again_without_a_stream(e
         prompt=prompt,
         prior=0,
         max_tokens=20,
-        sampling=GREEDY,
+        fields=sampling_fields(GREEDY, vocabulary=49_152, context_tokens=CONTEXT_TOKENS),
         seed=7,
         emit=listener,
     ).run()

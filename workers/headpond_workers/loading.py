@@ -91,7 +91,9 @@ def renew_secrets_of(engine: object, settings: ModelTable, *, where: str) -> Non
 
 
 def _llamacpp(settings: LlamaCppModel, *, workers_on_host: int) -> Engine:
-    from headpond_workers.engines.llamacpp import LlamaCppEngine, default_threads
+    from headpond_workers.engines.llamacpp import LlamaCppEngine
+    from headpond_workers.engines.llamacpp_embedding import LlamaCppEmbedder
+    from headpond_workers.engines.llamacpp_model import default_threads
 
     path = settings.path if settings.source is None else prepared(settings.source)
     if path is None:
@@ -99,4 +101,5 @@ def _llamacpp(settings: LlamaCppModel, *, workers_on_host: int) -> Engine:
             f"The model {settings.source} is not prepared on this machine. Prepare it with: "
             f"headpond models prepare {settings.source}"
         )
-    return LlamaCppEngine(settings, path, threads=settings.threads or default_threads(workers_on_host))
+    kind = LlamaCppEmbedder if settings.task == "embed" else LlamaCppEngine
+    return kind(settings, path, threads=settings.threads or default_threads(workers_on_host))

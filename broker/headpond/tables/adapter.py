@@ -20,7 +20,10 @@ class _PathTable(Table):
 
 
 class AdapterTable(_PathTable):
-    """A LoRA adapter: a folder with adapter_config.json and adapter_model.safetensors."""
+    """A LoRA adapter.
+
+    exllamav2: a folder with adapter_config.json and adapter_model.safetensors; llamacpp: a GGUF file.
+    """
 
     scaling: Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)] = 1.0
     """Multiplies what the adapter's own lora_alpha / r gives."""

@@ -1,31 +1,21 @@
-"""xllamacpp's Server: made from checked parameters, and its loopback HTTP side, which alone can tokenise.
-
-Parameters that llama.cpp dislikes abort the whole process, so all of them are checked here first.
-"""
+"""xllamacpp's Server: made from checked parameters, and its loopback HTTP side, which alone can tokenise."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import os
 import secrets
 import threading
 import urllib.parse
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
 from headpond.errors import EngineError, EngineUnavailable
-from headpond_workers.engines.gguf_header import GgufHeader
+from headpond.tables import LlamaCppModel
+from headpond_workers.engines.llamacpp_adapters import LlamaAdapter
+from headpond_workers.engines.llamacpp_parameters import check_devices, server_parameters
 
-MAX_SEQUENCES = 256
-"""LLAMA_MAX_SEQ of the pinned build."""
-MAX_THREADS = 512
-BATCH_TOKENS = 128
-"""As fast as 512 on a CPU, and a cancel is heard after at most so many tokens of prefill."""
-EXACT_BATCH_TOKENS = 16
-"""n_batch = 1 aborts the process."""
-KV_BYTES_PER_VALUE = 2
-MEMORY_SHARE = 0.8
 _HTTP_TIMEOUT_S = 60
 
 
@@ -44,39 +34,6 @@ def import_xllamacpp() -> Any:
     return xllamacpp
 
 
-def check_parameters(header: GgufHeader, *, slots: int, context_tokens: int, threads: int) -> None:
-    """Raises EngineUnavailable for what would abort the process, or be changed by llama.cpp without a word."""
-    if not 1 <= slots <= MAX_SEQUENCES:
-        raise EngineUnavailable(f"slots = {slots}: the llamacpp engine runs 1 to {MAX_SEQUENCES} sequences together.")
-    if not 1 <= threads <= MAX_THREADS:
-        raise EngineUnavailable(f"threads = {threads}: llama.cpp takes 1 to {MAX_THREADS}.")
-    architecture = header.text("general.architecture")
-    trained = header.integer(f"{architecture}.context_length")
-    if trained is not None and context_tokens > trained:
-        raise EngineUnavailable(
-            f"context_tokens = {context_tokens}: the model was trained for {trained}. Lower context_tokens."
-        )
-    needed = _kv_bytes_per_token(header, architecture) * context_tokens * slots
-    have = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * MEMORY_SHARE)
-    if needed > have:
-        raise EngineUnavailable(
-            f"context_tokens = {context_tokens} in {slots} slots needs {needed >> 20} MiB for keys and values; "
-            f"{have >> 20} MiB can be used on this machine. Lower slots or context_tokens."
-        )
-
-
-def _kv_bytes_per_token(header: GgufHeader, architecture: str) -> int:
-    """0 where the metadata do not tell."""
-
-    def of(key: str) -> int:
-        layers = [item for item in header.items(f"{architecture}.{key}") if isinstance(item, int)]
-        return header.integer(f"{architecture}.{key}") or max(layers, default=0)
-
-    heads = of("attention.head_count")
-    head_size = of("attention.key_length") or (of("embedding_length") // heads if heads else 0)
-    return 2 * of("block_count") * (of("attention.head_count_kv") or heads) * head_size * KV_BYTES_PER_VALUE
-
-
 class LlamaServer:
     """One loaded model. `complete` may be called from several threads.
 
@@ -84,34 +41,22 @@ class LlamaServer:
     without exec. It is warm when the constructor returns; destroying a server that has never run hangs.
     """
 
-    def __init__(self, path: Path, *, slots: int, context_tokens: int, threads: int, exact: bool) -> None:
-        """The parameters have passed `check_parameters`. Raises EngineUnavailable if the model does not load."""
+    def __init__(
+        self,
+        settings: LlamaCppModel,
+        path: Path,
+        *,
+        threads: int,
+        pooling: str = "mean",
+        adapters: Seq[LlamaAdapter] = (),
+    ) -> None:
+        """The settings have passed `check_parameters`. Raises EngineUnavailable if the model does not load."""
         xllamacpp = import_xllamacpp()
+        check_devices(settings, xllamacpp.get_device_info())
         self._api_key = secrets.token_urlsafe(32)
-        parameters = xllamacpp.CommonParams()
-        parameters.model.path = str(path)
-        parameters.n_parallel = slots
-        parameters.n_ctx = context_tokens * slots
-        parameters.kv_unified = False
-        parameters.ctx_shift = False
-        parameters.fit_params = False
-        parameters.n_gpu_layers = 0
-        parameters.n_batch = EXACT_BATCH_TOKENS if exact else BATCH_TOKENS
-        parameters.n_ubatch = 1 if exact else BATCH_TOKENS
-        parameters.cpuparams.n_threads = threads
-        parameters.cpuparams_batch.n_threads = threads
-        parameters.cache_prompt = False
-        parameters.cache_ram_mib = 0
-        parameters.cache_idle_slots = False
-        parameters.verbosity = -1
-        # The HTTP side cannot be left out: only this process may use it, and only for what it needs.
-        parameters.hostnames = ["127.0.0.1"]
-        parameters.api_keys = [self._api_key]
-        parameters.cors_origins = ""
-        parameters.cors_credentials = False
-        parameters.ui = False
-        parameters.endpoint_slots = False
-        parameters.n_threads_http = 2
+        parameters = server_parameters(
+            xllamacpp, settings, path, threads=threads, adapters=adapters, pooling=pooling, api_key=self._api_key
+        )
         try:
             self._server = xllamacpp.Server(parameters)
         except RuntimeError as error:
@@ -123,7 +68,10 @@ class LlamaServer:
         self._host, self._port = address.hostname or "127.0.0.1", address.port or 0
         self._connection: http.client.HTTPConnection | None = None
         self._lock = threading.Lock()
-        warm_up = self.complete({"prompt": "Hello", "max_tokens": 1, "cache_prompt": False}, None)
+        if settings.task == "embed":
+            warm_up = self.embed([0])
+        else:
+            warm_up = self.complete({"prompt": "Hello", "max_tokens": 1, "cache_prompt": False}, None)
         if "error" in warm_up:
             raise EngineUnavailable(f"llama.cpp loaded {path}, but cannot run it: {error_text(warm_up)}")
 
@@ -134,6 +82,10 @@ class LlamaServer:
             if on_chunk is None
             else self._server.handle_completions(body, on_chunk)
         )
+
+    def embed(self, ids: Seq[int]) -> Any:
+        """The reply to one text, as token ids. Blocks."""
+        return self._server.handle_embeddings({"input": list(ids)})
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """POST to the loopback server. Raises EngineError if it answers with an error, or not at all."""
