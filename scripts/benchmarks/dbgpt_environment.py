@@ -1,0 +1,81 @@
+"""DB-GPT in a virtual environment of its own, which nothing else of headpond sees.
+
+FOLDER/                  $HEADPOND_CACHE/peers/dbgpt-DIGEST, else ~/.cache/headpond/peers/dbgpt-DIGEST; the digest
+                         is of dbgpt-requirements.txt
+  env/                   the environment
+  install.log            what pip said last
+  installed              written last: without it, all is made anew
+  lock                   held (flock) by the one process that installs
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from child import BenchmarkError
+
+from headpond_workers.models.prepare import cache_folder
+from headpond_workers.supervision.private_files import last_lines, private_folder
+
+REQUIREMENTS = Path(__file__).resolve().parent / "dbgpt-requirements.txt"
+INSTALL_TIMEOUT_S = 1800.0
+
+
+def prepare_dbgpt(*, progress: Callable[[str], None]) -> Path:
+    """The Python of an environment that has what dbgpt-requirements.txt names, made if it is not there.
+
+    Takes minutes then. Raises BenchmarkError saying why it cannot be made.
+    """
+    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
+    cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = private_folder(private_folder(cache_folder() / "peers") / f"dbgpt-{digest}")
+    with open(folder / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "installed").exists():
+            progress("peers: installing DB-GPT into an environment of its own, once")
+            began = time.monotonic()
+            _install(folder)
+            (folder / "installed").touch()
+            progress(f"peers: DB-GPT is installed, after {time.monotonic() - began:.0f} s")
+    return folder / "env" / "bin" / "python"
+
+
+def versions_of(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
+    """Of those of the packages that are installed there."""
+    program = (
+        "import importlib.metadata as m, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: print(name, m.version(name))\n"
+        "    except m.PackageNotFoundError: pass\n"
+    )
+    answer = subprocess.run([python, "-I", "-c", program, *packages], capture_output=True, text=True, check=True)
+    return dict(line.split() for line in answer.stdout.splitlines())
+
+
+def _install(folder: Path) -> None:
+    log = folder / "install.log"
+    environment = folder / "env"
+    # Not sys.executable: an environment made by an environment's Python would lean on that one.
+    base = getattr(sys, "_base_executable", sys.executable)
+    pip = [str(environment / "bin" / "python"), "-I", "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "ab") as output:
+        for command in (
+            [base, "-I", "-m", "venv", "--clear", str(environment)],
+            [*pip, "--requirement", str(REQUIREMENTS)],
+        ):
+            try:
+                subprocess.run(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True, cwd=folder,
+                    timeout=INSTALL_TIMEOUT_S,
+                )  # fmt: skip
+            except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                raise BenchmarkError(
+                    f"DB-GPT could not be installed ({type(error).__name__}). Its last words:\n{last_lines(log, 5)}"
+                ) from error
