@@ -66,6 +66,7 @@ def crash(*, jobs_lost: int = 0, again: int = 0, missing: int = 0, lines: int = 
         ("jobs_8", "the bare HTTP server", 99.0, "missed"),
         ("jobs_8", "DB-GPT", 150.0, "met"),
         ("jobs_8", "DB-GPT", 149.0, "missed"),
+        ("jobs_8", "DB-GPT with portable kernels", 150.0, "met"),
         ("jobs_8", "the server behind dramatiq", 10.0, None),
         ("jobs_4", "the bare HTTP server", 10.0, None),
     ],
@@ -151,7 +152,7 @@ def test_which_side_runs_first_alternates_for_every_two_sides(modules: Any, tmp_
         return {"round": number}
 
     plan = suite._plan(modules.document.Kind.PEERS_8)
-    made = suite._rounds(plan, "8 jobs", "work", one, str)
+    made = suite._rounds(plan, "8 jobs", "work", one, str, list(suite._sides))
     assert [m.name for m in made] == ["8 jobs, beside the bare HTTP server", "8 jobs, beside DB-GPT"]
     for measurement in made:
         peer = measurement.name.rpartition("beside ")[2]
@@ -171,7 +172,7 @@ def test_a_peer_that_fails_is_left_out_and_the_others_go_on(modules: Any, tmp_pa
         return {}
 
     plan = suite._plan(modules.document.Kind.PEERS_8)
-    (made,) = suite._rounds(plan, "8 jobs", "work", one, str)
+    (made,) = suite._rounds(plan, "8 jobs", "work", one, str, list(suite._sides))
     assert made.name == "8 jobs, beside the bare HTTP server"
     assert len(made.pairs) == 3
     assert suite.not_run == {"DB-GPT": "it broke"}
@@ -180,7 +181,12 @@ def test_a_peer_that_fails_is_left_out_and_the_others_go_on(modules: Any, tmp_pa
         raise HeadpondError("headpond itself broke")
 
     with pytest.raises(HeadpondError, match="headpond itself"):
-        suite._rounds(plan, "8 jobs", "work", fail, str)
+        suite._rounds(plan, "8 jobs", "work", fail, str, list(suite._sides))
+
+
+def test_why_a_peer_was_left_out_names_no_place_of_this_machine(modules: Any) -> None:
+    told = "ERROR: /tmp/pip-install-x/a.cpp:3: no such file, see https://index.example/simple/ and '/root/.cache'. 1/2"
+    assert modules.peer_suite.without_places(told) == "ERROR: PATH:3: no such file, see ADDRESS and 'PATH'. 1/2"
 
 
 # ---- the programs
@@ -234,11 +240,12 @@ def test_what_was_not_shown_of_an_answer_is_missing(modules: Any) -> None:
 @pytest.mark.slow
 def test_a_quick_run_kills_both_servers_and_headpond_loses_nothing(modules: Any, tmp_path: Path) -> None:
     arguments = ["--quick", "--pairs", "1", "--only", "jobs_4", "--only", "crash", "--json", "--out", str(tmp_path)]
-    with bench("peers", *arguments, "--without", "dramatiq", "--without", "dbgpt") as process:
+    without = [word for name in ("dramatiq", "dbgpt", "dbgpt-portable") for word in ("--without", name)]
+    with bench("peers", *arguments, *without) as process:
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     found = modules.document.load_document(tmp_path / "peers.json")
-    assert list(found.not_run) == ["the server behind dramatiq", "DB-GPT"]
+    assert list(found.not_run) == ["the server behind dramatiq", "DB-GPT", "DB-GPT with portable kernels"]
     four, kill = found.measurements
     (pair,) = four.pairs
     for side in (pair.headpond, pair.peer):

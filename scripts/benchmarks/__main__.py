@@ -79,8 +79,9 @@ def _parser() -> argparse.ArgumentParser:
             )  # fmt: skip
         if name == "peers":
             command.add_argument(
-                "--without", action="append", default=[], choices=("dramatiq", "dbgpt"), metavar="NAME",
-                help="a peer to leave out, may be repeated: dramatiq, dbgpt. Written as --quick is",
+                "--without", action="append", default=[], metavar="NAME",
+                choices=("dramatiq", "dbgpt", "dbgpt-portable"),
+                help="a peer to leave out, may be repeated: dramatiq, dbgpt, dbgpt-portable. Written as --quick is",
             )  # fmt: skip
         command.add_argument("--quick", action="store_true", help="much less of everything, to see that it works")
         command.add_argument("--json", action="store_true", help="print samples and summary as JSON")

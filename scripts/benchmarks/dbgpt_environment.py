@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 
 from child import BenchmarkError
@@ -28,23 +29,46 @@ REQUIREMENTS = Path(__file__).resolve().parent / "dbgpt-requirements.txt"
 INSTALL_TIMEOUT_S = 1800.0
 
 
-def prepare_dbgpt(*, progress: Callable[[str], None]) -> Path:
+class Kernels(StrEnum):
+    """For which instruction sets llama.cpp is compiled.
+
+    NATIVE: all that this processor has: what pip does when it installs DB-GPT. PORTABLE: AVX2 and no more, as
+    xllamacpp's wheel is.
+    """
+
+    NATIVE = "native"
+    PORTABLE = "portable"
+
+
+_CMAKE_ARGS = {Kernels.NATIVE: "-DGGML_NATIVE=ON", Kernels.PORTABLE: "-DGGML_NATIVE=OFF"}
+
+
+def prepare_dbgpt(kernels: Kernels, *, progress: Callable[[str], None]) -> Path:
     """The Python of an environment that has what dbgpt-requirements.txt names, made if it is not there.
 
     Takes minutes then. Raises BenchmarkError saying why it cannot be made.
     """
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
     cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = private_folder(private_folder(cache_folder() / "peers") / f"dbgpt-{digest}")
+    folder = private_folder(private_folder(cache_folder() / "peers") / f"dbgpt-{kernels.value}-{_digest()}")
     with open(folder / "lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "installed").exists():
-            progress("peers: installing DB-GPT into an environment of its own, once")
+            progress(f"peers: installing DB-GPT and compiling its llama.cpp with {kernels.value} kernels, once")
             began = time.monotonic()
-            _install(folder)
+            _install(folder, kernels)
             (folder / "installed").touch()
             progress(f"peers: DB-GPT is installed, after {time.monotonic() - began:.0f} s")
     return folder / "env" / "bin" / "python"
+
+
+def _digest() -> str:
+    digest = hashlib.sha256(REQUIREMENTS.read_bytes())
+    # What is compiled for one processor may not run on another one that shares this cache.
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith(("flags", "Features")):
+            digest.update(" ".join(sorted(line.split())).encode())
+            break
+    return digest.hexdigest()[:12]
 
 
 def versions_of(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
@@ -59,7 +83,7 @@ def versions_of(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
     return dict(line.split() for line in answer.stdout.splitlines())
 
 
-def _install(folder: Path) -> None:
+def _install(folder: Path, kernels: Kernels) -> None:
     log = folder / "install.log"
     environment = folder / "env"
     # Not sys.executable: an environment made by an environment's Python would lean on that one.
@@ -68,12 +92,13 @@ def _install(folder: Path) -> None:
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "ab") as output:
         for command in (
             [base, "-I", "-m", "venv", "--clear", str(environment)],
-            [*pip, "--requirement", str(REQUIREMENTS)],
+            # Without pip's cache: what it compiled once, it would not compile in another way.
+            [*pip, "--no-cache-dir", "--requirement", str(REQUIREMENTS)],
         ):
             try:
                 subprocess.run(
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True, cwd=folder,
-                    timeout=INSTALL_TIMEOUT_S,
+                    timeout=INSTALL_TIMEOUT_S, env=os.environ | {"CMAKE_ARGS": _CMAKE_ARGS[kernels]},
                 )  # fmt: skip
             except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
                 raise BenchmarkError(

@@ -11,14 +11,18 @@ from pathlib import Path
 
 import psutil
 from child import Child
-from dbgpt_environment import prepare_dbgpt, versions_of
+from dbgpt_environment import Kernels, prepare_dbgpt, versions_of
 from peer_prompts import CONTEXT_TOKENS
 from peer_sides import MODEL, SLOTS, THREADS, Running, end_all, start, start_reader, wait_for
 
 from headpond_workers.supervision.ports import free_ports
 from headpond_workers.supervision.private_files import private_folder, write_private
 
-NAME = "DB-GPT"
+NAMES = {Kernels.NATIVE: "DB-GPT", Kernels.PORTABLE: "DB-GPT with portable kernels"}
+_COMPILED = {
+    Kernels.NATIVE: "by pip on this machine for all instruction sets of its processor, as pip does by default",
+    Kernels.PORTABLE: "for AVX2 and no more, as xllamacpp's wheel is",
+}
 PACKAGES = ("dbgpt", "dbgpt-ext", "llama-cpp-server-py-core")
 
 _CONFIG = """\
@@ -47,16 +51,18 @@ concurrency = {slots}
 
 
 class DbgptSide:
-    name = NAME
     program = "ask_dbgpt"
 
-    def __init__(self, python: Path, config: Path, port: int, versions: dict[str, str]) -> None:
+    def __init__(self, kernels: Kernels, python: Path, config: Path, port: int) -> None:
         """Starts it; `await_ready` waits for it."""
+        self.name = NAMES[kernels]
+        versions = versions_of(python, PACKAGES)
         of = ", ".join(f"{package} {version}" for package, version in versions.items())
         self.about = (
             f"DB-GPT's model worker with its controller in one process (`dbgpt start worker`, standalone; {of}), its "
             "llama.cpp server provider with the same slots, context and thread, which runs a llama.cpp server of its "
-            "own as a child process; a program with Python's http.client, on /api/worker/generate_stream"
+            f"own as a child process, compiled {_COMPILED[kernels]}; a program with Python's http.client, on "
+            "/api/worker/generate_stream"
         )
         self._command = [str(python.with_name("dbgpt")), "start", "worker", "--config", str(config)]
         self._folder, self._port = config.parent, port
@@ -101,10 +107,10 @@ class DbgptSide:
 
 
 @contextmanager
-def dbgpt_side(path: Path, folder: Path, *, progress: Callable[[str], None]) -> Iterator[DbgptSide]:
+def dbgpt_side(kernels: Kernels, path: Path, folder: Path, *, progress: Callable[[str], None]) -> Iterator[DbgptSide]:
     """Raises HeadpondError if it cannot be installed or started."""
-    python = prepare_dbgpt(progress=progress)
-    progress("peers: starting DB-GPT's worker")
+    python = prepare_dbgpt(kernels, progress=progress)
+    progress(f"peers: starting DB-GPT's worker, {kernels.value} kernels")
     private_folder(folder)
     config, port = folder / "worker.toml", free_ports(1)[0]
     write_private(
@@ -114,7 +120,7 @@ def dbgpt_side(path: Path, folder: Path, *, progress: Callable[[str], None]) -> 
             context_tokens=CONTEXT_TOKENS * SLOTS,
         ),
     )  # fmt: skip
-    side = DbgptSide(python, config, port, versions_of(python, PACKAGES))
+    side = DbgptSide(kernels, python, config, port)
     try:
         side.await_ready()
         with start_reader(DbgptSide.program, {"DBGPT_PORT": str(port)}, folder) as side.reader:

@@ -7,6 +7,7 @@ run, is left out and the reason noted; headpond and the bare server, which count
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from child import Answer, BenchmarkError
-from dbgpt_side import NAME as DBGPT
+from dbgpt_environment import Kernels
+from dbgpt_side import NAMES as DBGPT
 from dbgpt_side import dbgpt_side
 from document import Kind, Measurement, Samples
-from machine import ROOT
 from pairs import Pair, order_of
 from peer_prompts import LONG_ANSWERS, MIX, QUICK, Ask, Mix, draw_asks
 from peer_rows import JOBS
@@ -43,10 +44,12 @@ from plan import Plan
 from source_model import prepare_source
 
 from headpond.errors import HeadpondError
-from headpond_workers.models.prepare import cache_folder, prepared
+from headpond_workers.models.prepare import prepared
 
 CRASH_JOBS = SLOTS
-LEAVABLE = {"dramatiq": DramatiqSide.name, "dbgpt": DBGPT}
+LEAVABLE = {
+    "dramatiq": DramatiqSide.name, "dbgpt": DBGPT[Kernels.NATIVE], "dbgpt-portable": DBGPT[Kernels.PORTABLE],
+}  # fmt: skip
 """Peers that a run can do without, by the word for it. The bare server counts the tokens of all."""
 Runs = dict[str, Samples]
 """One round: what each side measured, by its name."""
@@ -116,11 +119,13 @@ class PeerSuite:
         if "dramatiq" not in self.without:
             self._say("starting dramatiq's worker")
             add(dramatiq_side(server, self.folder / "dramatiq"))
-        if "dbgpt" not in self.without:
+        for word, kernels in (("dbgpt", Kernels.NATIVE), ("dbgpt-portable", Kernels.PORTABLE)):
+            if word in self.without:
+                continue
             try:
-                add(dbgpt_side(path, self.folder / "dbgpt", progress=self.progress))
+                add(dbgpt_side(kernels, path, self.folder / word, progress=self.progress))
             except HeadpondError as error:
-                self._leave_out(DBGPT, str(error))
+                self._leave_out(LEAVABLE[word], str(error))
         return server
 
     # ---- speed
@@ -131,7 +136,7 @@ class PeerSuite:
 
         many = f"{jobs} job{'s' if jobs > 1 else ''} at once"
         text = f"{_model_text()}, {many}: {mix.text}. Tokens are those of the texts, counted by one tokenizer"
-        return self._rounds(plan, many, text, one, _speed_text)
+        return self._rounds(plan, many, text, one, _speed_text, self._sides)
 
     def _speed(self, server: ServerProcess, side: Side, asks: Sequence[Ask]) -> Samples:
         others = [other for other in self._sides if other is not side]
@@ -164,7 +169,9 @@ class PeerSuite:
             "SIGKILL, and is started again at once. A program that loses its stream asks anew, and shows the answer "
             "from its beginning"
         )
-        return self._rounds(plan, "kill -9 amid 8 jobs", text, one, _crash_text)
+        # How fast its kernels are does not change what DB-GPT loses.
+        sides = [side for side in self._sides if side.name != DBGPT[Kernels.PORTABLE]]
+        return self._rounds(plan, "kill -9 amid 8 jobs", text, one, _crash_text, sides)
 
     def _crash(self, server: ServerProcess, side: Side, asks: Sequence[Ask], kill_after_s: float) -> Samples:
         with ThreadPoolExecutor(1) as thread:
@@ -199,18 +206,19 @@ class PeerSuite:
         text: str,
         one: Callable[[Side, int], Samples],
         in_words: Callable[[Samples], str],
+        sides: Sequence[Side],
     ) -> list[Measurement]:
         """A measurement for each peer that took part in every round."""
         rounds: list[Runs] = []
         for number in range(plan.pairs):
             runs: Runs = {}
-            for side in self._in_turn(number):
+            for side in in_turn(self._present(sides), number):
                 samples = self._try(side, one, number)
                 if samples is not None:
                     runs[side.name] = samples
                     plan.say_pair(number, f"{side.name}: {in_words(samples)}")
             rounds.append(runs)
-        headpond, *peers = self._sides
+        headpond, *peers = self._present(sides)
         return [
             Measurement(
                 plan.kind, f"{what}, beside {peer.name}", text, headpond.about, peer.about,
@@ -219,10 +227,9 @@ class PeerSuite:
             for peer in peers
         ]  # fmt: skip
 
-    def _in_turn(self, number: int) -> list[Side]:
-        """headpond first and the others in their order, then the whole order turned round, and so on: which of two
-        sides runs first alternates for every two of them."""
-        return self._sides[:] if number % 2 == 0 else self._sides[::-1]
+    def _present(self, sides: Sequence[Side]) -> list[Side]:
+        """Those that have not been left out meanwhile."""
+        return [side for side in sides if side in self._sides]
 
     def _try(self, side: Side, action: Callable[[Side, int], Samples], number: int) -> Samples | None:
         """A peer that fails is left out from here on: None."""
@@ -236,7 +243,7 @@ class PeerSuite:
             return None
 
     def _leave_out(self, name: str, reason: str) -> None:
-        self.not_run[name] = without_paths(reason, self.folder)
+        self.not_run[name] = without_places(reason)
         self._say(f"{name} is left out: {reason}")
 
     def _warm_up(self, side: Side, number: int) -> Samples:
@@ -255,11 +262,15 @@ class PeerSuite:
         self.progress(f"peers: {text}")
 
 
-def without_paths(text: str, folder: Path) -> str:
-    """text without names of folders that are this machine's own business: it is written into a file for others."""
-    for own, word in ((folder, "RUN"), (ROOT, "ROOT"), (cache_folder(), "CACHE"), (Path.home(), "HOME")):
-        text = text.replace(str(own), word)
-    return text
+def in_turn(sides: Sequence[Side], number: int) -> list[Side]:
+    """headpond first and the others in their order, then the whole order turned round, and so on: which of two sides
+    runs first alternates for every two of them."""
+    return list(sides) if number % 2 == 0 else list(reversed(sides))
+
+
+def without_places(text: str) -> str:
+    """text without addresses and paths, which are this machine's own business: it is written into a file for others."""
+    return re.sub(r"(?<![\w/])/[\w.+-]+(?:/[\w.+-]*)+", "PATH", re.sub(r"\w+://\S+", "ADDRESS", text))
 
 
 def _model_text() -> str:

@@ -32,19 +32,18 @@ def stream(prompt: str, max_tokens: int, show: Callable[[str], None]) -> str:
         response = connection.getresponse()
         if response.status != http.client.OK:
             raise ConnectionError(f"HTTP {response.status}")
-        text, rest, ended = "", b"", False
+        text, rest = "", b""
+        # A stream that breaks off raises IncompleteRead.
         while block := response.read1():
             *outputs, rest = (rest + block).split(b"\0")
             for output in map(json.loads, outputs):
-                if output["error_code"]:
-                    raise ConnectionError(output["text"])
-                ended = ended or bool(output["finish_reason"])
                 # Each holds the whole text so far.
-                if len(output["text"]) > len(text):
-                    show(output["text"][len(text) :])
-                    text = output["text"]
-        if not ended:
-            raise ConnectionError("the stream broke off")
+                whole = output["content"]["object"]["data"]
+                if output["error_code"]:
+                    raise ConnectionError(whole)
+                if len(whole) > len(text):
+                    show(whole[len(text) :])
+                    text = whole
         return text
     finally:
         connection.close()
