@@ -242,7 +242,7 @@ def test_a_quick_run_kills_both_servers_and_headpond_loses_nothing(modules: Any,
     arguments = ["--quick", "--pairs", "1", "--only", "jobs_4", "--only", "crash", "--json", "--out", str(tmp_path)]
     without = [word for name in ("dramatiq", "dbgpt", "dbgpt-portable") for word in ("--without", name)]
     with bench("peers", *arguments, *without) as process:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=270)
     assert process.returncode == 0, err
     found = modules.document.load_document(tmp_path / "peers.json")
     assert list(found.not_run) == ["the server behind dramatiq", "DB-GPT", "DB-GPT with portable kernels"]
