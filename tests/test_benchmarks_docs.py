@@ -28,7 +28,7 @@ from headpond_workers.engines.protocol import Sequence
 REPO = Path(__file__).resolve().parent.parent
 PAGE = REPO / "docs" / "benchmarks.md"
 SAMPLES = REPO / "docs" / "benchmarks"
-FLAT = ("document", "machine", "pairs", "queue_rows", "report", "rows", "stepwise_batch")
+FLAT = ("document", "machine", "pairs", "peer_rows", "queue_rows", "report", "rows", "stepwise_batch")
 """Modules of scripts/benchmarks, which import each other by file name."""
 
 

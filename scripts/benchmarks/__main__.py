@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "queue": "the queue, beside dramatiq's RedisBroker and raw commands; about 15 minutes",
         "generate": "throughput and first token, beside the engine called directly; about 10 minutes",
         "engine": "the loop around exllamav2, beside its own generator, on a CPU; about 20 minutes. Sets up torch",
+        "peers": "the same model behind llama.cpp's own server, dramatiq and DB-GPT; about 25 minutes",
     }
     for name, what in about.items():
         command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
@@ -71,10 +72,16 @@ def _parser() -> argparse.ArgumentParser:
             "--out", type=Path, metavar="DIR",
             help=f"where {name}.json is written; default docs/benchmarks, or build/benchmarks for a part",
         )  # fmt: skip
-        if name == "queue":
+        if names := report.NAMES.get(name):
             command.add_argument(
-                "--only", action="append", default=[], choices=report.QUEUE_NAMES, metavar="NAME",
-                help=f"one measurement alone, may be repeated: {', '.join(report.QUEUE_NAMES)}. Written as --quick is",
+                "--only", action="append", default=[], choices=names, metavar="NAME",
+                help=f"one measurement alone, may be repeated: {', '.join(names)}. Written as --quick is",
+            )  # fmt: skip
+        if name == "peers":
+            command.add_argument(
+                "--without", action="append", default=[], metavar="NAME",
+                choices=("dramatiq", "dbgpt", "dbgpt-portable"),
+                help="a peer to leave out, may be repeated: dramatiq, dbgpt, dbgpt-portable. Written as --quick is",
             )  # fmt: skip
         command.add_argument("--quick", action="store_true", help="much less of everything, to see that it works")
         command.add_argument("--json", action="store_true", help="print samples and summary as JSON")
@@ -92,7 +99,7 @@ def _pairs(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     document = _measured(options)
-    whole = not (document.quick or document.only)
+    whole = not (document.quick or document.only or getattr(options, "without", None))
     folder = (options.out or (SAMPLES if whole else PART_SAMPLES)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{document.benchmark}.json"
@@ -112,7 +119,8 @@ def _measured(options: argparse.Namespace) -> Document:
         arguments = {
             "pairs": pairs, "seed": options.seed, "quick": options.quick, "folder": Path(folder), "progress": _say,
         }  # fmt: skip
-        only = options.only if options.command == "queue" else []
+        only = options.only if options.command in report.NAMES else []
+        not_run: dict[str, str] = {}
         # Each needs packages that the others can do without.
         run: Callable[..., list[Measurement]]
         match options.command:
@@ -124,11 +132,17 @@ def _measured(options: argparse.Namespace) -> Document:
                 from generate_overhead import measure_generate
 
                 run = measure_generate
+            case "peers":
+                from peer_suite import PeerSuite
+
+                suite = PeerSuite(**arguments, only=only, without=options.without)
+                run, arguments, not_run = suite.measure, {}, suite.not_run
             case _:
                 from engine_loop import measure_engine
 
                 run = measure_engine
-        return measure(options.command, quick=options.quick, seed=options.seed, only=only, run=lambda: run(**arguments))
+        made = measure(options.command, quick=options.quick, seed=options.seed, only=only, run=lambda: run(**arguments))
+        return replace(made, not_run=not_run)
 
 
 def render_page() -> None:

@@ -3,10 +3,11 @@
 Nothing that can be worked out from the samples is stored: `report` does that, so a table can never differ from them.
 
     schema, v          "headpond/benchmark", 1
-    benchmark          "queue", "generate" or "engine"
+    benchmark          "queue", "generate", "engine" or "peers"
     quick, seed, only  how it was run; only: names of the measurements that were asked for, none for all
     started, seconds   UTC, and how long it took in all
     machine            see machine.Machine
+    not_run            peers that were left out, each with the reason; absent where there are none to leave out
     measurements       each: kind, name, workload, headpond, peer (what the sides are), pairs
     pairs              each: first (the side that ran first), headpond, peer: the samples by name and unit; empty
                        for a peer where there is none
@@ -51,6 +52,10 @@ class Kind(StrEnum):
     THROUGHPUT = "throughput"
     FIRST_TOKEN = "first_token"  # noqa: S105 - a word of an answer, not a secret
     STEP_GAP = "step_gap"
+    PEERS_1 = "jobs_1"
+    PEERS_4 = "jobs_4"
+    PEERS_8 = "jobs_8"
+    PEERS_CRASH = "crash"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ class Document:
     machine: dict[str, Any]
     measurements: list[Measurement]
     only: list[str] = field(default_factory=list)
+    not_run: dict[str, str] = field(default_factory=dict)
+    """Peers that were left out, with the reason."""
 
 
 def measure(

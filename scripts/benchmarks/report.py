@@ -1,7 +1,7 @@
 """Tables from the raw samples: what docs/benchmarks.md shows, and what a command prints. No I/O.
 
-The goals stand here and in `queue_rows`. A ratio or difference is made within each pair; its median and interval are
-over the pairs.
+The goals stand here, in `queue_rows` and in `peer_rows`. A ratio or difference is made within each pair; its median
+and interval are over the pairs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from document import Document, Kind, Measurement
 from pairs import MIN_PAIRS, Direction, Goal, estimate_median, percentile
+from peer_rows import PEER_ROWS
 from queue_rows import QUEUE_ROWS
 from rows import Row, flat, medians, percentiles, samples_of
 
@@ -19,10 +20,15 @@ BENCHMARKS = {
     "queue": "Queue: beside dramatiq's own broker, and beside raw commands",
     "generate": "Generate: what headpond costs beside the engine alone",
     "engine": "Engine: what the loop around exllamav2 costs",
+    "peers": "Peers: the same model served by others",
 }
 
 QUEUE_NAMES = tuple(kind.value for kind in QUEUE_ROWS)
 """What `scripts/bench queue` measures, in its order."""
+PEER_NAMES = tuple(kind.value for kind in PEER_ROWS)
+"""What `scripts/bench peers` measures, in its order."""
+NAMES = {"queue": QUEUE_NAMES, "peers": PEER_NAMES}
+"""Of the benchmarks that can be run in part."""
 
 THROUGHPUT_GOALS = {
     "scripted": Goal(Direction.AT_LEAST, 0.97),
@@ -74,6 +80,7 @@ def _step_gap(measurement: Measurement) -> list[Row]:
 
 _ROWS: dict[Kind, Callable[[Measurement], list[Row]]] = {
     **QUEUE_ROWS,
+    **PEER_ROWS,
     Kind.THROUGHPUT: _throughput,
     Kind.FIRST_TOKEN: _first_token,
     Kind.STEP_GAP: _step_gap,
@@ -97,7 +104,7 @@ def replace_generated(page: str, generated: str) -> str:
 def missing(document: Document) -> list[str]:
     """Names of the measurements of a benchmark that a document lacks."""
     made = {measurement.kind.value for measurement in document.measurements}
-    return [name for name in QUEUE_NAMES if name not in made] if document.benchmark == "queue" else []
+    return [name for name in NAMES.get(document.benchmark, ()) if name not in made]
 
 
 def _section(name: str, document: Document | None) -> str:
@@ -109,9 +116,14 @@ def _section(name: str, document: Document | None) -> str:
 
 def _not_run(document: Document) -> str:
     lacks = missing(document)
+    left_out = "".join(f"Not run: {name}. {_one_line(why)}\n\n" for name, why in document.not_run.items())
     if not lacks:
-        return ""
-    return f"Not run yet: {', '.join(lacks)}. To run everything: `scripts/bench {document.benchmark}`\n\n"
+        return left_out
+    return f"{left_out}Not run yet: {', '.join(lacks)}. To run everything: `scripts/bench {document.benchmark}`\n\n"
+
+
+def _one_line(reason: str) -> str:
+    return " ".join(reason.split())
 
 
 def _provenance(document: Document) -> str:
