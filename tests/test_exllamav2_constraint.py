@@ -30,6 +30,7 @@ from headpond.tables import AdapterTable, DraftTable, ExLlamaV2Model
 from headpond.wire import unpack_result
 from headpond_workers.engines.llguidance_check import ConstraintLimits, check_constraint
 from headpond_workers.engines.protocol import Capability, Finish, Sequence, Verdict
+from headpond_workers.redaction import Secrets
 from headpond_workers.replay.child import replay
 from headpond_workers.replay.events import EventWriter, Finished, Step, parse_event
 from worker_flow import ENDED_S, Reading, assert_read_once, await_tokens, row_of, start_worker
@@ -436,7 +437,7 @@ def assert_replayed(deployment: Deployment, bundle: Bundle, *, before: int) -> N
     )
     with os.fdopen(reader, "rb") as pipe:
         events = EventWriter(writer)
-        replay(cut, options, events)
+        replay(cut, options, events, Secrets())
         events._file.close()
         told = [parse_event(line) for line in pipe]
     assert isinstance(told[-1], Finished), told[-1]
