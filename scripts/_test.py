@@ -61,10 +61,19 @@ def steps(python: Path, *, pytest_arguments: Sequence[str], without: Sequence[st
         Step("import-linter", [python, "-c", lint_imports]),
         Step(
             "pytest",
-            [python, "-m", "pytest", f"--junitxml={REPORT}", *pytest_arguments],
+            [python, "-m", "pytest", f"--junitxml={REPORT}", *side_by_side(pytest_arguments), *pytest_arguments],
             {DECLINED: ",".join(without)},
         ),
     ]
+
+
+def side_by_side(pytest_arguments: Sequence[str]) -> list[str]:
+    """What has pytest run in two processes, unless its arguments say otherwise.
+
+    Most tests wait for servers and leases. A file's tests stay together: they share engines that are slow to load.
+    """
+    alone = ("-n", "--numprocesses", "--dist", "-p", "-s", "--capture", "--pdb", "--trace", "--collect-only", "--co")
+    return [] if any(word.startswith(alone) for word in pytest_arguments) else ["-n", "2", "--dist", "loadfile"]
 
 
 PROGRAMS = {"bench": ("benchmarks",), "chaos": ("chaos_runs", "benchmarks")}
