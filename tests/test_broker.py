@@ -344,8 +344,10 @@ def test_a_message_for_an_actor_that_nobody_knows_is_failed(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "argument", [object(), {1: "int key"}, {"deep": [{2: None}]}, 1 << 70, "\ud800"], ids=str
-)  # fmt: skip
+    "argument",
+    [object(), {1: "int key"}, {"deep": [{2: None}]}, 1 << 70, "\ud800"],
+    ids=["object", "int key", "deep", "large", "surrogate"],
+)
 def test_an_argument_that_would_not_arrive_is_refused_when_it_is_sent(site: Site, argument: object) -> None:
     broker = site.broker()
     actor = site.actor(broker, lambda x: None, actor_name="note")

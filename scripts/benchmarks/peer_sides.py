@@ -153,15 +153,16 @@ class ServerProcess:
 
     def __init__(self, path: Path, folder: Path) -> None:
         self._log = private_folder(folder) / "server.log"
+        self._port = free_ports(1)[0]
         self._setup = {
             "path": str(path), "slots": SLOTS, "context_tokens": CONTEXT_TOKENS, "threads": THREADS,
-            "port": free_ports(1)[0],
+            "port": self._port,
         }  # fmt: skip
         self._child = self._started()
 
     @property
     def port(self) -> int:
-        return int(self._setup["port"])
+        return self._port
 
     @property
     def pid(self) -> int:

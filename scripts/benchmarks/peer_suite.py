@@ -22,10 +22,9 @@ from dbgpt_side import NAMES as DBGPT
 from dbgpt_side import dbgpt_side
 from document import Kind, Measurement, Samples
 from pairs import Pair, order_of
-from peer_prompts import LONG_ANSWERS, MIX, QUICK, Ask, Mix, draw_asks
+from peer_prompts import CONTEXT_TOKENS, LONG_ANSWERS, MIX, QUICK, Ask, Mix, draw_asks
 from peer_rows import JOBS
 from peer_sides import (
-    CONTEXT_TOKENS,
     SLOTS,
     SOURCE,
     THREADS,
@@ -294,7 +293,8 @@ def _model_text() -> str:
 
 
 def _seconds(answer: Answer) -> float:
-    return round((max(one["ended_ns"] for one in answer["answers"]) - answer["began_ns"]) / 1e9, 4)
+    last_ns = max(int(one["ended_ns"]) for one in answer["answers"])
+    return round((last_ns - int(answer["began_ns"])) / 1e9, 4)
 
 
 def _missing(one: dict[str, Any]) -> str:
