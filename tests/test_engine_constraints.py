@@ -129,7 +129,7 @@ def test_each_field_of_sampling_is_asked_for_here() -> None:
 def test_a_sampler_is_there_or_refused_by_its_name(subject: Subject, engine: Engine, name: str) -> None:
     sampling = {name: ASKED[name]}
     attempt = Attempt(
-        engine, sequence(engine.encode(subject.runs_on), max_tokens=3, temperature=subject.hot, **sampling)
+        engine, sequence(prompt_of(engine, subject.runs_on), max_tokens=3, temperature=subject.hot, **sampling)
     )
     if name in engine.info.sampling:
         assert 0 < len(attempt.run().raw) <= 3
