@@ -188,10 +188,18 @@ def test_a_prompt_longer_than_the_context_fails_with_both_numbers_and_the_worker
     assert run("submit", "chat", "hi", cwd=serving.folder).returncode == 0
 
 
-def test_a_server_that_is_not_there_is_named_with_where_it_is_configured_before_long(tmp_path: Path) -> None:
+def seconds_to_start(folder: Path) -> float:
+    """What any command takes here and now, before it waits for anything."""
+    began = time.monotonic()
+    assert run("--version", cwd=folder).returncode == 0
+    return time.monotonic() - began
+
+
+def test_a_server_that_is_not_there_is_named_with_where_it_is_configured_within_five_seconds(tmp_path: Path) -> None:
     (tmp_path / "headpond.toml").write_text(
         '[redis]\nurl = "redis://127.0.0.1:1/0"\npassword = {env = "REDIS_SECRET"}\n'
     )
+    start_s = seconds_to_start(tmp_path)
     began = time.monotonic()
     done = run("submit", "chat", "hi", cwd=tmp_path, env={"REDIS_SECRET": "hunter2secret"})
     took_s = time.monotonic() - began
@@ -200,14 +208,14 @@ def test_a_server_that_is_not_there_is_named_with_where_it_is_configured_before_
     assert "redis://127.0.0.1:1/0" in told
     assert str(tmp_path / "headpond.toml") in told
     assert "hunter2" not in told
-    # The wait for a server is a few seconds; the rest is how busy the machine is.
-    assert took_s < 20
+    assert took_s - start_s < 5
 
 
-def test_a_storage_that_is_not_there_is_named_with_where_it_is_configured_before_long(tmp_path: Path) -> None:
+def test_a_storage_that_is_not_there_is_named_with_where_it_is_configured_within_five_seconds(tmp_path: Path) -> None:
     (tmp_path / "headpond.toml").write_text(
         '[storage]\nendpoint_url = "http://127.0.0.1:1"\naccess_key = {env = "K"}\nsecret_key = {env = "K"}\n'
     )
+    start_s = seconds_to_start(tmp_path)
     began = time.monotonic()
     done = run("result", "chat/x", "--from-storage", cwd=tmp_path, env={"K": "hunter2secret"})
     took_s = time.monotonic() - began
@@ -216,7 +224,7 @@ def test_a_storage_that_is_not_there_is_named_with_where_it_is_configured_before
     assert "http://127.0.0.1:1" in told
     assert str(tmp_path / "headpond.toml") in told
     assert "hunter2secret" not in told
-    assert took_s < 20
+    assert took_s - start_s < 6
 
 
 @pytest.mark.parametrize(

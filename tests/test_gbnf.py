@@ -205,6 +205,7 @@ def test_a_grammar_whose_ways_double_is_refused(grammar: str) -> None:
 )
 def test_a_grammar_with_some_ways_is_not(grammar: str) -> None:
     refuse_explosive(program_of(parse(grammar)))
+    assert state_of(grammar) is not None
 
 
 def test_more_ways_than_a_state_may_hold_are_refused_when_a_text_comes_there() -> None:
