@@ -47,9 +47,9 @@ def test_what_is_not_asked_for_is_off_and_said_to_be_so() -> None:
 
 
 def test_a_greedy_request_keeps_what_changes_logits_and_drops_what_only_cuts() -> None:
-    assert fields(temperature=0.0, top_k=5, min_p=0.5, presence_penalty=1.0, dry_multiplier=1.0)["samplers"] == [
-        "penalties", "dry", "temperature",
-    ]  # fmt: skip
+    greedy = fields(temperature=0.0, top_k=5, min_p=0.5, presence_penalty=1.0, dry_multiplier=1.0)
+    assert greedy["samplers"] == ["penalties", "dry", "top_k"]
+    assert greedy["top_k"] == 1
 
 
 def test_zero_is_all_of_the_sequence_for_llama_cpp_too() -> None:

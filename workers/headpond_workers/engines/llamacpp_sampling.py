@@ -5,7 +5,8 @@ The order, first to last:
     logit_bias -> penalties -> DRY -> top_n_sigma -> temperature -> top_k -> typical_p -> top_p -> min_p -> XTC -> draw
 
 Temperature comes before what cuts off unlikely tokens, so that top_p means what it does at OpenAI. With Mirostat the
-order is logit_bias -> temperature -> Mirostat, which draws by itself; llama.cpp would drop the others in silence.
+order is logit_bias -> temperature -> Mirostat, which draws by itself; llama.cpp would drop the others in silence. A
+temperature of 0 keeps what changes logits, and takes the best of them by top_k = 1.
 A grammar comes before all of it. Every field is set, so that no default of the package shows.
 """
 
@@ -46,7 +47,7 @@ def sampling_fields(sampling: Sampling, *, vocabulary: int, context_tokens: int)
         "temperature": sampling.temperature,
         "dynatemp_range": sampling.temperature_range,
         "dynatemp_exponent": sampling.temperature_exponent,
-        "top_k": sampling.top_k,
+        "top_k": 1 if sampling.temperature == 0 else sampling.top_k,
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "typical_p": sampling.typical_p,
@@ -77,10 +78,11 @@ def sampling_fields(sampling: Sampling, *, vocabulary: int, context_tokens: int)
 
 def _is_on(name: str, sampling: Sampling) -> bool:
     """Whether a sampler of llama.cpp would change anything. One that would not only costs time."""
+    if sampling.temperature == 0 and name not in ("penalties", "dry"):
+        # One candidate, not a vocabulary of which all but one are impossible: the draw goes through what is left.
+        return name == "top_k"
     if name == "temperature":
         return True
-    if sampling.temperature == 0 and name not in ("penalties", "dry"):
-        return False  # behind a temperature of 0 one token is left
     match name:
         case "penalties":
             return sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
