@@ -43,7 +43,13 @@
     |  |- BlobCorrupt
     |  |- CommitLost             another writer committed first (nothing is lost)
     |  |- StaleIncarnation       Redis went back in time without noticing
-    |  `- HistoryMismatch        storage and Redis hold different histories
+    |  |- HistoryMismatch        storage and Redis hold different histories
+    |  |- AliasMoved             an alias does not name what it was to be moved from
+    |  `- PushOvertaken          a collector took a push for dead; it begins anew (retry=True)
+    |- VersionError             a version of a model cannot be used as was asked
+    |  |- VersionMissing        no such version or alias
+    |  |- VersionUnusable       it is quarantined, deleted or not complete
+    |  `- VersionInUse          an alias names it, or a worker serves it
     `- DeploymentError          `headpond up` and its relatives could not do what was asked
 
 `retry` says whether the same call may succeed later without a change.
@@ -461,6 +467,45 @@ class HistoryMismatch(BlobError):
             f"storage holds {found}, Redis {wanted}. Nothing is committed until [storage] names the bucket of this "
             "Redis again; the journal keeps what waits.",
         )
+
+
+class AliasMoved(BlobError):
+    """An alias names another version than the one that it was to be moved from. Nothing was changed."""
+
+    def __init__(self, key: str, *, alias: str, expected: int, found: int) -> None:
+        super().__init__(
+            key, f"'{alias}' names version {found or 'none'} now, not {expected or 'none'}; nothing was moved"
+        )
+        self.alias, self.expected, self.found = alias, expected, found
+
+
+class PushOvertaken(BlobError):
+    """A push that took longer than the grace of the collector, which then dropped its intent."""
+
+    retry = True
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key, "the push took so long that a collector dropped its intent; it has to begin anew")
+
+
+class VersionError(HeadpondError):
+    """A version of a model cannot be used as was asked. version: `chat@3` or `chat@prod`."""
+
+    def __init__(self, version: str, message: str) -> None:
+        super().__init__(f"{version}: {message}")
+        self.version = version
+
+
+class VersionMissing(VersionError):
+    """There is no such version or alias."""
+
+
+class VersionUnusable(VersionError):
+    """A version that is quarantined, deleted or not complete."""
+
+
+class VersionInUse(VersionError):
+    """It cannot be deleted: an alias names it."""
 
 
 class DeploymentError(HeadpondError):

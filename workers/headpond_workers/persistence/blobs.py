@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from headpond.errors import BlobCorrupt
@@ -56,6 +57,29 @@ class Blobs(Protocol):
 
         Raises BlobCorrupt if the object at `key` has other content.
         """
+        ...
+
+    def read_into(self, key: str, buffer: memoryview, *, offset: int = 0) -> None:
+        """Fill `buffer` with the bytes of the object from `offset` on. They are checked by no checksum of storage's:
+        whoever reads part of an object knows what should be there.
+
+        Raises BlobMissing; BlobCorrupt if the object ends before.
+        """
+        ...
+
+    def size_of(self, key: str) -> int | None:
+        """Bytes of the object; None if there is none."""
+        ...
+
+    def put_file(self, key: str, path: Path) -> None:
+        """`put_once` of a file of any size, in parts where it is large; parts of an upload that fails are given up.
+
+        Raises BlobCorrupt if the object at `key` has other content, ModelFileError if the file cannot be read.
+        """
+        ...
+
+    def list_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """As `list_keys`, each with its bytes."""
         ...
 
     def list_keys(self, prefix: str) -> Iterator[str]:
