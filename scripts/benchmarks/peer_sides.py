@@ -37,6 +37,8 @@ MODEL = "bench"
 SOURCE = "smollm2-135m:Q8_0"
 SLOTS = 8
 THREADS = 1
+BATCH_TOKENS = 2048
+"""Of a prompt that one step reads: what llama.cpp's own server takes. headpond's default hears a cancel sooner."""
 RUN_TIMEOUT_S = 600.0
 READY_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 15.0
@@ -101,7 +103,8 @@ class HeadpondSide:
     program = "ask_headpond"
     about = (
         "a deployment as `headpond up` makes it: Valkey (append-only file, synced each second), SeaweedFS, the "
-        "persister, one worker of 8 slots, supervisord; a program with headpond's Client"
+        "persister, one worker of 8 slots with batch_tokens as llama.cpp's own server has it, supervisord; a "
+        "program with headpond's Client"
     )
 
     def __init__(self, deployment: Deployment, reader: Child) -> None:
@@ -130,7 +133,7 @@ def headpond_side(folder: Path) -> Iterator[HeadpondSide]:
     write_private(
         config,
         f'[models.{MODEL}]\nengine = "llamacpp"\nsource = "{SOURCE}"\nslots = {SLOTS}\n'
-        f"context_tokens = {CONTEXT_TOKENS}\nthreads = {THREADS}\n",
+        f"context_tokens = {CONTEXT_TOKENS}\nthreads = {THREADS}\nbatch_tokens = {BATCH_TOKENS}\n",
     )
     settings = load_settings(config)
     deployment = Deployment(settings)
