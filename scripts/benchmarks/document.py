@@ -3,7 +3,7 @@
 Nothing that can be worked out from the samples is stored: `report` does that, so a table can never differ from them.
 
     schema, v          "headpond/benchmark", 1
-    benchmark          "queue", "generate", "engine" or "peers"
+    benchmark          "queue", "generate", "engine", "peers" or "storage"
     quick, seed, only  how it was run; only: names of the measurements that were asked for, none for all
     started, seconds   UTC, and how long it took in all
     machine            see machine.Machine
@@ -56,6 +56,11 @@ class Kind(StrEnum):
     PEERS_4 = "jobs_4"
     PEERS_8 = "jobs_8"
     PEERS_CRASH = "crash"
+    PUSH = "push"
+    PULL = "pull"
+    CHANGED = "changed"
+    PUSH_AGAIN = "push_again"
+    ALIAS = "alias"
 
 
 @dataclass(frozen=True, slots=True)

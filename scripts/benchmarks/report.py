@@ -1,6 +1,6 @@
 """Tables from the raw samples: what docs/benchmarks.md shows, and what a command prints. No I/O.
 
-The goals stand here, in `queue_rows` and in `peer_rows`. A ratio or difference is made within each pair; its median
+The goals stand here, in `queue_rows`, `peer_rows` and `storage_rows`. A ratio or difference is made within each pair; its median
 and interval are over the pairs.
 """
 
@@ -13,6 +13,7 @@ from pairs import MIN_PAIRS, Direction, Goal, estimate_median, percentile
 from peer_rows import PEER_ROWS
 from queue_rows import QUEUE_ROWS
 from rows import Row, flat, medians, percentiles, samples_of
+from storage_rows import STORAGE_ROWS
 
 BEGIN = "<!-- generated: begin. Do not edit; run scripts/bench render -->"
 END = "<!-- generated: end -->"
@@ -21,13 +22,16 @@ BENCHMARKS = {
     "generate": "Generate: what headpond costs beside the engine alone",
     "engine": "Engine: what the loop around exllamav2 costs",
     "peers": "Peers: the same model served by others",
+    "storage": "Storage: versions of models, beside boto3 alone",
 }
 
 QUEUE_NAMES = tuple(kind.value for kind in QUEUE_ROWS)
 """What `scripts/bench queue` measures, in its order."""
 PEER_NAMES = tuple(kind.value for kind in PEER_ROWS)
 """What `scripts/bench peers` measures, in its order."""
-NAMES = {"queue": QUEUE_NAMES, "peers": PEER_NAMES}
+STORAGE_NAMES = tuple(kind.value for kind in STORAGE_ROWS)
+"""What `scripts/bench storage` measures, in its order."""
+NAMES = {"queue": QUEUE_NAMES, "peers": PEER_NAMES, "storage": STORAGE_NAMES}
 """Of the benchmarks that can be run in part."""
 
 THROUGHPUT_GOALS = {
@@ -81,6 +85,7 @@ def _step_gap(measurement: Measurement) -> list[Row]:
 _ROWS: dict[Kind, Callable[[Measurement], list[Row]]] = {
     **QUEUE_ROWS,
     **PEER_ROWS,
+    **STORAGE_ROWS,
     Kind.THROUGHPUT: _throughput,
     Kind.FIRST_TOKEN: _first_token,
     Kind.STEP_GAP: _step_gap,

@@ -1,0 +1,72 @@
+"""What is reported of `storage`, with its goals. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from document import Kind, Measurement, Samples
+from pairs import Direction, Goal, percentile
+from rows import Row, by_pair, flat, itself, medians, percentiles, ratio, samples_of
+
+PUSH_GOAL = Goal(Direction.AT_LEAST, 0.9)
+PULL_GOAL = Goal(Direction.AT_LEAST, 0.85)
+CHANGED_GOAL = Goal(Direction.AT_MOST, 1.05)
+AGAIN_GOAL = Goal(Direction.AT_LEAST, 10.0)
+ALIAS_P99_GOAL = Goal(Direction.AT_MOST, 100.0)
+LEAST_THROUGHPUT_GOAL = Goal(Direction.AT_LEAST, 0.5)
+FIRST_JOB_GOAL = Goal(Direction.AT_MOST, 1.0)
+
+
+def _rate(samples: Samples) -> float:
+    return float(samples["bytes"] / samples["seconds"] / 1e6)
+
+
+def _push(measurement: Measurement) -> list[Row]:
+    return [ratio("rate", by_pair(measurement, _rate), "MB/s", PUSH_GOAL)]
+
+
+def _pull(measurement: Measurement) -> list[Row]:
+    into_memory = [
+        (_rate(pair.headpond), pair.peer["bytes"] / pair.peer["memory_s"] / 1e6) for pair in measurement.pairs
+    ]
+    return [
+        ratio("rate", by_pair(measurement, _rate), "MB/s", PULL_GOAL),
+        ratio("rate, beside the same GETs into memory alone, no file written", into_memory, "MB/s"),
+    ]
+
+
+def _changed(measurement: Measurement) -> list[Row]:
+    def of(name: str) -> Callable[[Samples], float]:
+        return lambda samples: samples[name] / 1e6
+
+    return [
+        ratio("bytes", by_pair(measurement, of("bytes")), "MB", CHANGED_GOAL),
+        ratio("bytes, with a grown header", by_pair(measurement, of("grown_bytes")), "MB", CHANGED_GOAL),
+    ]
+
+
+def _again(measurement: Measurement) -> list[Row]:
+    seconds = by_pair(measurement, lambda samples: float(samples["seconds"]))
+    faster = [(1 / ours, 1 / theirs) for ours, theirs in seconds]
+    return [
+        Row("seconds", *medians(seconds), "s"),
+        ratio("pushes a second", faster, "/s", AGAIN_GOAL),
+    ]
+
+
+def _alias(measurement: Measurement) -> list[Row]:
+    ours, theirs = samples_of(measurement, "switch_ms")
+    return [
+        itself("p99 of headpond by itself, of each run", percentiles(ours, theirs, 0.99), "ms", ALIAS_P99_GOAL),
+        Row("p50 of all samples", percentile(flat(ours), 0.5), percentile(flat(theirs), 0.5), "ms"),
+        Row("p99 of all samples", percentile(flat(ours), 0.99), percentile(flat(theirs), 0.99), "ms"),
+    ]
+
+
+STORAGE_ROWS: dict[Kind, Callable[[Measurement], list[Row]]] = {
+    Kind.PUSH: _push,
+    Kind.PULL: _pull,
+    Kind.CHANGED: _changed,
+    Kind.PUSH_AGAIN: _again,
+    Kind.ALIAS: _alias,
+}

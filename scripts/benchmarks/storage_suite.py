@@ -1,0 +1,39 @@
+"""`storage`: every measurement of versions in storage by its name, and the run of all or some of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from document import Kind, Measurement
+from plan import Plan
+from storage_transfers import measure_pull, measure_push, measure_push_again
+from storage_versions import measure_alias, measure_changed
+
+from headpond_workers.supervision.private_files import private_folder
+
+MEASUREMENTS: dict[Kind, Callable[[Plan], Measurement]] = {
+    Kind.PUSH: measure_push,
+    Kind.PULL: measure_pull,
+    Kind.CHANGED: measure_changed,
+    Kind.PUSH_AGAIN: measure_push_again,
+    Kind.ALIAS: measure_alias,
+}
+"""In the order in which they run and are reported."""
+
+
+def measure_storage(
+    *, pairs: int, seed: int, quick: bool, only: Sequence[str], folder: Path, progress: Callable[[str], None]
+) -> list[Measurement]:
+    """only: names of measurements; none means all. folder: empty, private. Raises HeadpondError."""
+    made = []
+    for kind, measure in MEASUREMENTS.items():
+        if only and kind.value not in only:
+            continue
+        plan = Plan(kind, pairs, seed, quick, private_folder(folder / kind.value), progress, "storage")
+        plan.say("starting")
+        made.append(measure(plan))
+        # Some gigabytes each.
+        shutil.rmtree(plan.folder)
+    return made
