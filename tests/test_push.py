@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,12 +17,11 @@ from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.gc_documents import GcState
 from headpond_workers.checkpoints.intent import Intent
 from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES, SMALL_CHUNK_BYTES
-from headpond_workers.checkpoints.names import GC_STATE, epoch_of, intent_key, version_key
+from headpond_workers.checkpoints.names import GC_STATE, epoch_of, intent_key
 from headpond_workers.checkpoints.pushing import How, Stage, Unchanged, push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.sending import PARALLEL_PUTS
 from headpond_workers.checkpoints.version_document import VersionState
-from headpond_workers.persistence.blobs import Blob
 from memory_blobs import Fault, FaultyBlobs, MemoryBlobs
 from pushed_versions import MODEL, check_versions, condemn, content_of, on_disk, pushed, registry_on
 from tiny_weights import gguf, noise, safetensors, write_model

@@ -62,7 +62,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class StoredChunks:
-    """places: by SHA-256 (32 bytes) of the chunk. doubtful: objects of quarantined versions, one of which is damaged."""
+    """places: by SHA-256 (32 bytes) of the chunk. doubtful: objects of quarantined versions; some are damaged."""
 
     places: dict[bytes, Place] = field(repr=False)
     doubtful: frozenset[str] = field(repr=False)
@@ -117,7 +117,7 @@ def _read(registry: Registry, number: int) -> VersionAt | None:
 
 
 def find_chunks(registry: Registry, versions: Versions, wanted: Collection[bytes], gc: Collected) -> StoredChunks:
-    """Where complete versions have the wanted chunks (SHA-256, 32 bytes), in objects that nobody condemned or doubts."""
+    """Where complete versions have the wanted chunks (SHA-256, 32 bytes), in objects that are not condemned or doubtful."""
     doubtful = {
         stored.key
         for document in versions.of(VersionState.QUARANTINED)

@@ -37,7 +37,8 @@ def blobs_of(settings: Settings) -> S3Blobs:
     address = storage_of(settings)
     if address is None:
         raise ConfigError(
-            "there is no storage: [storage] names no endpoint_url, and none runs beside it. Start one with: headpond up",
+            "there is no storage: [storage] names no endpoint_url, and none runs beside it. Start one with: headpond "
+            "up",
             where=str(settings.file or CONFIG_NAME),
         )
     return S3Blobs(address)
