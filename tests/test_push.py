@@ -119,12 +119,13 @@ def test_only_what_changed_is_new(
     path.write_bytes(made(before))
     pushed(blobs, path)
     old_header = path.stat().st_size - sum(map(len, before.values()))
-    changed = {name: noise(77, len(before[name])) for name in ("layer.3.weight", "layer.30.weight", "layer.57.weight")}
+    names = ("layer.3.weight", "layer.30.weight", "layer.57.weight")
+    changed = {name: noise(7000 + number, len(before[name])) for number, name in enumerate(names)}
     after = before | changed
     if "insert" in steps:
         changed["new"] = noise(78, 256 * KIB)
-        names = list(after)
-        after = {name: after.get(name, b"") for name in [*names[:20], "new", *names[20:]]} | {"new": changed["new"]}
+        order = list(after)
+        after = {name: (after | changed)[name] for name in [*order[:20], "new", *order[20:]]}
     path.write_bytes(made(after, metadata={"note": "x" * 5000} if "grow" in steps else None))
     found = pushed(blobs, path)
     changed_bytes = sum(map(len, changed.values()))
