@@ -22,7 +22,6 @@ HEADPOND = (sys.executable, "-c", "from headpond.cli import main; main()")
 DEADLINE_S = 60
 
 
-
 def files_of(model: str) -> dict[str, bytes]:
     """Of other bytes for each model: tests that damage objects share a server."""
     return {"config.json": b"{}", "w/model.safetensors": bytes_of(model, 20 * CHUNK_BYTES)}

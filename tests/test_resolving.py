@@ -22,7 +22,11 @@ def test_an_alias_is_the_number_that_it_names_now() -> None:
     put_alias(blobs, "chat", "prod", 3)
     put_alias(blobs, "chat", "next", 4)
     put_alias(blobs, "code", "prod", 1)
-    assert [resolve(VersionSource.parse(text), blobs) for text in ("s3:chat", "s3:chat@next", "s3:code@prod")] == [3, 4, 1]
+    assert [resolve(VersionSource.parse(text), blobs) for text in ("s3:chat", "s3:chat@next", "s3:code@prod")] == [
+        3,
+        4,
+        1,
+    ]
 
 
 def test_a_number_is_itself_and_nobody_is_asked() -> None:

@@ -243,11 +243,14 @@ def test_room_that_another_pull_has_claimed_is_not_given_twice(blobs: ReadingBlo
             refused.append("")
             with pytest.raises(ConfigError) as error:
                 # The half-made one and this are too much together, also once the other is removed.
-                hold(cache_at(tmp_path, 15_000), StoredVersion(Registry(inner, "m", writer="x"), three.document, three.manifest, {}))
+                hold(
+                    cache_at(tmp_path, 15_000),
+                    StoredVersion(Registry(inner, "m", writer="x"), three.document, three.manifest, {}),
+                )
             refused.append(str(error.value))
 
     inner = MemoryBlobs()
-    inner.objects = blobs._below.objects  # type: ignore[attr-defined] # noqa: SLF001 - a test's own class
+    inner.objects = blobs._below.objects  # type: ignore[attr-defined]
     blobs.before = amid
     with hold(cache, one) as held:
         assert held.path.is_file()

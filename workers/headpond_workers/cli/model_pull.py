@@ -16,12 +16,12 @@ from headpond.errors import ConfigError
 from headpond.settings import CONFIG_NAME, find_config, load_settings
 from headpond.tables import VersionSource
 from headpond.terminal import escape_controls
-from headpond_workers.cli.config_option import AsJson, Config, say
-from headpond_workers.cli.transfer_progress import shown_transfer
 from headpond_workers.checkpoints.pull import pull as pull_version
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.resolving import open_storage, resolve
 from headpond_workers.checkpoints.verify import verify as verify_version
+from headpond_workers.cli.config_option import AsJson, Config, say
+from headpond_workers.cli.transfer_progress import shown_transfer
 
 Version = Annotated[
     str, typer.Argument(metavar="NAME@V", help="A version by its number, chat@3, or by an alias, chat@prod.")
