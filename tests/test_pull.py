@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -143,7 +144,8 @@ def test_however_files_are_cut_each_chunk_is_read_where_it_stands(
     reads = list(reads_of(manifest))
     for read in reads:
         stored = manifest.objects[read.object]
-        assert read.offset >= 0 and read.offset + read.size <= stored.size <= MAX_OBJECT_BYTES
+        assert read.offset >= 0
+        assert read.offset + read.size <= stored.size <= MAX_OBJECT_BYTES
         body = memoryview(blobs.get(stored.key).body)[read.offset : read.offset + read.size]
         for piece in read.pieces:
             path = manifest.files[piece.file].path
@@ -151,7 +153,7 @@ def test_however_files_are_cut_each_chunk_is_read_where_it_stands(
     assert {path: bytes(body) for path, body in made.items()} == files
     # What lies together in an object comes in one request.
     assert len(reads) <= len(manifest.objects) + sum(1 for _ in manifest.files) + len(manifest.chunks) // 2
-    for one, other in zip(reads, reads[1:], strict=False):
+    for one, other in pairwise(reads):
         gap = other.offset - (one.offset + one.size)
         assert one.object != other.object or not 0 <= gap <= MOST_GAP_BYTES
 

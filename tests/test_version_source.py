@@ -1,4 +1,4 @@
-"""Where a model's weights come from: parsed, checked in tables of every engine, and kept out of what prepares models."""
+"""Where a model's weights come from: parsed, checked in tables of every engine, and nothing to prepare."""
 
 from __future__ import annotations
 
