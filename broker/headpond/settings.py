@@ -91,6 +91,8 @@ class StorageSettings(Table):
     """Megabytes a second that one process sends to storage at most, in all its threads together. None: no limit."""
     download_mb_per_s: MbPerSecond | None = None
     """The same for what it reads."""
+    cache_gb: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    """Gigabytes (10^9 bytes) of versions that this machine keeps in its cache; None: no bound."""
 
     @field_validator("endpoint_url")
     @classmethod
