@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from benchmark_modules import FOLDER, modules
 from conftest import eventually
 from headpond.errors import HeadpondError
 from test_benchmarks_docs import bench, group_is_gone
 
-REPO = Path(__file__).resolve().parent.parent
-FOLDER = REPO / "scripts" / "benchmarks"
+__all__ = ["modules"]
 PROGRAMS = sorted((FOLDER / "peer_code").glob("*.py"))
-
-
-class Modules:
-    """Modules of scripts/benchmarks by name, which import each other by file name."""
-
-    def __getattr__(self, name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-
-@pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    names = {path.stem for path in FOLDER.glob("[!_]*.py")}
-    assert not names & sys.modules.keys()
-    yield Modules()
-    for name in names & sys.modules.keys():
-        del sys.modules[name]
 
 
 def measured(modules: Any, kind: str, peer: str, headpond: list[dict[str, Any]], theirs: dict[str, Any]) -> Any:

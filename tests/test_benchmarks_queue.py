@@ -2,55 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import redis
 
+from benchmark_modules import FOLDER, judged, measured, modules
 from conftest import eventually
 from headpond.wire import pack_tokens, unpack_tokens
 from headpond_workers.supervision.embedded_valkey import running_valkey
 
-REPO = Path(__file__).resolve().parent.parent
-FOLDER = REPO / "scripts" / "benchmarks"
-
-
-class Modules:
-    """Modules of scripts/benchmarks by name, which import each other by file name."""
-
-    def __getattr__(self, name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-
-@pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    names = {path.stem for path in FOLDER.glob("[!_]*.py")}
-    assert not names & sys.modules.keys()
-    yield Modules()
-    for name in names & sys.modules.keys():
-        del sys.modules[name]
-
-
-def measured(modules: Any, kind: str, headpond: dict[str, Any], peer: dict[str, Any]) -> Any:
-    """Ten pairs of these samples."""
-    pairs = [modules.pairs.Pair(modules.pairs.order_of(n), headpond, peer) for n in range(10)]
-    return modules.document.Measurement(modules.document.Kind(kind), kind, "work", "ours", "theirs", pairs)
-
-
-def judged(modules: Any, kind: str, headpond: dict[str, Any], peer: dict[str, Any]) -> list[tuple[float, str | None]]:
-    """Median and verdict of each row that has any."""
-    rows = modules.report.rows_of(measured(modules, kind, headpond, peer))
-    return [(round(row.estimate.median, 6), row.verdict) for row in rows if row.estimate]
+__all__ = ["modules"]
+REPO = FOLDER.parent.parent
 
 
 # ---- from samples to rows

@@ -1,7 +1,7 @@
 """Tables from the raw samples: what docs/benchmarks.md shows, and what a command prints. No I/O.
 
-The goals stand here, in `queue_rows`, `peer_rows` and `storage_rows`. A ratio or difference is made within each pair; its median
-and interval are over the pairs.
+The goals stand here, in `queue_rows`, `peer_rows` and `storage_rows`. A ratio or difference is made within each pair;
+its median and interval are over the pairs.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Model files for `storage`: safetensors of seeded noise, of which a share of the tensors can be changed. No model could
-load them; what is measured is bytes."""
+"""Model files for `storage`: safetensors of seeded noise, of which a share of the tensors can be changed. Nothing could
+load them: what is measured is bytes."""
 
 from __future__ import annotations
 

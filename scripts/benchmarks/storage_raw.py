@@ -89,7 +89,8 @@ class RawBucket:
         last = at + len(buffer) - 1
         with closing(self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes={at}-{last}")["Body"]) as body:
             while buffer:
-                count = body.readinto(buffer)
+                # Its stubs know files alone; urllib3 fills any buffer.
+                count = body.readinto(buffer)  # type: ignore[arg-type]
                 if not count:
                     raise BenchmarkError(f"{key} ended {len(buffer)} bytes early.")
                 buffer = buffer[count:]

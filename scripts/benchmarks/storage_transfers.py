@@ -44,8 +44,8 @@ def measure_push(plan: Plan) -> Measurement:
         plan.kind, "push of new data",
         f"a safetensors file of {shape.size_bytes >> 20} MiB with {len(shape.tensors)} tensors, other bytes each time, "
         f"from the page cache to {SERVER}",
-        "push: every byte hashed, chunks by tensor, packs, intent, manifest, version document; each object put with its "
-        "SHA-256",
+        "push: every byte hashed, chunks by tensor, packs, intent, manifest, version document; each object put with "
+        "its SHA-256",
         f"{HOW}; upload_file of the same number of bytes as one object", pairs,
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ def measure_changed(plan: Plan) -> Measurement:
             changed_bytes = sum(shape.tensors[n] for n in changed)
             seed, path = f"{plan.seed}:{number}", plan.folder / "model.safetensors"
             push_version(storage, f"changed-{number}", write_model(path, shape, seed=seed))
-            added = []
+            added: list[tuple[int, int]] = []
             # The second time the header grows too: every byte of the file moves.
             for others in (changed, tuple(n for n in range(len(shape.tensors)) if n not in changed)[: len(changed)]):
                 grown = ["x" * 1000] * 3 if added else []

@@ -1,0 +1,77 @@
+"""`scripts/bench storage`: what is reported of its samples, and that a quick run moves the bytes that it says."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark_modules import judged, modules
+from headpond_workers.engines.safetensors_header import read_safetensors_header
+
+__all__ = ["modules"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "headpond", "peer", "expected"),
+    [
+        ("push", {"bytes": 90, "seconds": 1.0}, {"bytes": 100, "seconds": 1.0}, [(0.9, "met")]),
+        ("push", {"bytes": 89, "seconds": 1.0}, {"bytes": 100, "seconds": 1.0}, [(0.89, "missed")]),
+        (
+            "pull",
+            {"bytes": 100, "seconds": 2.0},
+            {"bytes": 100, "seconds": 1.7, "memory_s": 1.0},
+            [(0.85, "met"), (0.5, None)],
+        ),
+        ("pull", {"bytes": 84, "seconds": 1.0}, {"bytes": 100, "seconds": 1.0, "memory_s": 1.0},
+         [(0.84, "missed"), (0.84, None)]),
+        ("changed", {"bytes": 105, "grown_bytes": 106}, {"bytes": 100, "grown_bytes": 100},
+         [(1.05, "met"), (1.06, "missed")]),
+        ("push_again", {"seconds": 0.1}, {"seconds": 1.0}, [(10.0, "met")]),
+        ("push_again", {"seconds": 0.1}, {"seconds": 0.9}, [(9.0, "missed")]),
+        # One slow move in fifty is above the p99 of a run.
+        ("alias", {"switch_ms": [10.0] * 50}, {"switch_ms": [1.0]}, [(10.0, "met")]),
+        ("alias", {"switch_ms": [10.0] * 49 + [500.0]}, {"switch_ms": [1.0]}, [(259.9, "missed")]),
+    ],
+)  # fmt: skip
+def test_each_figure_is_compared_with_its_goal(
+    modules: Any, kind: str, headpond: dict[str, Any], peer: dict[str, Any], expected: list[tuple[float, str | None]]
+) -> None:
+    assert judged(modules, kind, headpond, peer) == expected
+
+
+def test_every_measurement_has_its_rows_and_its_name(modules: Any) -> None:
+    names = tuple(kind.value for kind in modules.storage_suite.MEASUREMENTS)
+    assert names == modules.report.STORAGE_NAMES
+
+
+def test_a_changed_model_differs_in_the_chosen_tensors_alone(modules: Any, tmp_path: Path) -> None:
+    models = modules.storage_models
+    shape = models.draw_shape(3 << 20, random.Random(1))
+    changed = models.draw_changed(shape, 0.05, random.Random(2))
+    assert 0.05 * shape.size_bytes <= sum(shape.tensors[n] for n in changed) < shape.size_bytes
+    plain = models.write_model(tmp_path / "a.safetensors", shape, seed="s")
+    other = models.write_model(tmp_path / "b.safetensors", shape, seed="s", changed=changed, notes=["longer"])
+    ours, theirs = read_safetensors_header(plain), read_safetensors_header(other)
+    assert theirs.data_start > ours.data_start
+    a, b = plain.read_bytes()[ours.data_start :], other.read_bytes()[theirs.data_start :]
+    places = list(ours.tensors.values())
+    differing = tuple(n for n, place in enumerate(places) if a[place.begin : place.end] != b[place.begin : place.end])
+    assert differing == changed
+
+
+@pytest.mark.slow
+def test_a_quick_run_has_samples_of_every_figure(modules: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    made = modules.storage_suite.measure_storage(
+        pairs=1, seed=3, quick=True, only=(), folder=tmp_path, progress=said.append
+    )
+    assert [measurement.kind for measurement in made] == list(modules.storage_suite.MEASUREMENTS)
+    rows = {(m.kind.value, row.what): row for m in made for row in modules.report.rows_of(m)}
+    assert all(row.headpond > 0 for row in rows.values())
+    changed = rows["changed", "bytes"]
+    assert 1.0 <= changed.estimate.median < 1.5, "what was changed has to be sent, and not the whole model"
+    assert any("pair 1/1" in line for line in said)
+    assert not list(tmp_path.iterdir()), "gigabytes of a whole run would stay"
