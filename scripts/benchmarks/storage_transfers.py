@@ -13,7 +13,7 @@ from storage_models import MIB, Shape, draw_shape, write_model
 from storage_raw import HOW
 from storage_sides import SERVER, Storage, pull_version, push_version, require_same, running_storage, seconds_of
 
-WHOLE_BYTES, QUICK_BYTES = 192 * MIB, 24 * MIB
+WHOLE_BYTES, QUICK_BYTES = 192 * MIB, 8 * MIB
 RATES = "MB/s"
 
 

@@ -14,7 +14,7 @@ from storage_sides import SERVER, WRITER, push_version, running_storage
 from headpond_workers.checkpoints.aliases import Aliases
 
 CHANGED_SHARE = 0.05
-WHOLE_BYTES, QUICK_BYTES = 96 * MIB, 24 * MIB
+WHOLE_BYTES, QUICK_BYTES = 96 * MIB, 8 * MIB
 MOVES, QUICK_MOVES = 100, 10
 SMALL_BYTES = 2 * MIB
 
