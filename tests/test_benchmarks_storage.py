@@ -34,6 +34,20 @@ __all__ = ["modules"]
         # One slow move in fifty is above the p99 of a run.
         ("alias", {"switch_ms": [10.0] * 50}, {"switch_ms": [1.0]}, [(10.0, "met")]),
         ("alias", {"switch_ms": [10.0] * 49 + [500.0]}, {"switch_ms": [1.0]}, [(259.9, "missed")]),
+        (
+            "rollover",
+            {"least_tokens_per_s": 50.0, "before_tokens_per_s": 100.0, "first_s": 3.0, "load_s": 2.0,
+             "all_changed_s": 6.0},
+            {},
+            [(0.5, "met"), (1.0, "met"), (2.0, None), (6.0, None)],
+        ),
+        (
+            "rollover",
+            {"least_tokens_per_s": 49.0, "before_tokens_per_s": 100.0, "first_s": 3.1, "load_s": 2.0,
+             "all_changed_s": 6.0},
+            {},
+            [(0.49, "missed"), (1.1, "missed"), (2.0, None), (6.0, None)],
+        ),
     ],
 )  # fmt: skip
 def test_each_figure_is_compared_with_its_goal(
@@ -60,6 +74,12 @@ def test_a_changed_model_differs_in_the_chosen_tensors_alone(modules: Any, tmp_p
     places = list(ours.tensors.values())
     differing = tuple(n for n, place in enumerate(places) if a[place.begin : place.end] != b[place.begin : place.end])
     assert differing == changed
+
+
+def test_the_least_throughput_is_that_of_the_emptiest_window(modules: Any) -> None:
+    tokens = [n / 10 for n in range(100) if not 40 <= n < 50]  # ten a second, none from 4 s to 5 s
+    assert modules.storage_rollover.least_rate(tokens, 0.0, 8.0) == 5.0
+    assert modules.storage_rollover.least_rate(tokens, 0.0, 1.0) == 10.0
 
 
 @pytest.mark.slow

@@ -61,6 +61,7 @@ class Kind(StrEnum):
     CHANGED = "changed"
     PUSH_AGAIN = "push_again"
     ALIAS = "alias"
+    ROLLOVER = "rollover"
 
 
 @dataclass(frozen=True, slots=True)

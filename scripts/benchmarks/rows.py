@@ -46,6 +46,11 @@ def itself(what: str, both: Both, unit: str, goal: Goal | None = None) -> Row:
     return Row(what, *medians(both), unit, unit, estimate_median([ours for ours, _ in both]), goal)
 
 
+def alone(what: str, ours: Sequence[float], unit: str, goal: Goal | None = None) -> Row:
+    """headpond's own value, where there is no peer."""
+    return Row(what, statistics.median(ours), None, unit, unit, estimate_median(ours), goal)
+
+
 def samples_of(measurement: Measurement, name: str) -> tuple[list[list[float]], list[list[float]]]:
     return [p.headpond[name] for p in measurement.pairs], [p.peer[name] for p in measurement.pairs]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from document import Kind, Measurement, Samples
 from pairs import Direction, Goal, percentile
-from rows import Row, by_pair, flat, itself, medians, percentiles, ratio, samples_of
+from rows import Row, alone, by_pair, flat, itself, medians, percentiles, ratio, samples_of
 
 PUSH_GOAL = Goal(Direction.AT_LEAST, 0.9)
 PULL_GOAL = Goal(Direction.AT_LEAST, 0.85)
@@ -63,10 +63,23 @@ def _alias(measurement: Measurement) -> list[Row]:
     ]
 
 
+def _rollover(measurement: Measurement) -> list[Row]:
+    ours = [pair.headpond for pair in measurement.pairs]
+    shares = [samples["least_tokens_per_s"] / samples["before_tokens_per_s"] for samples in ours]
+    beyond_s = [samples["first_s"] - samples["load_s"] for samples in ours]
+    return [
+        alone("least throughput, of that before", shares, "of it", LEAST_THROUGHPUT_GOAL),
+        alone("first token of the new version, beyond a worker's loading", beyond_s, "s", FIRST_JOB_GOAL),
+        alone("loading of a worker", [samples["load_s"] for samples in ours], "s"),
+        alone("all workers changed", [samples["all_changed_s"] for samples in ours], "s"),
+    ]
+
+
 STORAGE_ROWS: dict[Kind, Callable[[Measurement], list[Row]]] = {
     Kind.PUSH: _push,
     Kind.PULL: _pull,
     Kind.CHANGED: _changed,
     Kind.PUSH_AGAIN: _again,
     Kind.ALIAS: _alias,
+    Kind.ROLLOVER: _rollover,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from document import Kind, Measurement
 from plan import Plan
+from storage_rollover import measure_rollover
 from storage_transfers import measure_pull, measure_push, measure_push_again
 from storage_versions import measure_alias, measure_changed
 
@@ -19,6 +20,7 @@ MEASUREMENTS: dict[Kind, Callable[[Plan], Measurement]] = {
     Kind.CHANGED: measure_changed,
     Kind.PUSH_AGAIN: measure_push_again,
     Kind.ALIAS: measure_alias,
+    Kind.ROLLOVER: measure_rollover,
 }
 """In the order in which they run and are reported."""
 
