@@ -16,6 +16,7 @@ from headpond.errors import BlobChanged, BlobCorrupt, BlobMissing, ConfigError, 
 from headpond.settings import load_settings
 from headpond_workers.persistence import s3
 from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.persistence.byte_rate import ByteRate, Rates
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.s3_uploads import PartSizes
 from headpond_workers.persistence.storage_settings import StorageAddress, configured_storage
@@ -35,7 +36,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess
         yield process
 
 
-def open_s3(seaweed: SeaweedProcess, url: str | None = None) -> S3Blobs:
+def open_s3(seaweed: SeaweedProcess, url: str | None = None, *, rates: Rates | None = None) -> S3Blobs:
     return S3Blobs(
         StorageAddress(
             url or seaweed.url,
@@ -46,23 +47,31 @@ def open_s3(seaweed: SeaweedProcess, url: str | None = None) -> S3Blobs:
             configured_in="the test",
         ),
         parts=SMALL_PARTS,
+        rates=rates,
     )
+
+
+@pytest.fixture(scope="module")
+def s3_blobs(seaweed: SeaweedProcess) -> S3Blobs:
+    return open_s3(seaweed)
+
+
+@pytest.fixture(scope="module")
+def cut_blobs(seaweed: SeaweedProcess) -> Iterator[S3Blobs]:
+    """Behind a network that loses a quarter of all requests, or their replies."""
+    with CuttingProxy(urlsplit(seaweed.url).port or 0) as proxy:
+        proxy.cut_often(Cut.LOSE_REPLY, Cut.ANSWER_503, Cut.LOSE_REQUEST, every=4)
+        yield open_s3(seaweed, proxy.url)
 
 
 @pytest.fixture(
     params=["memory", pytest.param("s3", marks=pytest.mark.slow), pytest.param("cut s3", marks=pytest.mark.slow)]
 )
-def blobs(request: pytest.FixtureRequest) -> Iterator[Blobs]:
+def blobs(request: pytest.FixtureRequest) -> Blobs:
     if request.param == "memory":
-        yield MemoryBlobs()
-        return
-    seaweed: SeaweedProcess = request.getfixturevalue("seaweed")
-    if request.param == "s3":
-        yield open_s3(seaweed)
-        return
-    with CuttingProxy(urlsplit(seaweed.url).port or 0) as proxy:
-        proxy.cut_often(Cut.LOSE_REPLY, Cut.ANSWER_503, Cut.LOSE_REQUEST, every=4)
-        yield open_s3(seaweed, proxy.url)
+        return MemoryBlobs()
+    found: Blobs = request.getfixturevalue("s3_blobs" if request.param == "s3" else "cut_blobs")
+    return found
 
 
 @pytest.fixture
@@ -266,8 +275,10 @@ def test_what_is_no_readable_file_is_refused_with_its_path(blobs: Blobs, key: st
     assert blobs.size_of(key) is None
 
 
-def test_of_many_writers_that_create_one_key_exactly_one_wins(blobs: Blobs, key: str) -> None:
-    for number in range(10):
+def test_of_many_writers_that_create_one_key_exactly_one_wins(
+    blobs: Blobs, key: str, request: pytest.FixtureRequest
+) -> None:
+    for number in range(3 if behind_cuts(request) else 10):
         name = f"{key}-{number}"
 
         def create(writer: str, name: str = name) -> str:
@@ -319,6 +330,38 @@ def test_what_was_acknowledged_outlives_the_kill_of_the_server(tmp_path: Path) -
         for number, etag in etags.items():
             found = blobs.get(f"kept/{number}")
             assert (found.body, found.etag) == (b"%d" % number * 500, etag)
+
+
+class Counted(ByteRate):
+    """Holds nobody up, and knows what went through."""
+
+    def __init__(self) -> None:
+        super().__init__(1e6, clock=lambda: 0.0, sleep=lambda _: None)
+        self.taken = 0
+
+    def take(self, size: int) -> None:
+        self.taken += size
+        super().take(size)
+
+
+@pytest.mark.slow
+def test_every_byte_that_goes_or_comes_keeps_to_its_rate(seaweed: SeaweedProcess, key: str, tmp_path: Path) -> None:
+    rates = Rates(up=Counted(), down=Counted())
+
+    def counted() -> tuple[int, int]:
+        return rates.up.taken, rates.down.taken  # type: ignore[union-attr]
+
+    blobs = open_s3(seaweed, rates=rates)
+    etag = blobs.put_new(key, b"x" * 1000)
+    blobs.put_if(key, b"y" * 500_000, etag=etag)
+    assert counted() == (501_000, 0)
+    blobs.get(key)
+    blobs.read_into(key, memoryview(bytearray(1234)), offset=5)
+    assert counted() == (501_000, 501_234)
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(FILE_BYTES))
+    blobs.put_file(key + "-2", path)
+    assert counted() == (501_000 + FILE_BYTES, 501_234)
 
 
 @pytest.mark.slow
