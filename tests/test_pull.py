@@ -240,6 +240,23 @@ def test_a_damaged_manifest_quarantines_too(blobs: ReadingBlobs, tmp_path: Path)
     assert state_of(other)[0] is VersionState.QUARANTINED
 
 
+def test_a_version_that_is_deleted_amid_a_pull_is_not_called_damaged(blobs: ReadingBlobs, tmp_path: Path) -> None:
+    version = many_reads(blobs)
+
+    def delete(count: int) -> None:
+        if count == 10:
+            at = version.registry.read(1)
+            version.registry.swap(version.registry.swap(at, VersionState.DELETING), VersionState.DELETED)
+            for stored in version.manifest.objects:
+                blobs.delete(stored.key)
+
+    blobs.before = delete
+    with pytest.raises(VersionUnusable, match=r"^m@1: the version is deleted by now: chunks/.* no such object"):
+        pull(version.registry, 1, tmp_path / "w", progress=silent)
+    assert state_of(version)[0] is VersionState.DELETED
+    assert not (tmp_path / "w").exists()
+
+
 class ReadOnlyBlobs(ReadingBlobs):
     """Keys without the right to write."""
 
