@@ -125,7 +125,7 @@ MUTATIONS = (
     ),
     Mutation(
         "virtual time does not pass what a claim for one lane does not see",
-        "math.min(r[TAG], least[r[BAND]] or r[TAG])",
+        "least and math.min(r[TAG], least[r[BAND]] or r[TAG]) or r[TAG]",
         "r[TAG]",
     ),
     Mutation("one worker at a time has the turn", "(mine or (not copy.turn and not stays()))", "(mine or not stays())"),
