@@ -48,7 +48,8 @@ for n, id in ipairs(ids) do
     local band, pinned, delay, deadline = batch[i + 4], batch[i + 5], batch[i + 7], batch[i + 8]
     new[#new + 1] = id
     bodies[#bodies + 1], bodies[#bodies + 2] = id, batch[i + 1]
-    if pinned == '' and delay == 0 and deadline == 0 then
+    local usual = pinned == '' and delay == 0 and deadline == 0
+    if usual and not (trial and lane_of(id, new_row(band, pinned)) ~= 'any') then
       -- The usual job, in as little as can be: it differs from those of its band in its tag alone.
       local key, tag = ready_key('any', band), fair_tag(band, batch[i + 3], batch[i + 6])
       local list = members[key]
@@ -61,7 +62,7 @@ for n, id in ipairs(ids) do
     else
       local r = new_row(band, pinned)
       if delay > 0 then
-        r[STATE], r[LANE] = 'delayed', lane_of(r)
+        r[STATE], r[LANE] = 'delayed', lane_of(id, r)
         call('ZADD', delayed, now + delay, id)
         -- Its own lane must hear of it before the next block ends.
         if call('ZRANGE', delayed, 0, 0)[1] == id then wake(r[LANE]) end
