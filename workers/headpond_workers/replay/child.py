@@ -24,9 +24,10 @@ from headpond.settings import load_settings
 from headpond_workers.continuation import continue_job
 from headpond_workers.embedding import embed_job
 from headpond_workers.engines.protocol import Engine, Finish, Verdict
-from headpond_workers.loading import load_engine, workers_of
+from headpond_workers.loading import Digests, load_engine, workers_of
+from headpond_workers.made_by import provenance_of
 from headpond_workers.redaction import Secrets
-from headpond_workers.replay.events import Embedded, EventWriter, Failed, Finished, Loaded, Refused, Started, Step
+from headpond_workers.replay.events import Embedded, EventWriter, Failed, Finished, Loaded, Refused, Started, Step, Traced
 from headpond_workers.secret_filter import learn_references, start_logging
 
 SIGN_OF_LIFE_S = 1.0
@@ -41,13 +42,20 @@ def replay(bundle: Bundle, options: argparse.Namespace, events: EventWriter, sec
     try:
         settings = load_settings(options.config, environment=os.environ, needed=[options.model])
         learn_references(secrets, settings.model(options.model))
-        engine = load_engine(settings.model(options.model), workers_on_host=workers_of(settings))
+        table = settings.model(options.model)
+        if options.path is not None:
+            table = located(table, options.path)
+        digests = Digests.ANEW if options.trace else Digests.REMEMBERED
+        engine = load_engine(table, workers_on_host=workers_of(settings), digests=digests)
     except Exception as error:  # noqa: BLE001 - told to the parent, whoever's it is
         known = isinstance(error, (ConfigError, ModelFileError, EngineUnavailable))
         events.send(Failed(_words(error, secrets), loading=True, configuration=known))
         return
     other = bundle.fingerprint not in ("", engine.info.fingerprint)
     events.send(Loaded(engine.info.engine, engine.info.fingerprint))
+    if options.trace and not _trace(bundle, engine, events, secrets):
+        events.send(Refused())
+        return
     if other and not options.any_fingerprint:
         events.send(Refused())
         return
@@ -135,6 +143,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser.add_argument("--events", type=int, required=True, help="descriptor of the pipe for events")
     parser.add_argument("--from-start", action="store_true")
     parser.add_argument("--any-fingerprint", action="store_true")
+    parser.add_argument("--trace", action="store_true", help="say what made the result; run it only to compare it")
+    parser.add_argument("--path", type=Path, default=None, help="weights on this machine, instead of the table's")
     options = parser.parse_args(argv)
     secrets = Secrets()
     start_logging(secrets)

@@ -26,6 +26,7 @@ from headpond_workers.replay.events import (
     Refused,
     Started,
     Step,
+    Traced,
     parse_event,
 )
 
@@ -65,7 +66,7 @@ class Replay:
     from_offset: tokens of the bundle that it went on after. made: tokens that the engine gave after them. token_ids:
     of these, those that are settled, shape (n,); pieces: their text, in parts. signal, status: of the process, if it
     ended by one; '' and 0 if not. configuration: it failed of settings or files. embedded: the vectors of a job that
-    embeds.
+    embeds. traced: of a verification, once the request is rendered.
     """
 
     from_offset: int
@@ -82,6 +83,7 @@ class Replay:
     signal: str = ""
     status: int = 0
     embedded: Embedded | None = None
+    traced: Traced | None = None
 
     @property
     def text(self) -> str:
@@ -113,14 +115,19 @@ def run_replay(
     stall_timeout_s: float,
     log: IO[bytes],
     on_event: Callable[[Event], None],
+    trace: bool = False,
+    path: Path | None = None,
 ) -> Replay:
     """Run a bundle in a process of its own, which is gone when this returns or raises.
 
     stall_timeout_s: after loading, how long it may make no step. log: takes what engine and process write. on_event:
-    hears of each event as it comes.
+    hears of each event as it comes. trace: say what the engine would name as having made the result, hash all weights anew
+    for that, and run the job only where its tokens can be compared. path: of weights on this machine, instead of the
+    table's.
     """
     replay = Replay(0 if from_start else len(bundle.token_ids))
     options = [*(["--from-start"] if from_start else []), *(["--any-fingerprint"] if any_fingerprint else [])]
+    options += [*(["--trace"] if trace else []), *(["--path", str(path)] if path else [])]
     with tempfile.TemporaryFile() as stdin:
         stdin.write(pack_bundle(bundle))
         stdin.seek(0)
@@ -189,6 +196,8 @@ def _take(replay: Replay, event: Event) -> None:
             replay.how = How.REFUSED
         case Started():
             replay.during = While.PREFILL
+        case Traced():
+            replay.traced = event
         case Step():
             replay.made += event.made
             replay.token_ids += event.ids
