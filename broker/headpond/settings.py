@@ -76,6 +76,8 @@ class StorageSettings(Table):
     """With `secret_key`, or neither."""
     secret_key: SecretRef | None = None
     """With `access_key`, or neither."""
+    cache_gb: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    """Gigabytes (10^9 bytes) of versions that this machine keeps in its cache; None: no bound."""
 
     @field_validator("endpoint_url")
     @classmethod

@@ -117,7 +117,10 @@ def _llamacpp(settings: LlamaCppModel, *, workers_on_host: int, digests: Digests
     from headpond_workers.engines.llamacpp_model import default_threads
     from headpond_workers.engines.weights_digest import digest_of, sha256_of
 
-    path = settings.path if settings.source is None else prepared(settings.source)
+    if settings.source is None or settings.version_source is not None:
+        path: Path | None = settings.local_path
+    else:
+        path = prepared(settings.source)
     if path is None:
         raise EngineUnavailable(
             f"The model {settings.source} is not prepared on this machine. Prepare it with: "

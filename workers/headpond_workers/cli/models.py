@@ -98,7 +98,7 @@ def _sources(settings: Settings) -> list[str]:
     return [
         model.source
         for model in settings.models.values()
-        if isinstance(model, LlamaCppModel) and model.source is not None
+        if isinstance(model, LlamaCppModel) and model.source is not None and model.version_source is None
     ]
 
 
