@@ -8,7 +8,7 @@ import typer
 
 from headpond.errors import DeploymentError
 
-OPERATOR_COMMANDS = ("up", "down", "status", "logs", "scale", "reload", "worker", "persister", "models", "replay")
+OPERATOR_COMMANDS = ("up", "down", "status", "logs", "scale", "reload", "worker", "persister", "models", "replay", "verify")
 WORKER_EXTRA = ("boto3", "supervisor", "psutil")
 
 
@@ -22,13 +22,14 @@ def register(app: typer.Typer) -> None:
         for name in OPERATOR_COMMANDS:
             app.command(name, hidden=True, context_settings=anything)(_not_installed)
         return
-    from headpond_workers.cli import deployment, processes, reload, replay
+    from headpond_workers.cli import deployment, processes, reload, replay, verify
     from headpond_workers.cli.models import models_app
 
     deployment.register(app)
     reload.register(app)
     processes.register(app)
     replay.register(app)
+    verify.register(app)
     app.add_typer(models_app, name="models")
 
 

@@ -2,7 +2,9 @@
 
     python -m headpond_workers.replay.child --config headpond.toml --model chat --events FD < bundle.json
 
-It loads, renders and generates as a worker does, with one sequence and no queue. It leaves by `os._exit`, as a worker.
+It loads, renders and generates as a worker does, with one sequence and no queue. With --trace it says before that what
+a worker with this engine would name as having made the result, and generates only what can be compared. It leaves by
+`os._exit`, as a worker.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from headpond.bundle import MAX_BUNDLE_BYTES, Bundle, parse_bundle
 from headpond.errors import ConfigError, EngineUnavailable, HeadpondError, ModelFileError
 from headpond.jobs import FinishReason
 from headpond.settings import load_settings
+from headpond.tables import ModelTable, VersionedModel
 from headpond_workers.continuation import continue_job
+from headpond_workers.detokenizer import Detokenizer
 from headpond_workers.embedding import embed_job
-from headpond_workers.engines.protocol import Engine, Finish, Verdict
+from headpond_workers.engines.protocol import Capability, Engine, Finish, Verdict
 from headpond_workers.loading import Digests, load_engine, workers_of
 from headpond_workers.made_by import provenance_of
 from headpond_workers.redaction import Secrets
@@ -44,7 +48,7 @@ def replay(bundle: Bundle, options: argparse.Namespace, events: EventWriter, sec
         learn_references(secrets, settings.model(options.model))
         table = settings.model(options.model)
         if options.path is not None:
-            table = located(table, options.path)
+            table = _located(table, options.path)
         digests = Digests.ANEW if options.trace else Digests.REMEMBERED
         engine = load_engine(table, workers_on_host=workers_of(settings), digests=digests)
     except Exception as error:  # noqa: BLE001 - told to the parent, whoever's it is
@@ -125,6 +129,38 @@ def _embed(bundle: Bundle, engine: Engine, events: EventWriter) -> Finish:
         furthest = max(abs(one - other) for one, other in zip(*numbers, strict=True))
     events.send(Embedded(len(made.vectors), len(made.vectors[0]), furthest))
     return Finish(FinishReason.STOP)
+
+
+def _trace(bundle: Bundle, engine: Engine, events: EventWriter, secrets: Secrets) -> bool:
+    """Say what this engine would name as having made the result. False if its tokens cannot be compared: it is another
+    engine, does not give the same twice, or did not get as far."""
+    request, prompt, refused = bundle.request, None, ""
+    if request.input is None:
+        try:
+            prompt = engine.render(request.chat())
+        except Exception as error:  # noqa: BLE001 - told to the parent, whoever's it is
+            refused = _words(error, secrets)
+    alike = _text_alike(bundle, engine) if bundle.token_ids else None
+    told = provenance_of(engine.info, request, job_id=bundle.id, prompt=prompt)
+    events.send(Traced(told.fields(), sorted(engine.info.capabilities), alike, refused))
+    repeats = bool(engine.info.capabilities & {Capability.SEEDED, Capability.EXACT_RESUME})
+    return repeats and not refused and bundle.fingerprint == engine.info.fingerprint
+
+
+def _text_alike(bundle: Bundle, engine: Engine) -> bool:
+    """Whether the bundle's tokens give its text; where a stop string ended it, the last tokens may give more."""
+    text = Detokenizer(engine.token_bytes)
+    try:
+        whole = "".join((*text.feed(bundle.token_ids).pieces, *text.flush().pieces))
+    except Exception:  # noqa: BLE001 - a number that is no token of this model
+        return False
+    return whole == bundle.text or (bool(bundle.request.stop) and whole.startswith(bundle.text))
+
+
+def _located(table: ModelTable, path: Path) -> ModelTable:
+    if not isinstance(table, VersionedModel):
+        raise ConfigError(f"a model of the engine '{table.engine}' loads nothing from a path", where=str(path))
+    return table.loaded_from(path)
 
 
 def _text_of(engine: Engine, ids: Seq[int]) -> str:
