@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -88,7 +89,7 @@ def _verified(
     job_id: JobId, *, from_storage: bool, config: Path | None, model: str | None, redis: str | None, quiet: bool
 ) -> Verification:
     # Other commands do not pay for what storage needs.
-    from headpond_workers.verification.of_version import VersionFiles
+    from headpond_workers.verification.of_version import version_check
     from headpond_workers.verification.stored_job import read_from_redis, read_from_storage
     from headpond_workers.verification.verify import Place
     from headpond_workers.verification.verify import verify as verify_job
@@ -100,13 +101,10 @@ def _verified(
     settings = load_settings(source, environment=os.environ, needed=[name])
     table = settings.model(name)
     job = read_from_storage(job_id, config=source) if from_storage else read_from_redis(job_id, url=redis)
-    with (
-        tempfile.TemporaryFile() as log,
-        _progress(quiet=quiet) as shown,
-        VersionFiles(settings, name, job_model=job_id.model, progress=shown.pulled) as files,
-    ):
-        place = Place(source, name, table, log, on_event=shown.heard, path=files.path_for(job))
-        return verify_job(job, place, version_check=files.check)
+    check = partial(version_check, settings=settings, table_name=name)
+    with tempfile.TemporaryFile() as log, _progress(quiet=quiet) as shown:
+        place = Place(source, name, table, log, on_event=shown.heard)
+        return verify_job(job, place, version_check=check)
 
 
 class _Shown:
@@ -115,14 +113,6 @@ class _Shown:
     def __init__(self, bars: Progress | None, *, quiet: bool) -> None:
         self._bars, self._quiet = bars, quiet
         self._task = None if bars is None else bars.add_task("loading the model", total=None)
-        self._stage = ""
-
-    def pulled(self, stage: str, done: int, total: int) -> None:
-        if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, description=escape_controls(stage), completed=done, total=total or None)
-        elif not self._quiet and stage != self._stage:
-            typer.echo(escape_controls(stage), err=True)
-        self._stage = stage
 
     def heard(self, event: Event) -> None:
         if isinstance(event, Loaded):
@@ -151,6 +141,8 @@ def _show(found: Verification) -> None:
     for check in found.checks:
         verdict = typer.style(f"{check.verdict.value:<9}", fg=_STYLES.get(check.verdict))
         typer.echo(f"  {check.name:<{_NAME_CHARS}} {verdict} {_told(check)}".rstrip())
+    for line in found.died:
+        typer.echo(escape_controls(f"  | {line}"), err=True)
     typer.echo(typer.style(_SUMMARY[found.verdict], fg=_STYLES[found.verdict], bold=True))
 
 

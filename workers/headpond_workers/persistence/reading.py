@@ -9,7 +9,6 @@ from headpond.errors import BlobCorrupt, ConfigError, NotStored
 from headpond.jobs import JobId, JobState, Result
 from headpond.settings import CONFIG_NAME, find_config, load_settings
 from headpond.wire import unpack_result
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.documents import EndRecord, SubmitRecord
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
@@ -47,21 +46,14 @@ def find_job(store: StateStore, job_id: str) -> tuple[bytes, JobState, bytes] | 
 
 
 def open_store(model: str, *, config: Path | None) -> StateStore:
-    """The state of a model in the storage that a configuration names. config: None if there is none.
-
-    Raises ConfigError.
-    """
-    return StateStore(open_blobs(config), model)
-
-
-def open_blobs(config: Path | None) -> Blobs:
-    """The storage that a configuration names, or that its deployment runs. config: None if there is none.
+    """The state of a model in the storage that a configuration names, or that its deployment runs. config: None if
+    there is none.
 
     Raises ConfigError.
     """
     if config is None:
-        raise ConfigError("no such file here or above; the storage is found through it", where=CONFIG_NAME)
+        raise ConfigError("no such file here or above; --from-storage finds the storage through it", where=CONFIG_NAME)
     storage = storage_of(load_settings(config, environment=os.environ, needed=()))
     if storage is None:
         raise ConfigError("names no [storage] endpoint_url, and no deployment runs beside it", where=str(config))
-    return S3Blobs(storage)
+    return StateStore(S3Blobs(storage), model)

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from headpond.bundle import MAX_BUNDLE_BYTES, Bundle, parse_bundle
-from headpond.errors import ConfigError, EngineUnavailable, HeadpondError, ModelFileError
+from headpond.errors import ConfigError, EngineUnavailable, HeadpondError, ModelFileError, VersionError
 from headpond.jobs import FinishReason
 from headpond.settings import load_settings
-from headpond.tables import ModelTable, VersionedModel
 from headpond_workers.continuation import continue_job
 from headpond_workers.detokenizer import Detokenizer
 from headpond_workers.embedding import embed_job
@@ -32,6 +31,7 @@ from headpond_workers.loading import Digests, load_engine, workers_of
 from headpond_workers.made_by import provenance_of
 from headpond_workers.redaction import Secrets
 from headpond_workers.replay.events import Embedded, EventWriter, Failed, Finished, Loaded, Refused, Started, Step, Traced
+from headpond_workers.replay.version_here import table_here
 from headpond_workers.secret_filter import learn_references, start_logging
 
 SIGN_OF_LIFE_S = 1.0
@@ -46,13 +46,11 @@ def replay(bundle: Bundle, options: argparse.Namespace, events: EventWriter, sec
     try:
         settings = load_settings(options.config, environment=os.environ, needed=[options.model])
         learn_references(secrets, settings.model(options.model))
-        table = settings.model(options.model)
-        if options.path is not None:
-            table = _located(table, options.path)
+        table, _held = table_here(settings, options.model, bundle.version, secrets)
         digests = Digests.ANEW if options.trace else Digests.REMEMBERED
         engine = load_engine(table, workers_on_host=workers_of(settings), digests=digests)
     except Exception as error:  # noqa: BLE001 - told to the parent, whoever's it is
-        known = isinstance(error, (ConfigError, ModelFileError, EngineUnavailable))
+        known = isinstance(error, (ConfigError, ModelFileError, EngineUnavailable, VersionError))
         events.send(Failed(_words(error, secrets), loading=True, configuration=known))
         return
     other = bundle.fingerprint not in ("", engine.info.fingerprint)
@@ -157,12 +155,6 @@ def _text_alike(bundle: Bundle, engine: Engine) -> bool:
     return whole == bundle.text or (bool(bundle.request.stop) and whole.startswith(bundle.text))
 
 
-def _located(table: ModelTable, path: Path) -> ModelTable:
-    if not isinstance(table, VersionedModel):
-        raise ConfigError(f"a model of the engine '{table.engine}' loads nothing from a path", where=str(path))
-    return table.loaded_from(path)
-
-
 def _text_of(engine: Engine, ids: Seq[int]) -> str:
     return b"".join(engine.token_bytes(token_id) for token_id in ids).decode("utf-8", errors="replace")
 
@@ -180,7 +172,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser.add_argument("--from-start", action="store_true")
     parser.add_argument("--any-fingerprint", action="store_true")
     parser.add_argument("--trace", action="store_true", help="say what made the result; run it only to compare it")
-    parser.add_argument("--path", type=Path, default=None, help="weights on this machine, instead of the table's")
     options = parser.parse_args(argv)
     secrets = Secrets()
     start_logging(secrets)

@@ -32,6 +32,9 @@ from headpond_workers.replay.events import (
 
 LEAVE_TIMEOUT_S = 10.0
 _READ_BYTES = 1 << 16
+LOG_LINES = 12
+"""Of what the process wrote, shown if it died."""
+_LOG_TAIL_BYTES = 64 << 10
 
 
 class How(StrEnum):
@@ -48,6 +51,10 @@ class How(StrEnum):
     """The process ended by itself without a word."""
     STALLED = "stalled"
     """No step for too long; the process was killed."""
+
+
+WITHOUT_A_WORD = (How.DIED, How.LEFT, How.STALLED)
+"""What the process wrote last is all that there is to know."""
 
 
 class While(StrEnum):
@@ -116,18 +123,16 @@ def run_replay(
     log: IO[bytes],
     on_event: Callable[[Event], None],
     trace: bool = False,
-    path: Path | None = None,
 ) -> Replay:
     """Run a bundle in a process of its own, which is gone when this returns or raises.
 
     stall_timeout_s: after loading, how long it may make no step. log: takes what engine and process write. on_event:
-    hears of each event as it comes. trace: say what the engine would name as having made the result, hash all weights anew
-    for that, and run the job only where its tokens can be compared. path: of weights on this machine, instead of the
-    table's.
+    hears of each event as it comes. trace: say what the engine would name as having made the result, hash all weights
+    anew for that, and run the job only where its tokens can be compared.
     """
     replay = Replay(0 if from_start else len(bundle.token_ids))
     options = [*(["--from-start"] if from_start else []), *(["--any-fingerprint"] if any_fingerprint else [])]
-    options += [*(["--trace"] if trace else []), *(["--path", str(path)] if path else [])]
+    options += ["--trace"] if trace else []
     with tempfile.TemporaryFile() as stdin:
         stdin.write(pack_bundle(bundle))
         stdin.seek(0)
@@ -235,3 +240,11 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def log_tail(log: IO[bytes]) -> list[str]:
+    """The last lines that engine and process wrote."""
+    size = log.seek(0, 2)
+    log.seek(max(0, size - _LOG_TAIL_BYTES))
+    lines = log.read().decode("utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-LOG_LINES:]

@@ -19,7 +19,7 @@ from headpond.requests import JobRequest
 from headpond.tables import ModelTable, OpenAIModel
 from headpond.wire import Header
 from headpond_workers.replay.events import Event
-from headpond_workers.replay.run import Replay, run_replay
+from headpond_workers.replay.run import WITHOUT_A_WORD, Replay, log_tail, run_replay
 from headpond_workers.verification.rerun import rerun_check
 from headpond_workers.verification.stored_checks import request_check, request_checks
 from headpond_workers.verification.stored_job import StoredJob
@@ -31,15 +31,14 @@ _UPSTREAM = "another server made the answer, and names no digest"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a job is verified. model: a table of `config`. path: of the version's files on this machine; None loads what
-    the table says. log: takes what engine and process write. on_event: hears of each event of that process."""
+    """Where a job is verified. model: a table of `config`. log: takes what engine and process write. on_event: hears of
+    each event of that process."""
 
     config: Path
     model: str
     table: ModelTable
     log: IO[bytes]
     on_event: Callable[[Event], None]
-    path: Path | None = None
 
 
 def verify(job: StoredJob, place: Place, *, version_check: Callable[[Provenance, Result], Check | None]) -> Verification:
@@ -70,7 +69,8 @@ def verify(job: StoredJob, place: Place, *, version_check: Callable[[Provenance,
     replay, bundle = _run(job, header, request, result, made_by, place)
     found += traced_checks(made_by, replay, embeds=request.input is not None)
     found.append(rerun_check(result, replay, bundle))
-    return Verification(job.id, tuple(found), job.state.value, *_told(result))
+    died = log_tail(place.log) if replay.how in WITHOUT_A_WORD else []
+    return Verification(job.id, tuple(found), job.state.value, *_told(result), died=tuple(died))
 
 
 def _nameless(job: StoredJob, result: Result | None) -> str:
@@ -131,6 +131,5 @@ def _run(
         log=place.log,
         on_event=place.on_event,
         trace=True,
-        path=place.path,
     )
     return replay, bundle
