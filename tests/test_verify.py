@@ -20,6 +20,8 @@ from headpond.requests import JobRequest
 from headpond.wire import Call, pack_data, pack_result, unpack_entry
 from headpond_workers.supervision.embedded_seaweed import running_seaweed
 from headpond_workers.supervision.embedded_valkey import running_valkey
+from misbehaving_server import misbehaving_server
+from proxy_flow import start, table
 from stored_deployment import start_persister, storage_table
 from verified_jobs import ALL, named, said, verified
 
@@ -258,3 +260,21 @@ def test_a_job_that_redis_forgot_is_verified_from_storage(
         assert verified(deployment, "chat/kept", "--from-storage")[0] == 1
         # Before its storage.
         deployment.close()
+
+
+def test_a_proxy_names_its_upstream_model_and_no_digest(deployment: Deployment, client: Client) -> None:
+    with misbehaving_server() as server:
+        deployment.configure(table(server.url))
+        start(deployment, "remote-0")
+        job = client.submit("remote", "hello", temperature=0.3)
+        made_by = job.result(timeout=30).provenance
+        assert made_by is not None
+        assert (made_by.engine, made_by.upstream_model) == ("openai", "m")
+        assert (made_by.weights_digest, made_by.model_digest, made_by.prompt_digest) == (None, None, None)
+        assert made_by.sampling == {"temperature": 0.3, "top_p": 1.0}
+        code, found = verified(deployment, job.id)
+        assert (code, named(found, "same")) == (2, {"request", "sampling", "seed", "upstream model"})
+        assert "names no digest" in found["!weights"]
+        deployment.configure(table(server.url, upstream_model='"n"'))
+        code, found = verified(deployment, job.id)
+        assert (code, named(found, "differs")) == (1, {"upstream model"})

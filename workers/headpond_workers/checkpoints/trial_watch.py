@@ -2,7 +2,7 @@
 
 Whoever calls `tick` may be killed amid it, and several may call it at once: the alias moves by a swap that names the
 version it is about, and a repeat changes nothing. A kill between the alias and the queue's copy of it leaves a copy of a
-lower seq, which whoever watches the alias brings up to date.
+lower seq, which the next tick brings up to date.
 """
 
 from __future__ import annotations
@@ -65,9 +65,14 @@ class TrialWatch:
             return  # The usual case: storage is not asked.
         aliases = Aliases(Registry(self._blobs, source.name, writer=self._writer))
         at = aliases.get(source.alias)
-        trial = None if at is None else at.document.trial
-        if at is None or trial is None or not _is_copy(switch, at.document, trial):
-            return  # The copy will follow; until then its outcomes are of something else.
+        if at is None or at.document.seq < switch.seq:
+            return  # Another alias, or a storage that was put back: nothing here is about this trial.
+        if at.document.seq > switch.seq:
+            bring(queue, at.document)  # Its outcomes begin with the trial that it now has.
+            return
+        trial = at.document.trial
+        if trial is None or _name(trial.version) != switch.trial:
+            return
         decision = self._decide(queue, switch, trial)
         if decision.ruling is Ruling.GO_ON:
             return
@@ -117,10 +122,6 @@ def bring(queue: JobQueue, alias: AliasDocument) -> None:
         )
         if not reply.left:
             return
-
-
-def _is_copy(switch: Switch, alias: AliasDocument, trial: Trial) -> bool:
-    return (switch.seq, switch.target, switch.trial) == (alias.seq, _name(alias.to), _name(trial.version))
 
 
 def _name(number: int) -> str:

@@ -143,7 +143,7 @@ def run_replay(
                     stalled = True
                     process.kill()
                     break
-                _take(replay, event)
+                take_event(replay, event)
                 on_event(event)
             _reap(replay, process, stalled=stalled)
     return replay
@@ -193,7 +193,8 @@ def _events(descriptor: int, replay: Replay, *, stall_timeout_s: float) -> Itera
             yield parse_event(line)
 
 
-def _take(replay: Replay, event: Event) -> None:
+def take_event(replay: Replay, event: Event) -> None:
+    """What an event says of a replay."""
     match event:
         case Loaded():
             replay.engine, replay.fingerprint, replay.during = event.engine, event.fingerprint, While.PREFILL
