@@ -57,7 +57,7 @@ class Canary:
 
     def end_jobs(self, version: str, count: int) -> None:
         for n in range(count):
-            self.bench.submit(f"chat/{version}-{n}", pinned=version)
+            self.bench.submit(f"chat/{version}-{self.bench.clock.now_ms}-{n}", pinned=version)
             lease = self.bench.lease(f"boot-{version}", version=version, fingerprint=version)
             self.bench.append(lease, tokens(0, 11))
             self.bench.clock.move(0.6)
