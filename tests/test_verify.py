@@ -176,6 +176,17 @@ def test_a_damaged_result_document_cannot_be_told(serving: tuple[Deployment, Cli
     assert "cannot be told" in said(deployment, "chat/damaged")[1]
 
 
+def test_the_result_of_another_job_differs(serving: tuple[Deployment, Client]) -> None:
+    deployment, client = serving
+    answered(client, "chat/mine", seed=3)
+    theirs = answered(client, "chat/theirs", seed=3)
+    swap_result(deployment.queue("chat"), "chat/mine", pack_result(theirs))
+    code, found = verified(deployment, "chat/mine")
+    assert (code, named(found, "differs")) == (1, {"result"})
+    swap_result(deployment.queue("chat"), "chat/mine", pack_result(replace(theirs, token_ids=(-7,))))
+    assert "damaged" in verified(deployment, "chat/mine")[1]["!result"]
+
+
 def test_a_cut_result_document_is_damaged(serving: tuple[Deployment, Client]) -> None:
     deployment, client = serving
     result = answered(client, "chat/cut-off")

@@ -24,8 +24,8 @@ MAX_WORD_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class AdapterDigest:
-    """A LoRA adapter by its name in the model's table. digest: SHA-256 of its file or folder, in hex; None if its engine
-    does not say."""
+    """A LoRA adapter by its name in the model's table. digest: SHA-256 of its file or folder, in hex; None if its
+    engine does not say."""
 
     name: str
     digest: str | None
@@ -35,10 +35,10 @@ class AdapterDigest:
 class Provenance:
     """What made one result. A digest is SHA-256 in hex, and None where nobody knows it.
 
-    engine: its name in the configuration. fingerprint: of the loaded engine: all that decides its output. weights_digest:
-    of the files that it loaded, as that engine digests them. model_digest: of the version in storage; None of a model
-    that is no version of one. adapters: that were applied; empty for the bare model. request_digest: of what was asked,
-    as `JobRequest.digest` and the version that it was pinned to; 32 hex digits. prompt_digest: `digest_of_ids` of the
+    engine: its name in the configuration. fingerprint: of the loaded engine: all that decides its output.
+    weights_digest: of the files that it loaded, as that engine digests them. model_digest: of the version in storage;
+    None of a model that is no version. adapters: that were applied; empty for the bare model. request_digest: of what
+    was asked, and of the version that it was pinned to; 32 hex digits. prompt_digest: `digest_of_ids` of the
     rendered prompt; None of a proxy, and of a job that embeds. sampling: `temperature` and `top_p`, and each other
     setting that was not at its default; empty of a job that embeds. seed: the effective one; None of a job that embeds.
     upstream_model: of a proxy, the model that its server was asked for.

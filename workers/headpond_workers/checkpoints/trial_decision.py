@@ -1,9 +1,10 @@
 """What becomes of a trial: promoted, rolled back, or gone on with, by its bounds and the figures of both sides. Pure.
 
-Somebody looks again each time that a job has ended, and three things are looked at, so an interval that holds with 95 %
-once would soon be left by chance. Decisions are therefore made by intervals of 99 %, and by both: that of the trial must
-lie wholly above that of the other version, by more than the bound. A version that is exactly like the other is so rolled
-back in fewer than FALSE_ALARMS of trials, however often somebody looks (tests/test_trial_decision.py draws them).
+Somebody looks again each time that a job has ended, and three things are looked at, so an interval that holds with
+95 % once would soon be left by chance. Decisions are therefore made by intervals of 99 %, and by both: that of the
+trial must lie wholly above that of the other version, by more than the bound. A version that is exactly like the other
+is so rolled back in fewer than FALSE_ALARMS of trials, however often somebody looks; tests/test_trial_decision.py draws
+them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Ends the trials that decide by themselves: promotes a version that kept its bounds, drops one that broke them.
 
 Whoever calls `tick` may be killed amid it, and several may call it at once: the alias moves by a swap that names the
-version it is about, and a repeat changes nothing. A kill between the alias and the queue's copy of it leaves a copy of a
-lower seq, which the next tick brings up to date.
+version it is about, and a repeat changes nothing. A kill between the alias and the queue's copy of it leaves a copy of
+a lower seq, which the next tick brings up to date.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ class LlamaModel:
         sampling: frozenset[str],
         digest_of: DigestOf = digest_of,
     ) -> None:
-        """Load and warm the model at `path`. threads: None takes the settings' or all cores. digest_of: the SHA-256 of a
-        file, in hex.
+        """Load and warm the model at `path`. threads: None takes the settings' or all cores. digest_of: the SHA-256
+        of a file, in hex.
 
         Raises ModelFileError for a file that is not a sound model, EngineUnavailable for what is missing or
         does not fit.

@@ -19,7 +19,7 @@ from headpond.requests import JobRequest
 from headpond.tables import ModelTable, OpenAIModel
 from headpond.wire import Header
 from headpond_workers.replay.events import Event
-from headpond_workers.replay.run import WITHOUT_A_WORD, Replay, log_tail, run_replay
+from headpond_workers.replay.run import WITHOUT_A_WORD, log_tail, run_replay
 from headpond_workers.verification.rerun import rerun_check
 from headpond_workers.verification.stored_checks import request_check, request_checks
 from headpond_workers.verification.stored_job import StoredJob
@@ -60,13 +60,30 @@ def verify(job: StoredJob, place: Place, *, version_check: Callable[[Provenance,
         checks = (request_check(header, request, None), unknown("provenance", _nameless(job, result)))
         return Verification(job.id, checks, job.state.value, *_told(result))
     found = [*request_checks(job.id, header, request, made_by)]
+    if result.id != job.id:
+        found.append(Check("result", Verdict.DIFFERS, result.id, job.id, "the stored result is of another job"))
     if (of_version := version_check(made_by, result)) is not None:
         found.append(of_version)
     if isinstance(place.table, OpenAIModel) or made_by.upstream_model is not None:
         return Verification(
             job.id, (*found, *_upstream_checks(place.table, made_by)), job.state.value, *_told(result)
         )
-    replay, bundle = _run(job, header, request, result, made_by, place)
+    try:
+        bundle = _bundle(job, header, request, result, made_by)
+    except MalformedDocument as error:
+        found.append(unknown("result", f"the stored result is damaged: {error}"))
+        return Verification(job.id, tuple(found), job.state.value, *_told(result))
+    replay = run_replay(
+        bundle,
+        config=place.config,
+        model=place.model,
+        from_start=True,
+        any_fingerprint=True,
+        stall_timeout_s=place.table.stall_timeout_s,
+        log=place.log,
+        on_event=place.on_event,
+        trace=True,
+    )
     found += traced_checks(made_by, replay, embeds=request.input is not None)
     found.append(rerun_check(result, replay, bundle))
     died = log_tail(place.log) if replay.how in WITHOUT_A_WORD else []
@@ -93,12 +110,11 @@ def _upstream_checks(table: ModelTable, made_by: Provenance) -> Iterator[Check]:
     yield Check("tokens", Verdict.LEFT_OUT, reason="they were made by another server, which is not asked again")
 
 
-def _run(
-    job: StoredJob, header: Header, request: JobRequest, result: Result, made_by: Provenance, place: Place
-) -> tuple[Replay, Bundle]:
+def _bundle(job: StoredJob, header: Header, request: JobRequest, result: Result, made_by: Provenance) -> Bundle:
+    """Raises MalformedDocument for numbers that are no token ids."""
     # Only an answer can be compared: without a fingerprint the process says what it is, and makes no tokens.
     fingerprint = made_by.fingerprint if result.state is JobState.FINISHED else ""
-    bundle = new_bundle(
+    return new_bundle(
         headpond=release(),
         exported_ms=0,
         id=job.id,
@@ -121,15 +137,3 @@ def _run(
         last_error="",
         embeddings=None if result.embeddings is None else BundleVectors.of(result.embeddings),
     )
-    replay = run_replay(
-        bundle,
-        config=place.config,
-        model=place.model,
-        from_start=True,
-        any_fingerprint=True,
-        stall_timeout_s=place.table.stall_timeout_s,
-        log=place.log,
-        on_event=place.on_event,
-        trace=True,
-    )
-    return replay, bundle
