@@ -10,15 +10,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from headpond.jobs import JobState
+from headpond.switching import Outcome
 from headpond_workers.checkpoints.alias_document import TrialBounds
 from headpond_workers.checkpoints.trial_decision import FALSE_ALARMS, MOST_JOBS, Ruling, decide
-from trial_outcomes import Ended, drawn
+from trial_outcomes import drawn, ended
 
 BOUNDS = TrialBounds()
 TRIAL, OTHER = "4", "3"
 sides = st.lists(
     st.builds(
-        Ended,
+        ended,
         version=st.sampled_from([TRIAL, OTHER]),
         state=st.sampled_from([JobState.FINISHED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED]),
         first_token_ms=st.none() | st.integers(0, 500),
@@ -37,11 +38,11 @@ loose = st.builds(
 )
 
 
-def ruled(outcomes: list[Ended], bounds: TrialBounds = BOUNDS) -> Ruling:
+def ruled(outcomes: list[Outcome], bounds: TrialBounds = BOUNDS) -> Ruling:
     return decide(outcomes, bounds, trial=TRIAL, other=OTHER).ruling
 
 
-def both(trial: int, other: int, **of_trial: float) -> list[Ended]:
+def both(trial: int, other: int, **of_trial: float) -> list[Outcome]:
     generator = random.Random(5)
     return [
         *drawn(TRIAL, trial, generator=generator, **of_trial),
@@ -85,7 +86,7 @@ def test_bounds_that_ask_for_more_jobs_than_are_kept_are_met_by_those() -> None:
 
 
 @given(sides, loose)
-def test_nothing_is_decided_below_the_least_number_of_jobs(outcomes: list[Ended], bounds: TrialBounds) -> None:
+def test_nothing_is_decided_below_the_least_number_of_jobs(outcomes: list[Outcome], bounds: TrialBounds) -> None:
     found = decide(outcomes, bounds, trial=TRIAL, other=OTHER)
     counted = [o.version for o in outcomes if o.state in (JobState.FINISHED, JobState.FAILED)]
     if min(counted.count(TRIAL), counted.count(OTHER)) < bounds.least_jobs:
@@ -97,7 +98,7 @@ def test_nothing_is_decided_below_the_least_number_of_jobs(outcomes: list[Ended]
 
 @given(sides, loose, st.floats(0, 20), st.floats(0, 50))
 def test_wider_bounds_roll_back_no_more(
-    outcomes: list[Ended], bounds: TrialBounds, points: float, percent: float
+    outcomes: list[Outcome], bounds: TrialBounds, points: float, percent: float
 ) -> None:
     wider = replace(
         bounds, error_points=bounds.error_points + points, slower_percent=bounds.slower_percent + percent
@@ -108,8 +109,8 @@ def test_wider_bounds_roll_back_no_more(
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60), loose)
 def test_more_failures_never_save_a_version(hits: int, of_other: int, more: int, bounds: TrialBounds) -> None:
-    def failing(version: str, count: int) -> list[Ended]:
-        return [Ended(version, JobState.FAILED if n < count else JobState.FINISHED, None, 0, 0) for n in range(60)]
+    def failing(version: str, count: int) -> list[Outcome]:
+        return [ended(version, JobState.FAILED if n < count else JobState.FINISHED, None, 0, 0) for n in range(60)]
 
     assume(hits + more <= 60)
     before = ruled(failing(TRIAL, hits) + failing(OTHER, of_other), bounds)
@@ -127,9 +128,9 @@ def test_more_failures_never_save_a_version(hits: int, of_other: int, more: int,
 def test_later_first_tokens_never_save_a_version(
     of_trial: list[int], of_other: list[int], more: int, bounds: TrialBounds
 ) -> None:
-    other = [Ended(OTHER, first_token_ms=ms, made=1) for ms in of_other]
-    before = ruled([*(Ended(TRIAL, first_token_ms=ms, made=1) for ms in of_trial), *other], bounds)
-    after = ruled([*(Ended(TRIAL, first_token_ms=ms + more, made=1) for ms in of_trial), *other], bounds)
+    other = [ended(OTHER, first_token_ms=ms, made=1) for ms in of_other]
+    before = ruled([*(ended(TRIAL, first_token_ms=ms, made=1) for ms in of_trial), *other], bounds)
+    after = ruled([*(ended(TRIAL, first_token_ms=ms + more, made=1) for ms in of_trial), *other], bounds)
     if before is Ruling.ROLL_BACK:
         assert after is Ruling.ROLL_BACK
 
@@ -137,7 +138,7 @@ def test_later_first_tokens_never_save_a_version(
 @settings(deadline=None)
 @given(sides, loose)
 def test_a_version_that_is_the_other_to_the_last_job_is_not_rolled_back(
-    outcomes: list[Ended], bounds: TrialBounds
+    outcomes: list[Outcome], bounds: TrialBounds
 ) -> None:
     mine = [replace(o, version=TRIAL) for o in outcomes]
     assert ruled([*mine, *(replace(o, version=OTHER) for o in outcomes)], bounds) is not Ruling.ROLL_BACK

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headpond.jobs import JobState
 from headpond_workers.checkpoints.trial_figures import figures_of, median_of, median_rank, share, side_of
-from trial_outcomes import Ended, drawn
+from trial_outcomes import drawn, ended
 
 values = st.lists(st.floats(0, 1e9), min_size=1, max_size=200)
 
@@ -78,14 +78,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 def test_each_figure_counts_the_jobs_that_have_it() -> None:
     outcomes = [
-        *[Ended("4", tokens=10 + n, made=10 + n) for n in range(10)],
-        Ended("4", JobState.FAILED, None, 0, 0),
-        Ended("4", JobState.DEAD, 70, 3, 3, 100),
-        Ended("4", JobState.CANCELLED, 5, 2, 2),
-        Ended("4", JobState.EXPIRED, None, 0, 0),
-        Ended("4", JobState.FINISHED, 100, 1, 1),
-        Ended("3"),
-        Ended("2", JobState.FAILED),
+        *[ended("4", tokens=10 + n, made=10 + n) for n in range(10)],
+        ended("4", JobState.FAILED, None, 0, 0),
+        ended("4", JobState.DEAD, 70, 3, 3, 100),
+        ended("4", JobState.CANCELLED, 5, 2, 2),
+        ended("4", JobState.EXPIRED, None, 0, 0),
+        ended("4", JobState.FINISHED, 100, 1, 1),
+        ended("3"),
+        ended("2", JobState.FAILED),
     ]
     found = figures_of(outcomes, trial="4", other="3")
     side = found.trial
@@ -102,7 +102,7 @@ def test_each_figure_counts_the_jobs_that_have_it() -> None:
 
 
 def test_the_speed_of_a_job_is_that_of_its_last_lease() -> None:
-    resumed = Ended("4", first_token_ms=1000, tokens=500, made=11, generate_ms=1200)
+    resumed = ended("4", first_token_ms=1000, tokens=500, made=11, generate_ms=1200)
     side = side_of("4", [resumed])
     assert side.token_ms is not None
     assert side.token_ms.value == pytest.approx(20)

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from headpond.switching import Outcome
 from headpond_workers.checkpoints.alias_document import TrialBounds
-from headpond_workers.checkpoints.trial_figures import Ended, Figure, SideFigures, TrialFigures, figures_of
+from headpond_workers.checkpoints.trial_figures import Figure, SideFigures, TrialFigures, figures_of
 
 DECIDING_CONFIDENCE = 0.99
 FALSE_ALARMS = 0.05
@@ -40,7 +41,7 @@ class Decision:
     reason: str
 
 
-def decide(outcomes: Iterable[Ended], bounds: TrialBounds, *, trial: str, other: str) -> Decision:
+def decide(outcomes: Iterable[Outcome], bounds: TrialBounds, *, trial: str, other: str) -> Decision:
     """trial, other: names of the versions. Never anything but GO_ON before both have `least_jobs` ended jobs."""
     found = figures_of(outcomes, trial=trial, other=other, confidence=DECIDING_CONFIDENCE)
     return decide_by(found, bounds)

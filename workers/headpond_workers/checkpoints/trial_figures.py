@@ -12,30 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist, median
-from typing import Protocol
 
 from headpond.jobs import JobState
+from headpond.switching import Outcome
 
 SHOWN_CONFIDENCE = 0.95
 FAILURES = frozenset({JobState.FAILED, JobState.DEAD})
 """What a version can be to blame for. Cancelled and expired jobs count on neither side."""
-
-
-class Ended(Protocol):
-    """How one job ended: what the figures need of `headpond.switching.Outcome`."""
-
-    @property
-    def version(self) -> str: ...
-    @property
-    def state(self) -> JobState: ...
-    @property
-    def first_token_ms(self) -> int | None: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def made(self) -> int: ...
-    @property
-    def generate_ms(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +65,11 @@ class TrialFigures:
 
 
 def figures_of(
-    outcomes: Iterable[Ended], *, trial: str, other: str, confidence: float = SHOWN_CONFIDENCE
+    outcomes: Iterable[Outcome], *, trial: str, other: str, confidence: float = SHOWN_CONFIDENCE
 ) -> TrialFigures:
     """trial, other: names of the versions. Outcomes of a third one are passed over."""
-    of_trial: list[Ended] = []
-    of_other: list[Ended] = []
+    of_trial: list[Outcome] = []
+    of_other: list[Outcome] = []
     for outcome in outcomes:
         if outcome.version == trial:
             of_trial.append(outcome)
@@ -95,7 +78,7 @@ def figures_of(
     return TrialFigures(side_of(trial, of_trial, confidence=confidence), side_of(other, of_other, confidence=confidence))
 
 
-def side_of(version: str, outcomes: Sequence[Ended], *, confidence: float = SHOWN_CONFIDENCE) -> SideFigures:
+def side_of(version: str, outcomes: Sequence[Outcome], *, confidence: float = SHOWN_CONFIDENCE) -> SideFigures:
     ended = [o for o in outcomes if o.state is JobState.FINISHED or o.state in FAILURES]
     failed = sum(o.state in FAILURES for o in ended)
     between = [
