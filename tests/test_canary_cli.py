@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from headpond_workers.checkpoints.aliases import Aliases
 from typer.testing import CliRunner
 
 from conftest import Deployment
@@ -19,7 +20,6 @@ from headpond.errors import ConfigError
 from headpond.jobs import JobState
 from headpond.settings import load_settings
 from headpond_workers.checkpoints.alias_document import Trial, TrialBounds
-from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.resolving import open_storage
 from headpond_workers.checkpoints.trial_watch import bring
@@ -160,8 +160,6 @@ def test_watching_ends_with_the_trial(canary: Canary) -> None:
 
 
 def test_a_model_that_follows_no_alias_has_no_canary(canary: Canary) -> None:
-    done = CliRunner().invoke(
-        build_app(), ["models", "canary", "local", "--config", str(canary.deployment.config)]
-    )
+    done = CliRunner().invoke(build_app(), ["models", "canary", "local", "--config", str(canary.deployment.config)])
     assert isinstance(done.exception, ConfigError)
     assert "follows no alias" in str(done.exception)

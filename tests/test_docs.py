@@ -216,9 +216,7 @@ def test_rows_and_documents_are_described_field_by_field() -> None:
     assert isinstance(wire.unpack_event(msgpack.packb([1, "ended", 0, "finished"])), wire.Ended)
 
     made_by = Provenance(engine="scripted", fingerprint="f")
-    result = Result(
-        "chat/a", JobState.FINISHED, "", (), FinishReason.STOP, embeddings=((1.0,),), provenance=made_by
-    )
+    result = Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP, embeddings=((1.0,),), provenance=made_by)
     assert names(section(FORMAT, "Provenance"), "field", "type", "meaning") == list(made_by.fields())
     for heading, packed in (
         ("Result document", wire.pack_result(result)),

@@ -75,8 +75,8 @@ def test_a_version_that_is_no_worse_is_promoted_once_it_has_its_jobs() -> None:
 
 
 def test_a_difference_within_its_bound_rolls_nothing_back() -> None:
-    assert ruled(both(400, 1600, token_ms=22.0)) is Ruling.PROMOTE
-    assert ruled(both(400, 1600, token_ms=22.0), replace(BOUNDS, slower_percent=0.0)) is Ruling.ROLL_BACK
+    assert ruled(both(400, 1600, token_ms=23.0)) is Ruling.PROMOTE
+    assert ruled(both(400, 1600, token_ms=23.0), replace(BOUNDS, slower_percent=0.0)) is Ruling.ROLL_BACK
 
 
 def test_bounds_that_ask_for_more_jobs_than_are_kept_are_met_by_those() -> None:
@@ -100,9 +100,7 @@ def test_nothing_is_decided_below_the_least_number_of_jobs(outcomes: list[Outcom
 def test_wider_bounds_roll_back_no_more(
     outcomes: list[Outcome], bounds: TrialBounds, points: float, percent: float
 ) -> None:
-    wider = replace(
-        bounds, error_points=bounds.error_points + points, slower_percent=bounds.slower_percent + percent
-    )
+    wider = replace(bounds, error_points=bounds.error_points + points, slower_percent=bounds.slower_percent + percent)
     if ruled(outcomes, wider) is Ruling.ROLL_BACK:
         assert ruled(outcomes, bounds) is Ruling.ROLL_BACK
 
@@ -146,14 +144,14 @@ def test_a_version_that_is_the_other_to_the_last_job_is_not_rolled_back(
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_an_equal_version_is_rolled_back_no_more_often_than_is_said(share: float) -> None:
-    """The strictest bounds, looked at after every fifth job: chance has as many occasions as it can get."""
+    """The strictest bounds, looked at after every tenth job: chance has as many occasions as it can get."""
     strict = TrialBounds(least_jobs=50, jobs_to_promote=200, error_points=0.0, slower_percent=0.0)
     generator = random.Random(29)
     rounds, alarms = 100, 0
     for _ in range(rounds):
         of_trial = drawn(TRIAL, 200, generator=generator, fails=0.05)
         of_other = drawn(OTHER, round(200 * (1 - share) / share), generator=generator, fails=0.05)
-        for jobs in range(50, 201, 5):
+        for jobs in range(50, 201, 10):
             beside = of_other[: round(jobs * (1 - share) / share)]
             if ruled([*of_trial[:jobs], *beside], strict) is Ruling.ROLL_BACK:
                 alarms += 1

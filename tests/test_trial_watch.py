@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
+from headpond_workers.checkpoints.aliases import Aliases
 
 from fleet import Fleet
 from headpond import JobState
@@ -15,7 +16,6 @@ from headpond.queue import JobQueue
 from headpond.switching import Switch
 from headpond.tables import VersionSource
 from headpond_workers.checkpoints.alias_document import AliasDocument, Cause, Trial, TrialBounds
-from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.trial_watch import TrialWatch, bring, followed
 from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob, Blobs
@@ -103,9 +103,7 @@ class Trying:
             bench.clock.move(1.0)
             for n, lease in enumerate(leases, start=at):
                 state = JobState.FAILED if n < failed else JobState.FINISHED
-                self.queue.finish(
-                    lease.id, lease.fence, offset=4, state=state, result=b"", first_token_s=first_token_s
-                )
+                self.queue.finish(lease.id, lease.fence, offset=4, state=state, result=b"", first_token_s=first_token_s)
 
 
 @pytest.fixture

@@ -139,7 +139,10 @@ def test_a_result_that_was_altered_differs(serving: tuple[Deployment, Client], t
         "token": (replace(result, token_ids=ids), {"text", "tokens"}),
         "text": (replace(result, pieces=("No. ", *result.pieces[1:])), {"text"}),
         "reason": (replace(result, token_ids=ids[:5], pieces=result.pieces[:5]), {"tokens"}),
-        "provenance": (replace(result, provenance=replace(made_by, seed=1, prompt_digest="0" * 64)), {"seed", "prompt"}),
+        "provenance": (
+            replace(result, provenance=replace(made_by, seed=1, prompt_digest="0" * 64)),
+            {"seed", "prompt"},
+        ),
     }[touched]
     swap_result(deployment.queue("chat"), job_id, pack_result(altered))
     code, found = verified(deployment, job_id)

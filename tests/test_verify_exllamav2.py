@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,9 +47,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADPOND_CACHE", str(tmp_path / "cache"))
-    yield
 
 
 def bundle(**changes: Any) -> Bundle:
@@ -81,9 +79,7 @@ def run(asked: Bundle, config: Path, *, trace: bool) -> Replay:
 
 def test_the_same_draws_are_made_again_and_another_answer_cannot_be_told(config: Path) -> None:
     first = run(bundle(), config, trace=False)
-    result = Result(
-        "chat/a", JobState.FINISHED, first.text, tuple(first.token_ids), FinishReason(first.reason)
-    )
+    result = Result("chat/a", JobState.FINISHED, first.text, tuple(first.token_ids), FinishReason(first.reason))
     assert len(result.token_ids) == 12
     stored = bundle(token_ids=result.token_ids, text=result.text, fingerprint=first.fingerprint)
     again = run(stored, config, trace=True)

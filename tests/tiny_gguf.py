@@ -31,8 +31,8 @@ def _alphabet() -> list[str]:
 def write_tiny_model(
     path: Path, *, seed: int = 1, layers: int = 1, pooling: int | None = None, template: str | None = None
 ) -> Path:
-    """Tokens 0 to 255 are the bytes, then PAIRS, BEGIN and END. pooling: as in the GGUF key, None for none. template: of
-    chats, likewise."""
+    """Tokens 0 to 255 are the bytes, then PAIRS, BEGIN and END. pooling: as in the GGUF key, None for none. template:
+    of chats, likewise."""
     letters = _alphabet()
     tokens = [*letters, *PAIRS, BEGIN, END]
     merges = [" ".join((pair[:-1], pair[-1])) for pair in PAIRS if len(pair) == 2]

@@ -75,7 +75,9 @@ def figures_of(
             of_trial.append(outcome)
         elif outcome.version == other:
             of_other.append(outcome)
-    return TrialFigures(side_of(trial, of_trial, confidence=confidence), side_of(other, of_other, confidence=confidence))
+    return TrialFigures(
+        side_of(trial, of_trial, confidence=confidence), side_of(other, of_other, confidence=confidence)
+    )
 
 
 def side_of(version: str, outcomes: Sequence[Outcome], *, confidence: float = SHOWN_CONFIDENCE) -> SideFigures:

@@ -8,7 +8,19 @@ import typer
 
 from headpond.errors import DeploymentError
 
-OPERATOR_COMMANDS = ("up", "down", "status", "logs", "scale", "reload", "worker", "persister", "models", "replay", "verify")
+OPERATOR_COMMANDS = (
+    "up",
+    "down",
+    "status",
+    "logs",
+    "scale",
+    "reload",
+    "worker",
+    "persister",
+    "models",
+    "replay",
+    "verify",
+)
 WORKER_EXTRA = ("boto3", "supervisor", "psutil")
 
 

@@ -46,7 +46,9 @@ class Seen:
 
 
 def canary(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A model of the configuration, whose source is an alias.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A model of the configuration, whose source is an alias.")
+    ],
     watch: Annotated[bool, typer.Option("--watch", help="Go on until the trial ends, or Ctrl-C.")] = False,
     config: Config = None,
     as_json: AsJson = False,

@@ -21,7 +21,6 @@ from headpond_workers.replay.events import Event, Loaded, Step
 from headpond_workers.replay.run import WITHOUT_A_WORD, How, Replay, While, log_tail, run_replay
 
 
-
 def replay(
     file: Annotated[str, typer.Argument(metavar="FILE", help="From `headpond dead export`; - is stdin.")],
     config: Annotated[

@@ -40,7 +40,7 @@ _NAME_CHARS = 15
 def verify(
     job: JobArgument,
     from_storage: Annotated[
-        bool, typer.Option("--from-storage", help="Read request and result from S3, also once Redis has forgotten them.")
+        bool, typer.Option("--from-storage", help="Read request and result from S3, also once Redis has forgotten it.")
     ] = False,
     config: Config = None,
     model: Annotated[

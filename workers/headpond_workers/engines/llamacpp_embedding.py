@@ -27,9 +27,7 @@ class LlamaCppEmbedder(LlamaModel):
     ) -> None:
         """As `LlamaModel`."""
         can = frozenset({Capability.EMBEDDINGS})
-        super().__init__(
-            settings, path, threads=threads, capabilities=can, sampling=frozenset(), digest_of=digest_of
-        )
+        super().__init__(settings, path, threads=threads, capabilities=can, sampling=frozenset(), digest_of=digest_of)
         self._at_work = ThreadPoolExecutor(settings.slots, thread_name_prefix="embedding")
 
     def generate(self, sequence: Sequence, emit: Emit) -> Finish:

@@ -80,7 +80,9 @@ class LlamaModel:
         self.vocabulary = read_vocabulary(header)
         check_parameters(settings, header, threads=threads)
         pooling = pooling_of(settings, header)
-        adapters = [checked_adapter(name, table, header, digest_of=digest_of) for name, table in settings.adapters.items()]
+        adapters = [
+            checked_adapter(name, table, header, digest_of=digest_of) for name, table in settings.adapters.items()
+        ]
         template = self.vocabulary.chat_template
         if template:
             check_template(template, bos_token=self.vocabulary.bos_token, eos_token=self.vocabulary.eos_token)

@@ -30,7 +30,17 @@ from headpond_workers.engines.protocol import Capability, Engine, Finish, Verdic
 from headpond_workers.loading import Digests, load_engine, workers_of
 from headpond_workers.made_by import provenance_of
 from headpond_workers.redaction import Secrets
-from headpond_workers.replay.events import Embedded, EventWriter, Failed, Finished, Loaded, Refused, Started, Step, Traced
+from headpond_workers.replay.events import (
+    Embedded,
+    EventWriter,
+    Failed,
+    Finished,
+    Loaded,
+    Refused,
+    Started,
+    Step,
+    Traced,
+)
 from headpond_workers.replay.version_here import table_here
 from headpond_workers.secret_filter import learn_references, start_logging
 

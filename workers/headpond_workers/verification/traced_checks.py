@@ -20,7 +20,9 @@ def traced_checks(made_by: Provenance, replay: Replay, *, embeds: bool) -> Itera
             yield unknown("prompt", reason, stored=made_by.prompt_digest)
         return
     now = Provenance.of_fields(traced.provenance)
-    yield compare("weights", made_by.weights_digest, now.weights_digest, reason="this engine does not say what it loads")
+    yield compare(
+        "weights", made_by.weights_digest, now.weights_digest, reason="this engine does not say what it loads"
+    )
     yield _adapters(made_by.adapters, now.adapters)
     yield compare("fingerprint", made_by.fingerprint, now.fingerprint)
     if not embeds:

@@ -41,7 +41,9 @@ class Place:
     on_event: Callable[[Event], None]
 
 
-def verify(job: StoredJob, place: Place, *, version_check: Callable[[Provenance, Result], Check | None]) -> Verification:
+def verify(
+    job: StoredJob, place: Place, *, version_check: Callable[[Provenance, Result], Check | None]
+) -> Verification:
     """Every check of one job. version_check: of the version's document in storage; None where there is none to make.
 
     What cannot be read is a check that cannot be told, not an error.
@@ -65,9 +67,7 @@ def verify(job: StoredJob, place: Place, *, version_check: Callable[[Provenance,
     if (of_version := version_check(made_by, result)) is not None:
         found.append(of_version)
     if isinstance(place.table, OpenAIModel) or made_by.upstream_model is not None:
-        return Verification(
-            job.id, (*found, *_upstream_checks(place.table, made_by)), job.state.value, *_told(result)
-        )
+        return Verification(job.id, (*found, *_upstream_checks(place.table, made_by)), job.state.value, *_told(result))
     try:
         bundle = _bundle(job, header, request, result, made_by)
     except MalformedDocument as error:
