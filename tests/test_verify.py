@@ -118,13 +118,13 @@ def test_another_engine_differs_and_is_not_run(
     serving: tuple[Deployment, Client], changes: dict[str, int], differs: set[str]
 ) -> None:
     deployment, client = serving
-    answered(client, "chat/settled")
+    job_id = f"chat/{sorted(changes)[0]}"
+    answered(client, job_id)
     deployment.configure(scripted(**changes))
-    code, found = verified(deployment, "chat/settled")
+    code, found = verified(deployment, job_id)
     assert (code, found[""]) == (1, "differs")
     assert named(found, "differs") == differs
     assert "not the model that made them" in found["!tokens"]
-    assert "does not give this result" in said(deployment, "chat/settled")[1]
 
 
 @pytest.mark.parametrize("touched", ["token", "text", "reason", "provenance"])
@@ -171,12 +171,13 @@ def test_a_request_that_was_exchanged_differs(serving: tuple[Deployment, Client]
 @pytest.mark.parametrize("damage", [b"", b"\xc1", b"x" * 40], ids=["empty", "no-msgpack", "no-document"])
 def test_a_damaged_result_document_cannot_be_told(serving: tuple[Deployment, Client], damage: bytes) -> None:
     deployment, client = serving
-    answered(client, "chat/damaged")
-    swap_result(deployment.queue("chat"), "chat/damaged", damage)
-    code, found = verified(deployment, "chat/damaged")
+    job_id = f"chat/damaged-{len(damage)}"
+    answered(client, job_id)
+    swap_result(deployment.queue("chat"), job_id, damage)
+    code, found = verified(deployment, job_id)
     assert (code, found[""], found["request"]) == (2, "unknown", "same")
     assert named(found, "unknown") <= {"result", "provenance"}
-    assert "cannot be told" in said(deployment, "chat/damaged")[1]
+    assert "cannot be told" in said(deployment, job_id)[1]
 
 
 def test_the_result_of_another_job_differs(serving: tuple[Deployment, Client]) -> None:

@@ -125,9 +125,9 @@ def _looks(name: str, config: Path | None) -> Iterator[Seen]:
                 yield Seen(name, None if at is None else at.document)
             else:
                 outcomes = queue.read_outcomes()
-                sides = {"trial": str(trial.version), "other": str(at.document.to)}
-                ruled = None if trial.bounds is None else decide(outcomes, trial.bounds, **sides)
-                yield Seen(name, at.document, trial, figures_of(outcomes, **sides), ruled)
+                tried, other = str(trial.version), str(at.document.to)
+                ruled = None if trial.bounds is None else decide(outcomes, trial.bounds, trial=tried, other=other)
+                yield Seen(name, at.document, trial, figures_of(outcomes, trial=tried, other=other), ruled)
             time.sleep(WATCH_INTERVAL_S)
 
 
@@ -161,7 +161,7 @@ def _shown(seen: Seen) -> Group:
     table.add_column(f"version {seen.alias.to}", justify="right")
     for title, of in _ROWS:
         table.add_row(title, of(figures.trial), of(figures.other))
-    lines = [
+    lines: list[Text | Table] = [
         Text(
             f"{escape_controls(seen.model)}@{seen.alias.alias}: version {trial.version} gets "
             f"{trial.share_permille / 10:g} % of unpinned jobs since {since}"
