@@ -22,7 +22,11 @@ def test_an_alias_is_the_number_that_it_names_now() -> None:
     put_alias(blobs, "chat", "prod", 3)
     put_alias(blobs, "chat", "next", 4)
     put_alias(blobs, "code", "prod", 1)
-    assert [resolve(VersionSource.parse(text), blobs) for text in ("s3:chat", "s3:chat@next", "s3:code@prod")] == [3, 4, 1]
+    assert [resolve(VersionSource.parse(text), blobs) for text in ("s3:chat", "s3:chat@next", "s3:code@prod")] == [
+        3,
+        4,
+        1,
+    ]
 
 
 def test_a_number_is_itself_and_nobody_is_asked() -> None:
@@ -39,10 +43,10 @@ def test_an_alias_that_is_not_there_says_what_to_call() -> None:
     )
     put_version(blobs, "chat", FILES, number=1)
     put_version(blobs, "chat", FILES, number=2)
-    with pytest.raises(VersionMissing, match="no such alias. Let it .*: headpond models promote chat 2 --alias next$"):
+    with pytest.raises(VersionMissing, match=r"no such alias. Let it .*: headpond models promote chat 2 --alias next$"):
         resolve(VersionSource.parse("s3:chat@next"), blobs)
     put_alias(blobs, "chat", "next", 0)
-    with pytest.raises(VersionMissing, match="^chat@next: the alias names no version yet"):
+    with pytest.raises(VersionMissing, match=r"^chat@next: the alias names no version yet"):
         resolve(VersionSource.parse("s3:chat@next"), blobs)
 
 

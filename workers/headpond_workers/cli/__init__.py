@@ -20,6 +20,7 @@ OPERATOR_COMMANDS = (
     "models",
     "replay",
     "verify",
+    "storage",
 )
 WORKER_EXTRA = ("boto3", "supervisor", "psutil")
 
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
         return
     from headpond_workers.cli import deployment, processes, reload, replay, verify
     from headpond_workers.cli.models import models_app
+    from headpond_workers.cli.storage import storage_app
 
     deployment.register(app)
     reload.register(app)
@@ -43,6 +45,7 @@ def register(app: typer.Typer) -> None:
     replay.register(app)
     verify.register(app)
     app.add_typer(models_app, name="models")
+    app.add_typer(storage_app, name="storage")
 
 
 def _not_installed(context: typer.Context) -> None:
