@@ -177,7 +177,7 @@ def test_a_role_can_do_no_more_than_its_part(
 ) -> None:
     path = tmp_path / "large"
     path.write_bytes(bytes(2 << 20))
-    with pytest.raises(ConfigError, match="AccessDenied.*their rights"):
+    with pytest.raises(ConfigError, match=r"AccessDenied.*their rights"):
         refused(open_s3(seaweed, Policy(POLICIES[role][1].statements)), path)
 
 
