@@ -15,6 +15,7 @@ from headpond_workers.checkpoints.aliases import Aliases
 from typer.testing import CliRunner
 
 from conftest import Deployment
+from fleet import Fleet
 from headpond.cli.app import build_app
 from headpond.errors import ConfigError
 from headpond.jobs import JobState
@@ -45,11 +46,19 @@ HEADPOND = [sys.executable, "-c", "from headpond.cli import main; main()"]
 class Canary:
     deployment: Deployment
     aliases: Aliases
-    bench: Bench
+    fleet: Fleet
+
+    @property
+    def bench(self) -> Bench:
+        return self.fleet.bench
 
     def begin(self, bounds: TrialBounds | None) -> None:
         document = self.aliases.begin_trial("prod", Trial(4, 125, 1_700_000_000_000, bounds), who="the test")
         bring(self.bench.queue, document)
+        # Its share begins, and outcomes are noted, once a worker serves it.
+        for worker in self.fleet.workers.values():
+            worker.register()
+        self.fleet.workers["b"].ask()
 
     def end(self) -> None:
         document = self.aliases.end_trial("prod", version=4, who="the test", note="seen enough")
@@ -90,8 +99,11 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canary]:
         aliases = Aliases(Registry(blobs, "chat", writer="the test"))
         aliases.move("prod", to=3, left=None, who="the test")
         bench = bench_on(valkey.url, Clock(), name="chat")
+        fleet = Fleet(bench)
+        fleet.serving("3", "a")
+        fleet.serving("4", "b")
         try:
-            yield Canary(deployment, aliases, bench)
+            yield Canary(deployment, aliases, fleet)
         finally:
             bench.server.close()
             bench.raw.close()
