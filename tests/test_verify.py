@@ -17,12 +17,17 @@ from headpond.keys import queue_keys
 from headpond.provenance import digest_of_ids
 from headpond.queue import JobQueue
 from headpond.requests import JobRequest
+from headpond.settings import load_settings
 from headpond.wire import Call, pack_data, pack_result, unpack_entry
-from headpond_workers.supervision.embedded_seaweed import running_seaweed
+from headpond_workers.checkpoints.names import version_key
+from headpond_workers.checkpoints.registry import Registry
+from headpond_workers.checkpoints.resolving import open_storage
+from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from headpond_workers.supervision.embedded_valkey import running_valkey
 from misbehaving_server import misbehaving_server
 from proxy_flow import start, table
 from stored_deployment import start_persister, storage_table
+from stored_versions import put_alias, put_version
 from verified_jobs import ALL, named, said, verified
 
 pytestmark = pytest.mark.slow
@@ -61,6 +66,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deploymen
 def serving(shared: tuple[Deployment, Client]) -> Iterator[tuple[Deployment, Client]]:
     yield shared
     shared[0].configure(scripted())
+
+
+@pytest.fixture(scope="module")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess]:
+    with running_seaweed(tmp_path_factory.mktemp("storage")) as process:
+        yield process
 
 
 def answered(client: Client, job_id: str, **wanted: Any) -> Result:
@@ -248,33 +259,30 @@ def test_a_model_that_dies_while_it_loads_cannot_be_told(serving: tuple[Deployme
 
 
 def test_a_job_that_redis_forgot_is_verified_from_storage(
-    deployment: Deployment, client: Client, tmp_path: Path
+    deployment: Deployment, client: Client, seaweed: SeaweedProcess
 ) -> None:
-    with running_seaweed(tmp_path / "storage") as seaweed:
-        deployment.configure(scripted(retention=1.0), extra=storage_table(seaweed, deployment.folder))
-        start_persister(deployment)
-        deployment.start("chat", "chat-0")
-        result = answered(client, "chat/kept", temperature=0.5)
-        assert result.provenance is not None
+    deployment.configure(scripted(retention=1.0), extra=storage_table(seaweed, deployment.folder))
+    start_persister(deployment)
+    deployment.start("chat", "chat-0")
+    result = answered(client, "chat/kept", temperature=0.5)
+    assert result.provenance is not None
 
-        def forgotten() -> bool:
-            try:
-                client.job("chat/kept").state()
-            except JobGone:
-                return True
-            return False
+    def forgotten() -> bool:
+        try:
+            client.job("chat/kept").state()
+        except JobGone:
+            return True
+        return False
 
-        eventually(forgotten, what="Redis forgetting the job")
-        assert said(deployment, "chat/kept")[0] == 4
-        code, found = verified(deployment, "chat/kept", "--from-storage")
-        assert (code, found[""]) == (0, "same")
-        assert named(found, "same") == ALL - {"adapters"}
-        code, _, err = said(deployment, "chat/never", "--from-storage")
-        assert (code, "chat/never" in err) == (4, True)
-        deployment.configure(scripted(answer=31), extra=storage_table(seaweed, deployment.folder))
-        assert verified(deployment, "chat/kept", "--from-storage")[0] == 1
-        # Before its storage.
-        deployment.close()
+    eventually(forgotten, what="Redis forgetting the job")
+    assert said(deployment, "chat/kept")[0] == 4
+    code, found = verified(deployment, "chat/kept", "--from-storage")
+    assert (code, found[""]) == (0, "same")
+    assert named(found, "same") == ALL - {"adapters"}
+    code, _, err = said(deployment, "chat/never", "--from-storage")
+    assert (code, "chat/never" in err) == (4, True)
+    deployment.configure(scripted(answer=31), extra=storage_table(seaweed, deployment.folder))
+    assert verified(deployment, "chat/kept", "--from-storage")[0] == 1
 
 
 def test_a_proxy_names_its_upstream_model_and_no_digest(deployment: Deployment, client: Client) -> None:
@@ -293,3 +301,38 @@ def test_a_proxy_names_its_upstream_model_and_no_digest(deployment: Deployment, 
         deployment.configure(table(server.url, upstream_model='"n"'))
         code, found = verified(deployment, job.id)
         assert (code, named(found, "differs")) == (1, {"upstream model"})
+
+
+def test_a_version_is_taken_from_storage_and_its_digest_compared(
+    deployment: Deployment, client: Client, seaweed: SeaweedProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADPOND_CACHE", str(tmp_path / "cache"))
+    storage = storage_table(seaweed, deployment.folder, bucket="versions")
+    (deployment.folder / "scripted.json").write_text('{"salt": "three"}')
+    deployment.configure(scripted() + 'path = "scripted.json"\n')
+    deployment.start("chat", "chat-0")
+    result = answered(client, "chat/versioned")
+    assert result.provenance is not None
+    queue = deployment.queue("chat")
+    deployment.configure(scripted() + 'source = "s3:chat@prod"\n', extra=storage)
+    blobs = open_storage(load_settings(deployment.config))
+    blobs.ensure_bucket()
+    put_version(blobs, "chat", {"scripted.json": b'{"salt": "three"}'}, number=3)
+    document = Registry(blobs, "chat", writer="the test").read(3).document
+
+    def stored_as(model_digest: str) -> None:
+        made_by = replace(result.provenance, model_digest=model_digest)
+        swap_result(queue, "chat/versioned", pack_result(replace(result, version="3", provenance=made_by)))
+
+    put_alias(blobs, "chat", "prod", 3)
+    stored_as(document.model_digest)
+    code, found = verified(deployment, "chat/versioned")
+    assert (code, found[""]) == (0, "same"), found
+    assert named(found, "same") == ALL - {"adapters"} | {"version"}
+    stored_as("0" * 64)
+    code, found = verified(deployment, "chat/versioned")
+    assert (code, named(found, "differs")) == (1, {"version"})
+    blobs.delete(version_key("chat", 3))
+    code, found = verified(deployment, "chat/versioned")
+    assert (code, found["version"], found["weights"]) == (2, "unknown", "unknown")
+    assert "there is no such version" in found["!version"]
