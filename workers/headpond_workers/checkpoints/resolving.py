@@ -6,10 +6,11 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from headpond.errors import ConfigError, VersionMissing
+from headpond.errors import BlobCorrupt, ConfigError, VersionMissing
 from headpond.settings import CONFIG_NAME, Settings
 from headpond.tables import VersionSource
 from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.names import alias_key
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.storage_settings import Learn, storage_of
@@ -50,7 +51,10 @@ def resolve(source: VersionSource, blobs: Blobs) -> int:
     at = aliases.get(alias)
     if at is None:
         raise _missing(source, alias, registry, "there is no such alias")
-    if not at.document.to:
+    document = at.document
+    if (document.model, document.alias) != (source.name, alias):
+        raise BlobCorrupt(alias_key(source.name, alias), f"it is the alias {document.model}@{document.alias}")
+    if not document.to:
         raise _missing(source, alias, registry, "the alias names no version yet")
     return aliases.resolve(alias).number
 

@@ -22,7 +22,7 @@ OPERATOR_COMMANDS = (
     "verify",
     "storage",
 )
-WORKER_EXTRA = ("boto3", "supervisor", "psutil")
+WORKER_EXTRA = ("boto3", "supervisor", "psutil", "pyfastcdc")
 
 
 def register(app: typer.Typer) -> None:
