@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from headpond_workers.checkpoints.aliases import Aliases
 from typer.testing import CliRunner
 
 from conftest import Deployment
@@ -21,6 +20,7 @@ from headpond.errors import ConfigError
 from headpond.jobs import JobState
 from headpond.settings import load_settings
 from headpond_workers.checkpoints.alias_document import Trial, TrialBounds
+from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.resolving import open_storage
 from headpond_workers.checkpoints.trial_watch import bring

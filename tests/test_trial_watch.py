@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from headpond_workers.checkpoints.aliases import Aliases
 
 from fleet import Fleet
 from headpond import JobState
@@ -16,6 +15,7 @@ from headpond.queue import JobQueue
 from headpond.switching import Switch
 from headpond.tables import VersionSource
 from headpond_workers.checkpoints.alias_document import AliasDocument, Cause, Trial, TrialBounds
+from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.trial_watch import TrialWatch, bring, followed
 from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob, Blobs
