@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -185,6 +188,26 @@ def test_what_a_killed_persister_left_behind_is_completed(trying: Trying) -> Non
     trying.watch.tick()
     assert (trying.switch.target, trying.switch.trial, trying.switch.seq) == ("4", "", moved.seq)
     assert trying.alias.seq == moved.seq
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blobs", ["s3"], indirect=True)
+def test_a_tick_that_is_killed_between_alias_and_queue_is_completed_by_the_next(
+    trying: Trying, seaweed: SeaweedProcess
+) -> None:
+    trying.begin()
+    trying.end_jobs("3", 40)
+    trying.end_jobs("4", 30)
+    server = (seaweed.url, seaweed.bucket, seaweed.region, seaweed.access_key, seaweed.secret_key)
+    url = trying.fleet.bench.server.address.url
+    died = subprocess.run(
+        [sys.executable, "-m", "killed_tick", url, *server], capture_output=True, timeout=60, check=False
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert (trying.alias.to, trying.switch.target, trying.switch.trial) == (4, "3", "4")
+    trying.watch.tick()
+    assert (trying.switch.target, trying.switch.trial) == ("4", "")
+    assert [move.cause for move in trying.alias.history].count(Cause.AUTOMATIC) == 1
 
 
 def test_nothing_is_decided_while_the_queues_copy_is_behind(trying: Trying) -> None:

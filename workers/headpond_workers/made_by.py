@@ -48,8 +48,11 @@ def adapters_of(info: EngineInfo, asked: JobRequest) -> tuple[AdapterDigest, ...
 def applied(sampling: Sampling) -> dict[str, Any]:
     """How tokens were chosen: temperature and top_p, and what else was not at its default. An engine refuses a setting
     that it lacks, so what was asked for is what was applied. Values as JSON has them."""
-    names = {"temperature", "top_p", *sampling.asks_for()}
-    return dict(sorted(sampling.model_dump(mode="json", include=names).items()))
+    # One call of pydantic's compiled part: this is done for every job.
+    asked = sampling.model_dump(mode="json", exclude_defaults=True)
+    asked |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    asked.pop("seed", None)
+    return dict(sorted(asked.items()))
 
 
 def _digest(ids: Seq[int]) -> str | None:
