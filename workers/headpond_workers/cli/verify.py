@@ -139,8 +139,9 @@ def _show(found: Verification) -> None:
     of = f", version {found.version}, {found.tokens} tokens" if found.version else ""
     typer.echo(escape_controls(f"{found.id}, {found.state}{of}"))
     for check in found.checks:
-        verdict = typer.style(f"{check.verdict.value:<9}", fg=_STYLES.get(check.verdict))
-        typer.echo(f"  {check.name:<{_NAME_CHARS}} {verdict} {_told(check)}".rstrip())
+        told = _told(check)
+        verdict = f"{check.verdict.value:<9} " if told else check.verdict.value
+        typer.echo(f"  {check.name:<{_NAME_CHARS}} {typer.style(verdict, fg=_STYLES.get(check.verdict))}{told}")
     for line in found.died:
         typer.echo(escape_controls(f"  | {line}"), err=True)
     typer.echo(typer.style(_SUMMARY[found.verdict], fg=_STYLES[found.verdict], bold=True))
