@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from headpond.errors import ConfigError
 from headpond.settings import CONFIG_NAME, Settings, find_config, load_settings
 from headpond.tables import LlamaCppModel
-from headpond_workers.cli import model_control, model_deletion, model_pull, push_version, versions
+from headpond_workers.cli import canary, model_control, model_deletion, model_pull, push_version, versions
 from headpond_workers.engines.weights_digest import digest_of
 from headpond_workers.models.catalogue import parse_source
 from headpond_workers.models.prepare import prepare as prepare_model
@@ -31,6 +31,7 @@ model_deletion.register(models_app)
 model_pull.register(models_app)
 push_version.register(models_app)
 versions.register(models_app)
+canary.register(models_app)
 
 
 @models_app.callback()
