@@ -66,7 +66,8 @@ def measure_rollover(plan: Plan) -> Measurement:
         f"a deployment as `headpond up` makes it, {WORKERS} workers of {SLOTS} slots with the scripted engine at "
         f"{TOKENS_PER_S:g} tokens/s a sequence; {PRODUCERS} threads ask for answers of {TOKENS} tokens, one after the "
         f"other; an alias is moved to the other of two versions. Throughput in every window of {WINDOW_S:g} s that "
-        f"begins between the move and the change of the last worker, every {STEP_S:g} s; before it, over {BEFORE_S:g} s",
+        f"begins between the move and the change of the last worker, every {STEP_S:g} s; before it, over {BEFORE_S:g} "
+        "s",
         "workers change in place, one at a time",
         "none; a worker's loading is the time from the start of its process until it serves", pairs,
     )  # fmt: skip
