@@ -102,9 +102,10 @@ def worker(settings: Settings, model: str, index: int) -> Program:
     name = worker_name(model, index)
     # The others are no concern of a running worker, or it takes them over as it runs.
     at_start = table.model_dump_json(exclude=set(table.all_live_keys()))
-    # The storage is for the persister alone, but for models that are a version there.
-    storage = settings.storage if table.version_source is not None else ()
-    own = (*secret_variables(table), *secret_variables(settings.redis), *secret_variables(storage))
+    own = (*secret_variables(table), *secret_variables(settings.redis))
+    if table.version_source is not None:
+        # It pulls its versions itself.
+        own = (*own, *secret_variables(settings.storage))
     return Program(
         name=name,
         argv=(
