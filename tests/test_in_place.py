@@ -21,9 +21,9 @@ heard = []
 signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
 hear_signals()
 with open(lives, "a") as file:
-    open_files = sorted(int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2 and int(name) != file.fileno())
-    open_files = [fd for fd in open_files if os.path.exists(f"/proc/self/fd/{fd}")]
-    said = {"pid": os.getpid(), "arguments": sys.argv[2:], "open": open_files, "heard": heard, "word": os.environ["WORD"]}
+    found = sorted(int(name) for name in os.listdir("/proc/self/fd"))
+    found = [fd for fd in found if fd not in (0, 1, 2, file.fileno()) and os.path.exists(f"/proc/self/fd/{fd}")]
+    said = {"pid": os.getpid(), "arguments": sys.argv[2:], "open": found, "heard": heard, "word": os.environ["WORD"]}
     file.write(json.dumps(said) + "\\n")
 if len(open(lives).readlines()) == 1:
     leaked = os.open("/dev/null", os.O_RDONLY)

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.description import Description
+from headpond_workers.checkpoints.pushing import push
 
 from conftest import eventually
 from deployment_town import Place, Town, town_of
 from headpond.settings import load_settings
 from headpond.switching import Switch
-from headpond_workers.checkpoints.aliases import Aliases
-from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.resolving import open_storage
 from headpond_workers.rollover.alias_state import AliasState

@@ -145,5 +145,3 @@ def test_killed_workers_amid_rollovers_lose_no_job_and_mix_no_versions(shelf: Sh
         counts = by_version(shelf, producers)
     assert sum(counts.values()) == sum(len(producer.jobs) for producer in producers)
     assert set(counts) <= set(versions)
-
-

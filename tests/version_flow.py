@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.description import Description
+from headpond_workers.checkpoints.pushing import push
+
 from conftest import Deployment, WorkerChild, eventually
 from headpond import Client, Job, JobState, Result
 from headpond.requests import Message
@@ -22,9 +26,6 @@ from headpond.switching import Switch
 from headpond.tables import ScriptedModel
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.checkpoints.alias_document import AliasDocument
-from headpond_workers.checkpoints.aliases import Aliases
-from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.detokenizer import Detokenizer
 from headpond_workers.engines.protocol import Sequence, Verdict
@@ -141,8 +142,7 @@ class Shelf:
     def start(self, *instances: str, ready: bool = True) -> list[WorkerChild]:
         """Workers, all at once."""
         children = [
-            self.deployment.start("chat", instance, ready=False, environment=self.environment)
-            for instance in instances
+            self.deployment.start("chat", instance, ready=False, environment=self.environment) for instance in instances
         ]
         if ready:
             eventually(

@@ -106,7 +106,7 @@ class JobService:
             raise EngineBroken(f"{self._runs.last_error} A new process takes over.")
 
     def drain(self, timeout_s: float) -> None:
-        """Let jobs that run end within timeout_s, and park the rest. Nothing is claimed once `broker.drain` was called."""
+        """Let jobs that run end within timeout_s, and park the rest. Nothing is to be claimed any more by then."""
         if not wait_until(lambda: not self.broker.held(), timeout_s):
             self._runs.parking.set()
             wait_until(lambda: not self.broker.held(), PARK_GRACE_S)

@@ -1,4 +1,4 @@
-"""The parent of a worker with `rollover = "side-by-side"`: while one version is served, it has the next one loaded beside.
+"""The parent of a worker with `rollover = "side-by-side"`: it has the next version loaded while one is served.
 
     python -m headpond_workers.pair --state-folder .headpond --instance chat-0 --stop-wait-s 45 -- WORKER ARGUMENTS
 
@@ -68,7 +68,7 @@ class Pair:
         """Until no child is left. Returns the exit code of the last one."""
         woken, wakes = socket.socketpair()
         for end in (woken, wakes):
-            end.setblocking(False)
+            end.settimeout(0)
         # A handler of Python's must be there for the number to be written; what it does is done in the loop.
         for signum in (*PASSED_ON, signal.SIGCHLD):
             signal.signal(signum, lambda *_: None)
@@ -90,7 +90,7 @@ class Pair:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        ours.settimeout(0)
         alone = not self._children
         try:
             process = subprocess.Popen(

@@ -28,8 +28,8 @@ from headpond_workers.naming.instance_lock import instance_lock
 from headpond_workers.naming.name_keeper import Started
 from headpond_workers.redaction import Secrets
 from headpond_workers.rollover.pair_line import PairLine
-from headpond_workers.secret_filter import start_logging
 from headpond_workers.rollover.pair_program import changes_side_by_side, pair_argv
+from headpond_workers.secret_filter import start_logging
 from headpond_workers.worker_process import EX_CONFIG, WorkerProcess, one_line
 
 logger = logging.getLogger(__name__)

@@ -149,10 +149,8 @@ class WorkerProcess:
             return None
         who = f"{row.instance} on {row.host}"
         registry = Registry(open_storage(self._settings, learn=self._secrets.learn), source.name, writer=who)
-        return ServingVersion(
-            source, AliasStore(source, registry, who=who), VersionStore(registry, VersionCache.of(self._settings)), queue, row,
-            leave=self._leave,
-        )  # fmt: skip
+        alias, store = AliasStore(source, registry, who=who), VersionStore(registry, VersionCache.of(self._settings))
+        return ServingVersion(source, alias, store, queue, row, leave=self._leave)
 
     def _table_of(self, serving: ServingVersion) -> ModelTable | None:
         """The table to load, with the version's files on this machine; None if told to leave first."""
@@ -224,9 +222,7 @@ class WorkerProcess:
         logger.error("name_lost model=%s error=%s", self._model, one_line(left.name_lost))
         return EX_CONFIG
 
-    def _until_left(
-        self, engine: object, queue: JobQueue, service: JobService, watch: VersionWatch | None
-    ) -> _Left:
+    def _until_left(self, engine: object, queue: JobQueue, service: JobService, watch: VersionWatch | None) -> _Left:
         """What goes on beside the jobs, until this worker is to serve no more."""
         row, pair, looked = self._row, self._pair, time.monotonic()
         fingerprint = service.broker.fingerprint

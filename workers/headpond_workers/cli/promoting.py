@@ -1,4 +1,4 @@
-"""`headpond models promote` and `rollback`: an alias is moved in storage, and the workers that follow it change over."""
+"""`headpond models promote` and `rollback`: an alias is moved in storage, and the workers that follow it change."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class _Promotion:
         self._server.close()
 
     def check_pushed(self, number: int) -> None:
-        """Raises VersionMissing, VersionUnusable; DeploymentError with what to do for a model that is not in storage."""
+        """Raises VersionMissing, VersionUnusable; DeploymentError, with what to do, for a model that was never pushed."""
         try:
             self._followed.registry.complete(number)
         except HeadpondError as error:
@@ -161,9 +161,7 @@ class _Promotion:
             self._refuse_one_worker(model)
         trial = Trial(number, permille, now_ms(), bounds)
         self._before = self._followed.get()
-        self._moved = self._followed.aliases.begin_trial(
-            self._followed.alias, trial, who=self._followed.who, note=note
-        )
+        self._moved = self._followed.aliases.begin_trial(self._followed.alias, trial, who=self._followed.who, note=note)
         say(f"{self._followed.shown}: {permille / 10:g}% of the jobs try version {number}")
 
     def end(self, number: int, *, trial: bool, wait: bool, timeout_s: float | None) -> None:

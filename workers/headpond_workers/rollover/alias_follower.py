@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from headpond.errors import HeadpondError, InvalidRequest, VersionMissing
 from headpond.models import ModelRow
-from headpond.queue import JobQueue, Server
+from headpond.queue import Server
 from headpond.switching import Switch
 from headpond.tables import VersionSource
 from headpond_workers.checkpoints.alias_document import AliasDocument

@@ -1,4 +1,4 @@
-"""What a command about a model's alias means: which alias in storage, and which models of the configuration follow it."""
+"""What a command about an alias means: which one in storage, and which models of the configuration follow it."""
 
 from __future__ import annotations
 
@@ -66,9 +66,10 @@ def how_to_push(settings: Settings, name: str, alias: str) -> str | None:
         if path is None:
             lines.append(f"  headpond models prepare {table.source}")
     given = f'source = "{table.source}"' if table.source is not None else f'path = "{table.path}"'
+    option = "" if alias == PROD else f" --alias {alias}"
     lines += [
         f"  headpond models push {name} {path or 'PATH'}",
-        f"  headpond models promote {name} V{'' if alias == PROD else f' --alias {alias}'}   (V: the number that push says)",
+        f"  headpond models promote {name} V{option}   (V: the number that push says)",
         f'  then write source = "s3:{name}@{alias}" in place of {given}',
         "  headpond reload",
     ]

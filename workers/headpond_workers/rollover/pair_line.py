@@ -1,4 +1,4 @@
-"""What a worker and the parent that it has in `rollover = "side-by-side"` say to each other: see `headpond_workers.pair`.
+"""What a worker and its parent say to each other in `rollover = "side-by-side"`: see `headpond_workers.pair`.
 
 Imported by both, so it knows no Redis and no engine.
 """
@@ -50,7 +50,7 @@ class PairLine:
         self._asked = False
         self._words = Words()
         self._socket = socket.socket(fileno=descriptor)
-        self._socket.setblocking(False)
+        self._socket.settimeout(0)
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self | None:

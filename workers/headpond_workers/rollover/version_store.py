@@ -55,4 +55,6 @@ class _Shown:
             raise FetchLeft(f"{self._version} was not fetched: the process leaves")
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PROGRESS_INTERVAL_S
-            logger.info("version_fetched version=%s stage=%s mib=%d of=%d", self._version, stage, done >> 20, total >> 20)
+            logger.info(
+                "version_fetched version=%s stage=%s mib=%d of=%d", self._version, stage, done >> 20, total >> 20
+            )

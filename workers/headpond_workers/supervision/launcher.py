@@ -207,6 +207,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return CANNOT_EXECUTE_STATUS
 
 
-
 if __name__ == "__main__":
     sys.exit(main())
