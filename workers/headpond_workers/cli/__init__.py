@@ -21,7 +21,7 @@ OPERATOR_COMMANDS = (
     "replay",
     "storage",
 )
-WORKER_EXTRA = ("boto3", "supervisor", "psutil")
+WORKER_EXTRA = ("boto3", "supervisor", "psutil", "pyfastcdc")
 
 
 def register(app: typer.Typer) -> None:
