@@ -82,7 +82,8 @@ def test_a_job_that_runs_longer_than_the_drain_goes_on_with_the_version_that_beg
         assert_read_once(reading, result)
     # The worker that changed first parked its job; the last one of the old version took it before it changed too.
     assert sorted(result.attempts for result in results) == [1, 2]
-    assert shelf.check(short.result(timeout=READY_S), "A short one.", max_tokens=10) == second
+    # It is for any version: the old one may have taken it before the new one was loaded.
+    assert shelf.check(short.result(timeout=READY_S), "A short one.", max_tokens=10) in (first, second)
     shelf.await_served(second, workers=2)
 
 
