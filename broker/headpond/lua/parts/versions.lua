@@ -21,19 +21,6 @@ local function live_workers(now)
   return found
 end
 
-local function is_served(version, now)
-  for _, worker in ipairs(live_workers(now)) do
-    if worker.version == version or worker.state == 'loading' then return true end
-  end
-  return false
-end
-
--- From now on the trial's lane gets no more jobs for its share.
-local function stop_share()
-  call('HDEL', meta, 'trial')
-  trial = false
-end
-
 -- Jobs that wait in a version's lane for a trial's share alone go where they belong now. Returns how many moved, and
 -- how many were not looked at.
 local function move_back(version, limit, now)
