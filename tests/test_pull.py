@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +18,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import DEADLINE_S, eventually
-from headpond.errors import ConfigError, InvalidRequest, ModelFileError, StorageUnavailable, VersionMissing, VersionUnusable
+from conftest import DEADLINE_S
+from cutting_proxy import Cut, CuttingProxy
+from headpond.errors import (
+    ConfigError,
+    InvalidRequest,
+    ModelFileError,
+    StorageUnavailable,
+    VersionMissing,
+    VersionUnusable,
+)
 from headpond_workers.checkpoints import fetching
 from headpond_workers.checkpoints.chunk_reads import MOST_GAP_BYTES, reads_of
+from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES
 from headpond_workers.checkpoints.pull import pull
+from headpond_workers.checkpoints.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.verify import MOST_DAMAGE, verify
 from headpond_workers.checkpoints.version_document import VersionState
@@ -43,7 +54,6 @@ FILES = {
 }
 
 
-
 def files_of(seed: str) -> dict[str, bytes]:
     """As FILES, of other bytes: tests that damage objects share a server."""
     return {path: body and bytes_of(seed + path, len(body)) for path, body in FILES.items()}
@@ -58,7 +68,12 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess
 def open_s3(seaweed: SeaweedProcess) -> S3Blobs:
     return S3Blobs(
         StorageAddress(
-            seaweed.url, seaweed.bucket, seaweed.region, seaweed.access_key, seaweed.secret_key, configured_in="the test"
+            seaweed.url,
+            seaweed.bucket,
+            seaweed.region,
+            seaweed.access_key,
+            seaweed.secret_key,
+            configured_in="the test",
         )
     )
 
@@ -132,15 +147,15 @@ def test_however_files_are_cut_each_chunk_is_read_where_it_stands(
     reads = list(reads_of(manifest))
     for read in reads:
         stored = manifest.objects[read.object]
-        assert 0 <= read.offset and read.offset + read.size <= stored.size <= MAX_OBJECT_BYTES
+        assert read.offset >= 0
+        assert read.offset + read.size <= stored.size <= MAX_OBJECT_BYTES
         body = memoryview(blobs.get(stored.key).body)[read.offset : read.offset + read.size]
         for piece in read.pieces:
             path = manifest.files[piece.file].path
             made[path][piece.at : piece.at + piece.chunk.size] = read.part(body, piece)
     assert {path: bytes(body) for path, body in made.items()} == files
     # What lies together in an object comes in one request.
-    assert len(reads) <= len(manifest.objects) + sum(1 for _ in manifest.files) + len(manifest.chunks) // 2
-    for one, other in zip(reads, reads[1:], strict=False):
+    for one, other in pairwise(reads):
         gap = other.offset - (one.offset + one.size)
         assert one.object != other.object or not 0 <= gap <= MOST_GAP_BYTES
 
@@ -223,6 +238,23 @@ def test_a_damaged_manifest_quarantines_too(blobs: ReadingBlobs, tmp_path: Path)
     with pytest.raises(VersionUnusable, match="no such object"):
         verify(other.registry, 1, progress=silent)
     assert state_of(other)[0] is VersionState.QUARANTINED
+
+
+def test_a_version_that_is_deleted_amid_a_pull_is_not_called_damaged(blobs: ReadingBlobs, tmp_path: Path) -> None:
+    version = many_reads(blobs)
+
+    def delete(count: int) -> None:
+        if count == 10:
+            at = version.registry.read(1)
+            version.registry.swap(version.registry.swap(at, VersionState.DELETING), VersionState.DELETED)
+            for stored in version.manifest.objects:
+                blobs.delete(stored.key)
+
+    blobs.before = delete
+    with pytest.raises(VersionUnusable, match=r"^m@1: the version is deleted by now: chunks/.* no such object"):
+        pull(version.registry, 1, tmp_path / "w", progress=silent)
+    assert state_of(version)[0] is VersionState.DELETED
+    assert not (tmp_path / "w").exists()
 
 
 class ReadOnlyBlobs(ReadingBlobs):
@@ -336,7 +368,7 @@ def test_two_pulls_into_one_folder_do_not_meet(blobs: ReadingBlobs, tmp_path: Pa
 
 def MemoryBlobsOf(blobs: ReadingBlobs) -> Blobs:
     """The same objects, without what is done at each read."""
-    return blobs._below  # noqa: SLF001 - a test's own class
+    return blobs._below
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_made(
@@ -378,7 +410,9 @@ def test_who_watches_may_end_a_pull(blobs: ReadingBlobs, tmp_path: Path) -> None
 PULLING = """
 import sys, threading
 from pathlib import Path
+from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.pull import pull
+from headpond_workers.checkpoints.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from reading_blobs import ReadingBlobs
 from test_pull import s3_of, silent
@@ -427,6 +461,56 @@ def test_a_pulling_process_that_is_killed_leaves_no_folder_and_the_next_goes_on(
     # Of what the two had asked for, at most one read a thread was not written yet.
     assert 41 - (3 + 17) <= len(blobs.reads) <= 41 - (17 - 3)
     assert os.listdir(tmp_path) == ["w"]
+
+
+@pytest.mark.slow
+def test_replies_that_are_cut_or_damaged_cost_time_and_nothing_else(
+    seaweed: SeaweedProcess, model: str, tmp_path: Path
+) -> None:
+    version = many_reads(open_s3(seaweed), model)
+    chunks = f"GET /{seaweed.bucket}/chunks"
+    with CuttingProxy(int(seaweed.url.rpartition(":")[2])) as proxy:
+        registry = Registry(s3_of(proxy.url, *seaweed_keys(seaweed)), model, writer="the test")
+        proxy.cut(Cut.CUT_REPLY, chunks, count=3)
+        proxy.cut(Cut.LOSE_REPLY, chunks, count=2)
+        proxy.cut(Cut.ANSWER_503, chunks)
+        proxy.cut(Cut.DAMAGE, chunks)
+        pull(registry, 1, tmp_path / "w", progress=silent)
+        assert sorted(cut.name for cut in proxy.done) == [
+            "ANSWER_503",
+            *["CUT_REPLY"] * 3,
+            "DAMAGE",
+            *["LOSE_REPLY"] * 2,
+        ]
+        proxy.cut(Cut.DAMAGE, chunks)
+        assert verify(registry, 1, progress=silent).error is None
+    assert found_in(tmp_path / "w") == dict(version.files)
+    assert state_of(version)[0] is VersionState.COMPLETE
+
+
+def seaweed_keys(seaweed: SeaweedProcess) -> tuple[str, str, str]:
+    return seaweed.bucket, seaweed.access_key, seaweed.secret_key
+
+
+def test_what_was_pushed_is_pulled_byte_for_byte(blobs: ReadingBlobs, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "config.json").write_bytes(b"{}")
+    (source / "empty").touch()
+    (source / "deep" / "vocabulary.txt").write_bytes(bytes_of("v", 3 << 20))
+    registry = Registry(blobs, "m", writer="the test")
+    push(registry, source, Description())
+    with (source / "deep" / "vocabulary.txt").open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"changed")
+    push(registry, source, Description())
+    pull(registry, 2, tmp_path / "two", progress=silent)
+    assert found_in(tmp_path / "two") == found_in(source)
+    for number in (1, 2):
+        assert verify(registry, number, progress=silent).error is None
+    pull(registry, 1, tmp_path / "one", progress=silent)
+    one = found_in(tmp_path / "one")
+    assert one["deep/vocabulary.txt"] == bytes_of("v", 3 << 20)
 
 
 def test_a_sound_version_is_verified_whole(anywhere: Blobs, model: str) -> None:

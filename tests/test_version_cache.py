@@ -18,10 +18,11 @@ from conftest import DEADLINE_S, eventually
 from headpond.errors import ConfigError, ModelFileError, StorageUnavailable, VersionMissing, VersionUnusable
 from headpond.settings import check_settings
 from headpond_workers.checkpoints.cache import HeldVersion, VersionCache
+from headpond_workers.checkpoints.cache_entry import CacheEntry
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import VersionState
 from headpond_workers.engines import weights_digest
-from headpond_workers.engines.weights_digest import digest_of, remembered_digest_of
+from headpond_workers.engines.weights_digest import digest_of, read_sidecar, remembered_digest_of
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
@@ -225,7 +226,8 @@ def test_a_version_in_use_is_never_removed(blobs: ReadingBlobs, tmp_path: Path) 
     first, second = hold(cache, one), hold(cache, two)
     with pytest.raises(ConfigError, match=r"cache_gb: the cache may hold .* versions in use take 2e-05 GB"):
         hold(cache, three)
-    assert first.path.is_file() and second.path.is_file()
+    assert first.path.is_file()
+    assert second.path.is_file()
     second.release()
     with hold(cache, three):
         assert entries(tmp_path) == {one.document.model_digest, three.document.model_digest}
@@ -243,11 +245,14 @@ def test_room_that_another_pull_has_claimed_is_not_given_twice(blobs: ReadingBlo
             refused.append("")
             with pytest.raises(ConfigError) as error:
                 # The half-made one and this are too much together, also once the other is removed.
-                hold(cache_at(tmp_path, 15_000), StoredVersion(Registry(inner, "m", writer="x"), three.document, three.manifest, {}))
+                hold(
+                    cache_at(tmp_path, 15_000),
+                    StoredVersion(Registry(inner, "m", writer="x"), three.document, three.manifest, {}),
+                )
             refused.append(str(error.value))
 
     inner = MemoryBlobs()
-    inner.objects = blobs._below.objects  # type: ignore[attr-defined] # noqa: SLF001 - a test's own class
+    inner.objects = blobs._below.objects  # type: ignore[attr-defined]
     blobs.before = amid
     with hold(cache, one) as held:
         assert held.path.is_file()
@@ -319,6 +324,28 @@ def test_an_interrupted_pull_is_gone_on_with(blobs: ReadingBlobs, tmp_path: Path
     assert blobs.read_bytes == SIZE
 
 
+@pytest.mark.parametrize("last_step", ["discard", "note_name", "tell_engines"])
+def test_a_process_that_ends_amid_the_last_steps_costs_no_byte(
+    blobs: ReadingBlobs, last_step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = put_version(blobs, "m", {"model.gguf": bytes_of("g", 2 << 20)})
+    cache = cache_at(tmp_path)
+
+    def ends(*arguments: object, **keys: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CacheEntry, last_step, ends)
+    with pytest.raises(KeyboardInterrupt):
+        hold(cache, version)
+    monkeypatch.undo()
+    with hold(cache, version) as held:
+        assert held.path.read_bytes() == version.files["model.gguf"]
+        assert digest_of(held.path) == version.manifest.files[0].sha256.hex()
+        assert read_sidecar(held.path) is not None
+    assert blobs.read_bytes == version.manifest.size_bytes
+    assert entries(tmp_path) == {version.document.model_digest}
+
+
 def test_a_half_made_version_that_nobody_makes_any_more_gives_way(blobs: ReadingBlobs, tmp_path: Path) -> None:
     one, two = put_number(blobs, 1), put_number(blobs, 2)
     cache = cache_at(tmp_path, 15_000)
@@ -374,7 +401,7 @@ def test_where_the_cache_stands_follows_from_the_settings(
     file = tmp_path / "headpond.toml"
     version = put_version(blobs, "m", FOLDER)
     bounded = VersionCache.of(check_settings({"models": {}, "storage": {"cache_gb": 0.002}}, file=file))
-    with pytest.raises(ConfigError, match="may hold 0.002 GB"):
+    with pytest.raises(ConfigError, match=r"may hold 0\.002 GB"):
         hold(bounded, version)
     embedded = VersionCache.of(check_settings({"models": {}}, file=file))
     with hold(embedded, version) as held:
@@ -497,7 +524,7 @@ def test_what_a_process_holds_stays_until_it_is_killed(children: Children, tmp_p
     holder = children.start(model)
     assert said_by(holder) == f"holds {SIZE}"
     cache = cache_at(tmp_path, 3_500_000)
-    with pytest.raises(ConfigError, match="versions in use take 0.00262 GB"):
+    with pytest.raises(ConfigError, match=r"versions in use take 0\.00262 GB"):
         hold(cache, two)
     children.kill(holder)
     with hold(cache, two):

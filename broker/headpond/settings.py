@@ -11,7 +11,7 @@ secret_key = {file = "/run/secrets/s3"}
 slots = 4                                # any key of a model's table
 [models.chat]
 engine = "llamacpp"
-source = "smollm2-135m:Q8_0"             # or path = "..."
+source = "smollm2-135m:Q8_0"             # or path = "...", or source = "s3:chat@prod"
 
 Layers, weakest first: built-in defaults, HEADPOND_DEFAULTS__*, [defaults], `--set defaults.*`, the model's table, its
 own HEADPOND_MODELS__<NAME>__*, `--set <name>.*`. Secrets stay references until the process that needs them asks.
@@ -79,8 +79,6 @@ class StorageSettings(Table):
     """With `secret_key`, or neither."""
     secret_key: SecretRef | None = None
     """With `access_key`, or neither."""
-    cache_gb: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
-    """Gigabytes (10^9 bytes) of versions that this machine keeps in its cache; None: no bound."""
     addressing: Addressing = "auto"
     """How a request names the bucket: `"path"` in the path of its URL, `"virtual"` in the host name. `"auto"`: in the
     host name for Amazon, else in the path."""
@@ -93,6 +91,8 @@ class StorageSettings(Table):
     """Megabytes a second that one process sends to storage at most, in all its threads together. None: no limit."""
     download_mb_per_s: MbPerSecond | None = None
     """The same for what it reads."""
+    cache_gb: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    """Gigabytes (10^9 bytes) of versions that this machine keeps in its cache; None: no bound."""
 
     @field_validator("endpoint_url")
     @classmethod
@@ -105,10 +105,15 @@ class StorageSettings(Table):
     def _fits(self) -> Self:
         if self.kms_key_id is not None and self.encryption != "sse-kms":
             raise ValueError('kms_key_id names a key for encryption = "sse-kms"; set that too, or leave the key out')
-        if self.addressing == "virtual" and self.endpoint_url is None:
-            raise ValueError(
-                'addressing = "virtual" needs an endpoint_url: the embedded SeaweedFS has no host name for a bucket'
-            )
+        if self.endpoint_url is None:
+            for key, value, lacking in (
+                ("addressing", "virtual", "host name for a bucket"),
+                ("encryption", "sse-kms", "key service"),
+            ):
+                if getattr(self, key) == value:
+                    raise ValueError(
+                        f'{key} = "{value}" needs an endpoint_url: the embedded SeaweedFS has no {lacking}'
+                    )
         return self
 
 

@@ -69,9 +69,7 @@ class HeldVersion:
 class VersionCache:
     """Safe to use from any number of processes, and from threads."""
 
-    def __init__(
-        self, folder: Path, max_bytes: int | None, *, storage: str, digests: Path | None = None
-    ) -> None:
+    def __init__(self, folder: Path, max_bytes: int | None, *, storage: str, digests: Path | None = None) -> None:
         """folder: made if need be. max_bytes: of all versions together; None: no bound. storage: which one the numbers
         are of, in words. digests: where engines look for those of weight files; None: the usual place."""
         self._folder, self._max_bytes = folder, max_bytes
@@ -145,9 +143,7 @@ class VersionCache:
             self._forget(registry.model, number, besides=None)
             raise
 
-    def _held(
-        self, entry: CacheEntry, lock: CacheLock, document: VersionDocument, manifest: Manifest
-    ) -> HeldVersion:
+    def _held(self, entry: CacheEntry, lock: CacheLock, document: VersionDocument, manifest: Manifest) -> HeldVersion:
         entry.touch()
         entry.note_name(self._storage, document, manifest)
         self._forget(document.model, document.number, besides=entry)

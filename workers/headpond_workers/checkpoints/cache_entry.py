@@ -1,12 +1,12 @@
 """One version in the cache of this machine: its folder, and how to tell that it is as it was when it was checked.
 
-    <digest>/                the digest of the version; complete from the moment it has this name
-      files/                 the files of the version
-      entry.json             sizes, times and digests of these; its own time is when the version was last used
-      names/<storage>/       what number it is in which storage: numbers never change, so this does neither
-        chat@3.version       the document of the version, and
-        chat@3.manifest      its manifest, as they stand in storage
-    <digest>.making/         half of an entry: files/, and `size`, the bytes that it will have
+<digest>/                the digest of the version; complete from the moment it has this name
+  files/                 the files of the version
+  entry.json             sizes, times and digests of these; its own time is when the version was last used
+  names/<storage>/       what number it is in which storage: numbers never change, so this does neither
+    chat@3.version       the document of the version, and
+    chat@3.manifest      its manifest, as they stand in storage
+<digest>.making/         half of an entry: files/, and `size`, the bytes that it will have
 """
 
 from __future__ import annotations

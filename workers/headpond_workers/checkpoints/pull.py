@@ -1,8 +1,8 @@
 """A version pulled into a new folder of whoever asks. The folder has its name only once all of it is checked.
 
-    DIR                        the version, complete from the moment it has this name
-    .DIR.pull-<digest>/        what is being pulled there; locked (flock) by the one process that does so. Of a killed
-                               one: the next pull of the same version goes on there, one of another version removes it
+DIR                        the version, complete from the moment it has this name
+.DIR.pull-<digest>/        what is being pulled there; locked (flock) by the one process that does so. Of a killed
+                           one: the next pull of the same version goes on there, one of another version removes it
 """
 
 from __future__ import annotations

@@ -19,9 +19,7 @@ from headpond_workers.redaction import Secrets
 logger = logging.getLogger(__name__)
 
 
-def table_here(
-    settings: Settings, model: str, version: str, secrets: Secrets
-) -> tuple[ModelTable, HeldVersion | None]:
+def table_here(settings: Settings, model: str, version: str, secrets: Secrets) -> tuple[ModelTable, HeldVersion | None]:
     """The table to load, and the version that stays on this machine until it is released; None for another source.
 
     version: the one that made the tokens of a job, such as `3`; it is taken where the model follows an alias. Raises
