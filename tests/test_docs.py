@@ -31,7 +31,7 @@ from headpond.tables import ENGINES, ModelTable
 from headpond.up_file import UP_FILE
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.naming.identity import IDENTITY_FILE
-from headpond_workers.naming.instance_lock import LOCKS_FOLDER
+from headpond_workers.naming.instance_file import LOCKS_FOLDER
 from headpond_workers.supervision import embedded_seaweed, embedded_valkey, launcher, programs, scaling
 from headpond_workers.supervision.applied import APPLIED_FILE
 from headpond_workers.supervision.lock import LOCK_FILE

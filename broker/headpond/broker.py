@@ -149,8 +149,9 @@ class HeadpondBroker(dramatiq.Broker):
                 queue, held, boot=self.boot, lease_s=self.lease_s, row=self.row,
                 full_version=lambda: self.full_version(queue_name),
             )  # fmt: skip
-            self._renewals[queue_name] = renewals
             renewals.start()
+            # Last: whoever sees it sees it alive.
+            self._renewals[queue_name] = renewals
         consumer = HeadpondConsumer(self, queue, self._held[queue_name])
         self._consumers.add(consumer)
         return consumer

@@ -17,21 +17,25 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from headpond.errors import ConfigError
 from headpond.settings import CONFIG_NAME, Settings, find_config, load_settings
 from headpond.tables import LlamaCppModel
-from headpond_workers.cli import canary, model_control, model_deletion, model_pull, push_version, versions
+from headpond_workers.cli import (
+    canary,
+    model_control,
+    model_deletion,
+    model_pull,
+    promoting,
+    push_version,
+    versions,
+)
 from headpond_workers.engines.weights_digest import digest_of
 from headpond_workers.models.catalogue import parse_source
 from headpond_workers.models.prepare import prepare as prepare_model
 from headpond_workers.models.requantise import Progress as OnProgress
 
-models_app = typer.Typer(no_args_is_help=True, help="Start, stop, list and prepare single models.")
+models_app = typer.Typer(no_args_is_help=True, help="Single models: start, stop and list them; push, promote and pull their versions.")
 
 
-model_control.register(models_app)
-model_deletion.register(models_app)
-model_pull.register(models_app)
-push_version.register(models_app)
-versions.register(models_app)
-canary.register(models_app)
+for _part in (model_control, model_deletion, model_pull, push_version, versions, promoting, canary):
+    _part.register(models_app)
 
 
 @models_app.callback()
