@@ -23,7 +23,7 @@ from headpond_workers.checkpoints.alias_document import Trial, TrialBounds
 from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.resolving import open_storage
-from headpond_workers.checkpoints.trial_watch import bring
+from headpond_workers.rollover.alias_copy import copy_alias
 from headpond_workers.supervision.embedded_seaweed import running_seaweed
 from headpond_workers.supervision.embedded_valkey import running_valkey
 from queue_bench import Bench, Clock, bench_on, tokens
@@ -54,7 +54,7 @@ class Canary:
 
     def begin(self, bounds: TrialBounds | None) -> None:
         document = self.aliases.begin_trial("prod", Trial(4, 125, 1_700_000_000_000, bounds), who="the test")
-        bring(self.bench.queue, document)
+        copy_alias(self.bench.queue, document)
         # Its share begins, and outcomes are noted, once a worker serves it.
         for worker in self.fleet.workers.values():
             worker.register()
@@ -62,7 +62,7 @@ class Canary:
 
     def end(self) -> None:
         document = self.aliases.end_trial("prod", version=4, who="the test", note="seen enough")
-        bring(self.bench.queue, document)
+        copy_alias(self.bench.queue, document)
 
     def end_jobs(self, version: str, count: int) -> None:
         for n in range(count):

@@ -20,10 +20,12 @@ from headpond.tables import VersionSource
 from headpond_workers.checkpoints.alias_document import AliasDocument, Cause, Trial, TrialBounds
 from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.checkpoints.trial_watch import TrialWatch, bring, followed
 from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob, Blobs
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.rollover.alias_copy import copy_alias
+from headpond_workers.rollover.followed_models import followed
+from headpond_workers.rollover.trial_watch import TrialWatch
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from memory_blobs import Fault, FaultyBlobs, MemoryBlobs
 from queue_bench import tokens
@@ -90,7 +92,7 @@ class Trying:
 
     def begin(self, bounds: TrialBounds | None = BOUNDS) -> None:
         document = self.aliases.begin_trial("prod", Trial(4, 100, 1, bounds), who="the test")
-        bring(self.queue, document)
+        copy_alias(self.queue, document)
         # Its share begins, and outcomes are noted, once a worker serves it.
         self.fleet.workers["b"].ask()
 
@@ -111,9 +113,17 @@ class Trying:
                 self.queue.finish(lease.id, lease.fence, offset=4, state=state, result=b"", first_token_s=first_token_s)
 
 
+def follow_prod(fleet: Fleet) -> None:
+    """Its deployment says that the model follows the alias of its own name."""
+    name = fleet.bench.queue.name
+    source = f'{{"source":"s3:{name}@prod"}}'
+    fleet.bench.server.configure_model(name, ModelRow("scripted", 0, True, 64, spec=source))
+
+
 @pytest.fixture
 def trying(fleet: Fleet, blobs: Blobs) -> Trying:
     name = fleet.bench.queue.name
+    follow_prod(fleet)
     for number in (3, 4):
         put_version(blobs, name, {"scripted.json": b"{}"}, number=number)
     fleet.serving("3", "a")
@@ -121,7 +131,7 @@ def trying(fleet: Fleet, blobs: Blobs) -> Trying:
     aliases = Aliases(Registry(blobs, name, writer="the test"))
     aliases.move("prod", to=3, left=None, who="the test")
     found = Trying(fleet, blobs, aliases, TrialWatch(fleet.bench.server, blobs, writer="the test"))
-    bring(found.queue, found.alias)
+    copy_alias(found.queue, found.alias)
     return found
 
 
@@ -224,6 +234,7 @@ def test_nothing_is_decided_while_the_queues_copy_is_behind(trying: Trying) -> N
 def test_storage_is_asked_only_while_a_trial_is_on_and_its_absence_is_survived(fleet: Fleet) -> None:
     blobs = Noting(MemoryBlobs())
     name = fleet.bench.queue.name
+    follow_prod(fleet)
     for number in (3, 4):
         put_version(blobs, name, {"scripted.json": b"{}"}, number=number)
     aliases = Aliases(Registry(blobs, name, writer="the test"))
@@ -231,7 +242,8 @@ def test_storage_is_asked_only_while_a_trial_is_on_and_its_absence_is_survived(f
     fleet.serving("4", "b")
     aliases.move("prod", to=3, left=None, who="the test")
     trying = Trying(fleet, blobs, aliases, TrialWatch(fleet.bench.server, blobs, writer="the test"))
-    bring(trying.queue, trying.alias)
+    copy_alias(trying.queue, trying.alias)
+    trying.end_jobs("3", 1)  # a queue that holds jobs stays open when its journal begins
     blobs.read.clear()
     trying.watch.tick()
     # Other queues of this server may have trials of their own.
@@ -253,7 +265,9 @@ def test_one_models_trouble_is_no_others(trying: Trying, caplog: pytest.LogCaptu
     trying.end_jobs("3", 40)
     trying.end_jobs("4", 25, failed=25)
     server = trying.fleet.bench.server
-    server.configure_model("aaa", ModelRow("scripted", 0, False, 64, spec="no JSON"))
+    server.configure_model("aaa", ModelRow("scripted", 0, True, 64, spec='{"source":"s3:broken@prod"}'))
+    server.queue("aaa", storage=True).switch(seq=1, target="1", previous="", trial="2", permille=10)
+    trying.blobs.put_new("models/broken/aliases/prod", b"no document")
     trying.watch.tick()
     assert trying.alias.trial is None
     assert "trial_not_watched model=aaa" in caplog.text
@@ -263,12 +277,14 @@ def test_one_models_trouble_is_no_others(trying: Trying, caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("spec", "source"),
     [
-        ("", VersionSource("chat")),
+        ("", None),
         ('{"engine":"scripted","source":"s3:talk@beta"}', VersionSource("talk", "beta")),
-        ('{"engine":"scripted","source":"s3:talk@3"}', VersionSource("talk", None, 3)),
+        ('{"engine":"scripted","source":"s3:talk@3"}', None),
+        ("no JSON", None),
         ('{"engine":"llamacpp","source":"smollm2-135m:Q8_0"}', None),
         ('{"engine":"scripted"}', None),
     ],
 )
-def test_a_model_follows_what_its_deployments_say(spec: str, source: VersionSource | None) -> None:
-    assert followed("chat", ModelRow("scripted", 0, True, 64, spec, (Holder("d", "h", "/f"),))) == source
+def test_a_model_follows_the_alias_that_its_deployments_say(spec: str, source: VersionSource | None) -> None:
+    rows = {"chat": ModelRow("scripted", 0, True, 64, spec, (Holder("d", "h", "/f"),))}
+    assert followed(rows) == ({} if source is None else {"chat": source})

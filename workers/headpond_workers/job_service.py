@@ -35,11 +35,19 @@ class JobService:
     """Of one process, for one version of its model: `row` says which."""
 
     def __init__(
-        self, engine: Engine | RelayEngine, queue: JobQueue, row: OwnRow, *, storage: bool, redact: Callable[[str], str]
+        self,
+        engine: Engine | RelayEngine,
+        queue: JobQueue,
+        row: OwnRow,
+        *,
+        storage: bool,
+        redact: Callable[[str], str],
+        model_digest: str = "",
     ) -> None:
-        """storage: whether the queue is journaled. redact: takes secrets out of what an engine says."""
+        """storage: whether the queue is journaled. redact: takes secrets out of what an engine says.
+        model_digest: of the version that is served; '' if it is none."""
         info = engine.info
-        self._model, self._row = queue.name, row
+        self._model, self._row, self._model_digest = queue.name, row, model_digest
         broker = self.broker = HeadpondBroker(
             queue.server,
             middleware=[CurrentMessage()],
@@ -120,6 +128,7 @@ class JobService:
             return Generation(
                 queue, self._writer, row.version, row.table.stall_timeout_s, on_broken=broker.drain,
                 preempt=broker.preempt, totals=row.totals, redact=redact, engine=engine,
+                model_digest=self._model_digest,
             )  # fmt: skip
         gate = self.gate = UpstreamGate(engine, pause=broker.pause, resume=broker.resume)
         return Relaying(

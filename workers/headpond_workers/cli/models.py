@@ -31,7 +31,9 @@ from headpond_workers.models.catalogue import parse_source
 from headpond_workers.models.prepare import prepare as prepare_model
 from headpond_workers.models.requantise import Progress as OnProgress
 
-models_app = typer.Typer(no_args_is_help=True, help="Single models: start, stop and list them; push, promote and pull their versions.")
+models_app = typer.Typer(
+    no_args_is_help=True, help="Single models: start, stop and list them; push, promote and pull their versions."
+)
 
 
 for _part in (model_control, model_deletion, model_pull, push_version, versions, promoting, canary):
@@ -40,7 +42,7 @@ for _part in (model_control, model_deletion, model_pull, push_version, versions,
 
 @models_app.callback()
 def _models() -> None:
-    """Start, stop, restart, list and forget single models; fetch and convert weights."""
+    """Single models: start, stop and list them; push, promote and pull their versions; fetch and convert weights."""
 
 
 @models_app.command()

@@ -1,18 +1,18 @@
 """Keeps every queue's copy of its alias up to date: looks every 2 s, for the models of all deployments on a Redis.
 
 So a promotion ends that was killed between storage and queue, a queue whose server lost its data hears of its alias
-again, and an alias leaves a version that did not load while storage was away.
+again, and an alias leaves a version that did not load while storage was away. Trials that decide by themselves are
+looked at in the same thread.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable
 
-from headpond.errors import HeadpondError, InvalidRequest, VersionMissing
-from headpond.models import ModelRow
+from headpond.errors import HeadpondError, VersionMissing
 from headpond.queue import Server
 from headpond.switching import Switch
 from headpond.tables import VersionSource
@@ -21,6 +21,9 @@ from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.rollover.alias_copy import copy_alias, is_copied
 from headpond_workers.rollover.alias_store import AliasStore
+from headpond_workers.rollover.followed_models import followed
+from headpond_workers.rollover.trial_watch import INTERVAL_S as TRIAL_INTERVAL_S
+from headpond_workers.rollover.trial_watch import TrialWatch
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +36,17 @@ class AliasFollower(threading.Thread):
     def __init__(self, server: Server, blobs: Blobs, *, writer: str) -> None:
         super().__init__(name="alias-follower", daemon=True)
         self._server, self._blobs, self._writer = server, blobs, writer
+        self._trials = TrialWatch(server, blobs, writer=writer)
         self._stop = threading.Event()
         self._faults: dict[str, str] = {}
 
     def run(self) -> None:
+        looked = time.monotonic()
         while not self._stop.wait(INTERVAL_S):
             self.look()
+            if time.monotonic() - looked >= TRIAL_INTERVAL_S:
+                looked = time.monotonic()
+                self._look_at_trials()
 
     def stop(self) -> None:
         self._stop.set()
@@ -60,6 +68,12 @@ class AliasFollower(threading.Thread):
                 self._tell(model, None)
             except HeadpondError as error:
                 self._tell(model, error)
+
+    def _look_at_trials(self) -> None:
+        try:
+            self._trials.tick()
+        except HeadpondError as error:
+            self._tell("", error)
 
     def _follow(self, model: str, source: VersionSource) -> None:
         queue = self._server.queue(model, storage=True)
@@ -83,21 +97,6 @@ class AliasFollower(threading.Thread):
         if fault and self._faults.get(model) != fault:
             logger.warning("alias_not_followed model=%s error=%s", model, fault)
         self._faults[model] = fault
-
-
-def followed(rows: Mapping[str, ModelRow]) -> dict[str, VersionSource]:
-    """Models that follow an alias, by what their deployments said of them when they took the name."""
-    found: dict[str, VersionSource] = {}
-    for model, row in rows.items():
-        try:
-            source = json.loads(row.spec or "{}").get("source")
-            parsed = VersionSource.parse(source) if isinstance(source, str) else None
-        except (ValueError, AttributeError, InvalidRequest):
-            # A catalogue's model, or a spec that others wrote: whoever uses it says what is wrong.
-            continue
-        if row.storage and parsed is not None and parsed.alias is not None:
-            found[model] = parsed
-    return found
 
 
 def refused_by(switch: Switch | None, alias: AliasDocument) -> Iterable[str]:
