@@ -1,8 +1,8 @@
 -- claim: settle leases that are over, then lease the best waiting jobs to one worker (Q3, Q5, Q6, Q7, Q11, Q12).
 -- ARGV: now, a msgpack array: boot, seq, nonce, slots (0: only settle), version and fingerprint ('' where tokens do not
---       depend on them), host, lease_ms (0 leaves it), why jobs with tokens begin anew here ('' if they go on), 1
---       to read lanes of its version only, then for each settlement: id, fence, what ('finished' | 'failed' end the job;
---       'parked' | 'preempted' | 'faulty' put it back), offset, reason
+--       depend on them), host, lease_ms (0 leaves it), why jobs with tokens begin anew here ('' if they go on), whether
+--       only lanes of its version are read (1 or 0), then for each settlement: id, fence, what ('finished' | 'failed'
+--       end the job; 'parked' | 'preempted' | 'faulty' put it back), offset, reason
 -- Reply: a msgpack array: state, next_due ms or -1, now, the statuses of all settlements as one array, then for each
 --        job: id, fence, attempt, gen, offset, submitted_ms, data entry
 -- Keeps: the same (boot, seq) gets the same leases again, so a lost reply leaves no ghost lease. Each lease has
