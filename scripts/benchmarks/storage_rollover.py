@@ -32,7 +32,7 @@ from headpond_workers.supervision.deployment import Deployment
 from headpond_workers.supervision.private_files import private_folder, write_private
 
 MODEL, ALIAS, WHO = "bench", "prod", "the benchmark"
-WORKERS, SLOTS, TOKENS_PER_S, TOKENS = 3, 4, 20.0, 20
+WORKERS, SLOTS, TOKENS_PER_S, TOKENS = 3, 4, 40.0, 20
 PRODUCERS = WORKERS * SLOTS
 BEFORE_S, AFTER_S = 4.0, 3.0
 WINDOW_S, STEP_S = 2.0, 0.1
@@ -69,7 +69,7 @@ def measure_rollover(plan: Plan) -> Measurement:
         f"begins between the move and the change of the last worker, every {STEP_S:g} s; before it, over {BEFORE_S:g} "
         "s",
         "workers change in place, one at a time",
-        "none; a worker's loading is the time from the start of its process until it serves", pairs,
+        "none; a worker's loading is the time from the end of its old process until it serves", pairs,
     )  # fmt: skip
 
 
@@ -143,17 +143,22 @@ class _Rollover:
             first_tokens.append((times[0], job.result(timeout=READY_S).version))
 
     def _await(self, queue: JobQueue, version: str) -> float:
-        """Until every worker serves the version. Returns how long the first of them loaded, in seconds."""
+        """Until every worker serves the version. Returns how long the first of them loaded, in seconds: from the end of
+        its old process, which says so last, until it serves."""
+        loading: dict[str, float] = {}
         load_s = 0.0
         until = time.monotonic() + READY_S
-        while time.monotonic() < until:
-            rows = [row for row in queue.workers() if row.version == version and row.state is WorkerState.READY]
-            if rows and not load_s:
-                # The row's own clock is this machine's.
-                load_s = time.time() - min(row.started_ms for row in rows) / 1000
-            if len(rows) == WORKERS:
+        while (now := time.monotonic()) < until:
+            rows = [row for row in queue.workers() if row.version == version]
+            for row in rows:
+                if row.state is WorkerState.LOADING:
+                    loading.setdefault(row.instance, now)
+            ready = [row.instance for row in rows if row.state is WorkerState.READY]
+            if ready and not load_s:
+                load_s = now - loading.get(ready[0], now)
+            if len(ready) == WORKERS:
                 return load_s
-            time.sleep(0.02)
+            time.sleep(0.01)
         raise BenchmarkError(f"After {READY_S:g} s not all workers serve version {version}.")
 
 
