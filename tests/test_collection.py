@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -20,6 +24,7 @@ from headpond_workers.checkpoints.names import condemned_key, epoch_of, intent_k
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.storage_status import storage_status
 from headpond_workers.checkpoints.version_document import VersionState
+from headpond_workers.cli.storage_blobs import is_dead
 from headpond_workers.persistence.blobs import Blobs
 from memory_blobs import MemoryBlobs
 from model_pusher import ModelPush
@@ -250,6 +255,23 @@ def test_two_collectors_do_not_work_at_once_and_a_dead_one_is_waited_for_no_long
     pond.now_ms += LEASE_MS
     pond.collect(writer="second")
     assert pond.gc.holder == ""
+
+
+def test_the_lease_of_a_process_of_this_host_that_is_gone_is_no_lease(pond: Pond) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(10)
+    here = socket.gethostname()
+    for holder, ended in ((f"{here}:{gone.pid}:1", True), (f"{here}:{os.getpid()}:1", False), ("far:1:1", False)):
+        killed = pond.stepped_collect(holder)
+        killed.until("list_keys", "intents/")
+        killed.crash()
+        collector = Collector(pond.memory, writer="next", now_ms=lambda: pond.now_ms, threads=1, is_dead=is_dead)
+        if ended:
+            collector.collect()
+        else:
+            with pytest.raises(CollectionUnderWay):
+                collector.collect()
+        pond.now_ms += LEASE_MS
 
 
 def test_a_collection_that_is_refused_gives_its_lease_back(pond: Pond) -> None:

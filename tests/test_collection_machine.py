@@ -33,7 +33,7 @@ class Whole(CollectionMachine):
 
 TestCollection = Whole.TestCase
 TestCollection.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -9,15 +9,22 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from bucket_policy import Policy, policies
 from headpond.cli.app import build_app
 from headpond.cli.exits import exit_code
 from headpond.errors import HeadpondError
 from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.delete import delete_version
+from headpond_workers.checkpoints.document_io import now_ms
+from headpond_workers.checkpoints.gc import GRACE_MS, Collector
 from headpond_workers.checkpoints.registry import Registry
+from headpond_workers.checkpoints.scrub import scrub
+from headpond_workers.checkpoints.storage_status import storage_status
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
@@ -33,6 +40,12 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess
         yield process
 
 
+def open_bucket(seaweed: SeaweedProcess, bucket: str) -> S3Blobs:
+    return S3Blobs(
+        StorageAddress(seaweed.url, bucket, seaweed.region, seaweed.access_key, seaweed.secret_key, "the test")
+    )
+
+
 @dataclass
 class Said:
     returncode: int
@@ -45,9 +58,7 @@ class Shell:
 
     def __init__(self, seaweed: SeaweedProcess, folder: Path, bucket: str) -> None:
         self.folder = folder
-        self.blobs = S3Blobs(
-            StorageAddress(seaweed.url, bucket, seaweed.region, seaweed.access_key, seaweed.secret_key, "the test")
-        )
+        self.blobs = open_bucket(seaweed, bucket)
         self.blobs.ensure_bucket()
         for name, value in (("access", seaweed.access_key), ("secret", seaweed.secret_key)):
             (folder / name).touch(mode=0o600)
@@ -66,10 +77,10 @@ class Shell:
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return Said(done.exit_code, done.stdout, done.stderr)
 
-    def json(self, *arguments: str) -> dict[str, object]:
+    def json(self, *arguments: str) -> dict[str, Any]:
         done = self.command(*arguments, "--json")
         assert done.returncode == 0, done.stderr
-        found: dict[str, object] = json.loads(done.stdout)
+        found: dict[str, Any] = json.loads(done.stdout)
         return found
 
     @property
@@ -94,7 +105,7 @@ def test_a_deleted_version_is_collected_by_two_runs_a_grace_apart(shell: Shell) 
     assert (first["condemned"], first["deleted"], first["round"]) == (2, 0, 1)
     second = shell.json("storage", "gc")
     assert (second["deleted"], second["rounds"]) == (2, [1])
-    assert int(str(second["deleted_bytes"])) > 5000
+    assert second["deleted_bytes"] > 5000
     assert shell.registry.manifest_of(shell.registry.complete(2)).objects
     left = [key for key in shell.blobs.list_keys("chunks/")]
     assert len(left) == 2
@@ -166,6 +177,50 @@ def test_a_traceback_never_reaches_the_shell(shell: Shell) -> None:
     assert done.returncode == 1
     assert "headpond models delete chat 1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_collection_that_was_killed_is_gone_on_with_at_once(shell: Shell) -> None:
+    shell.command("models", "delete", "chat", "1")
+    killed = subprocess.Popen([*HEADPOND, "storage", "gc"], cwd=shell.folder, stderr=subprocess.PIPE, text=True)
+    assert killed.stderr is not None
+    assert killed.stderr.readline() == "mark\n"
+    killed.kill()
+    killed.wait(30)
+    killed.stderr.close()
+    assert shell.command("storage", "gc").returncode == 0
+    found = shell.json("storage", "status")
+    assert (found["holder"], found["condemned"]["objects"]) == ("", 2)
+
+
+def test_each_part_does_with_the_rights_that_the_manual_gives_it(seaweed: SeaweedProcess) -> None:
+    """Of real code, the quarantine by a worker included."""
+    manual = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
+    _, worker, pusher, collector = (policy for _, policy in policies(manual))
+    bucket = f"b{secrets.token_hex(6)}"
+    open_bucket(seaweed, bucket).ensure_bucket()
+
+    def registry(policy: Policy) -> Registry:
+        for statement in policy.statements:
+            statement["Resource"] = json.loads(json.dumps(statement["Resource"]).replace(":headpond", f":{bucket}"))
+        blobs = open_bucket(seaweed, bucket)
+        policy.guard(blobs._bucket.client)
+        return Registry(blobs, "chat", writer="the test")
+
+    mover = registry(pusher)
+    for text in (b"one", b"two", b"three"):
+        push(mover.blobs, "chat", [b"shared", text])
+    Aliases(mover).move("prod", to=3, left=0, who="the test")
+    delete_version(Aliases(mover), 1)
+    loader = registry(worker)
+    assert loader.quarantine(2, reason="a chunk is damaged")
+    assert Aliases(loader).resolve("prod").number == 3
+    runner = registry(collector).blobs
+    assert storage_status(runner, writer="the test").versions == {"complete": 1, "deleted": 1, "quarantined": 1}
+    for ahead_ms in (0, GRACE_MS):
+        Collector(runner, writer="c", now_ms=lambda ahead_ms=ahead_ms: now_ms() + ahead_ms).collect()  # type: ignore[misc]
+    assert len(list(runner.list_keys("chunks/"))) == 3
+    runner.delete(mover.manifest_of(mover.complete(3)).objects[0].key)
+    assert scrub(runner, writer="the test").findings[0].quarantined == ("chat@3",)
 
 
 def test_each_command_has_examples_in_its_help() -> None:

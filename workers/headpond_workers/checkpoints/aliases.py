@@ -25,7 +25,7 @@ from headpond.errors import (
 from headpond_workers.checkpoints.alias_document import MAX_ALIAS_BYTES, MAX_WHO_CHARS, AliasDocument, Cause, Trial
 from headpond_workers.checkpoints.alias_history import Change, Mover, blank, changed, is_blank, knows, last_move
 from headpond_workers.checkpoints.document_io import checked, new_txn, now_ms
-from headpond_workers.checkpoints.names import alias_key, aliases_prefix, check_alias
+from headpond_workers.checkpoints.names import ALIAS_NAME, alias_key, aliases_prefix, check_alias
 from headpond_workers.checkpoints.parallel import THREADS, in_parallel
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import MAX_NOTE_CHARS, VersionDocument, VersionState
@@ -247,7 +247,8 @@ class Aliases:
 
     def _names(self) -> list[str]:
         prefix = aliases_prefix(self._model)
-        return [key[len(prefix) :] for key in self._blobs.list_keys(prefix)]
+        names = (key[len(prefix) :] for key in self._blobs.list_keys(prefix))
+        return [name for name in names if ALIAS_NAME.fullmatch(name)]
 
     def _read(self, alias: str) -> AliasAt | None:
         key = alias_key(self._model, check_alias(alias))

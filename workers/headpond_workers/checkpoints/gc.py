@@ -64,7 +64,8 @@ class Collector:
     BlobCorrupt and VersionUnusable if something cannot be read that may be needed: then nothing is removed.
 
     grace_ms: how old an intent is at least when it is dropped, and how long what is condemned waits. now_ms: its clock;
-    what is wrong with it costs pushes time, never a version.
+    what is wrong with it costs pushes time, never a version. is_dead: whether the holder of a lease is known to be
+    gone.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class Collector:
         grace_ms: int = GRACE_MS,
         threads: int = THREADS,
         on_progress: OnProgress = lambda what, done, total: None,
+        is_dead: Callable[[str], bool] = lambda holder: False,
     ) -> None:
         self._blobs, self._writer, self._now_ms, self._grace_ms = blobs, writer, now_ms, grace_ms
-        self._threads, self._on_progress = threads, on_progress
+        self._threads, self._on_progress, self._is_dead = threads, on_progress, is_dead
         self._store = GcStore(blobs, writer=writer)
 
     def preview(self) -> Collected:
@@ -133,7 +135,7 @@ class Collector:
         while True:
             at = self._store.read_or_create()
             holder, until_ms = at.state.holder, at.state.until_ms
-            if holder not in ("", self._writer) and until_ms > self._now_ms():
+            if holder not in ("", self._writer) and until_ms > self._now_ms() and not self._is_dead(holder):
                 raise CollectionUnderWay(holder, until_ms=until_ms)
             with suppress(BlobChanged):
                 return self._store.swap(at, holder=self._writer, until_ms=self._now_ms() + LEASE_MS)

@@ -33,7 +33,7 @@ from headpond_workers.checkpoints.scrub import scrub as scrub_storage
 from headpond_workers.checkpoints.storage_status import Amount, StorageStatus, storage_status
 from headpond_workers.cli.config_option import AsJson, Config, say
 from headpond_workers.cli.status_tables import table_console
-from headpond_workers.cli.storage_blobs import storage_blobs, writer_name
+from headpond_workers.cli.storage_blobs import is_dead, storage_blobs, writer_name
 
 storage_app = typer.Typer(no_args_is_help=True, help="Versions of models in storage: what they take, collect, scrub.")
 
@@ -110,7 +110,12 @@ def gc(
     blobs = storage_blobs(config)
     with _stages() as on_progress:
         collector = Collector(
-            blobs, writer=writer_name(), now_ms=now_ms, grace_ms=int(grace * HOUR_MS), on_progress=on_progress
+            blobs,
+            writer=writer_name(),
+            now_ms=now_ms,
+            grace_ms=int(grace * HOUR_MS),
+            on_progress=on_progress,
+            is_dead=is_dead,
         )
         done = collector.preview() if dry_run else collector.collect()
     if as_json:

@@ -7,6 +7,8 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+import psutil
+
 from headpond.errors import ConfigError
 from headpond_workers.cli.config_option import Config, settings_of
 from headpond_workers.persistence.storage_settings import storage_of
@@ -32,3 +34,11 @@ def storage_blobs(config: Config) -> S3Blobs:
 def writer_name() -> str:
     """Who is written into documents; no other process ever has this name."""
     return f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
+
+
+def is_dead(writer: str) -> bool:
+    """Whether a process of this host that had such a name is gone. False: it lives, or that cannot be known."""
+    host, _, rest = writer.rpartition(":")[0].rpartition(":")
+    if host != socket.gethostname() or not rest.isdecimal():
+        return False
+    return not psutil.pid_exists(int(rest))
