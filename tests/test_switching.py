@@ -503,3 +503,13 @@ def test_a_process_that_is_loaded_beside_another_is_the_same_worker(fleet: Fleet
     assert told(second.ask()) == stay("3")
     beside.serves()
     assert told(second.ask()) == (stay("3") if trial else go("4"))
+
+
+def test_a_visit_that_is_needed_no_more_ends_before_it_begins(fleet: Fleet) -> None:
+    first, second = fleet.serving("4", "a", "b")
+    fleet.alias("4", "3")
+    fleet.bench.submit("chat/pinned", pinned="2")
+    assert told(first.ask()) == go("2")
+    fleet.bench.queue.cancel("chat/pinned")
+    assert told(first.ask()) == stay("4")
+    assert told(second.ask()) == stay("4")

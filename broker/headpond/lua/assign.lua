@@ -30,9 +30,6 @@ local visits, visits_since = string.match(copy['visit:' .. who] or '', '^([^:]*)
 if visits and visits == version and arrived then
   visits_since = int(now)
   keep('visit:' .. who, version .. ':' .. visits_since)
-elseif visits and not mine and visits ~= version then
-  forget('visit:' .. who)
-  visits = nil
 end
 local visiting = visits ~= nil and visits == version
 
@@ -199,6 +196,9 @@ elseif mine then
   end_turn()
   mine = false
 end
+
+local marked = string.match(copy['visit:' .. who] or '', '^([^:]*):')
+if marked and marked ~= version and not (mine and copy.turn_to == marked) then forget('visit:' .. who) end
 
 -- The trial has its share of the jobs from when a worker serves it until none does.
 if version == probe then

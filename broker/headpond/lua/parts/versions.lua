@@ -3,8 +3,8 @@ local SERVING_MS = 5000      -- a worker that said nothing for so long, and for 
 local LOADING_MS = 900000    -- so long one that loads its model, which it does in silence, may be what is waited for
 local SWEEP_LIMIT = 100      -- jobs that one sweep moves, or one call of switch
 
--- The workers that were heard of of late. who: names a worker, also after its process; one that is loaded beside another
--- of its name has a + behind its instance, and is the same.
+-- The workers that were heard of of late. who: names a worker, also after its process; one that is loaded beside
+-- another of its name has a + behind its instance, and is the same.
 local function live_workers(now)
   local fields, found, all = {}, {}, call('HGETALL', workers)
   for i = 1, #all, 2 do fields[all[i]] = all[i + 1] end
