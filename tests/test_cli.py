@@ -278,6 +278,7 @@ def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
         "dead",
         "fsck",
         "replay",
+        "verify",
         "up",
         "down",
         "status",

@@ -22,6 +22,7 @@ from headpond.connections import script_key
 from headpond.held import IDLE_RENEWAL_S
 from headpond.jobs import FinishReason, JobState, Priority, Result
 from headpond.models import MODEL_SCHEMA, ModelRow, pack_model
+from headpond.provenance import Provenance
 from headpond.requests import JobRequest
 from headpond.sampling import Sampling
 from headpond.scripts import load_script
@@ -214,7 +215,9 @@ def test_rows_and_documents_are_described_field_by_field() -> None:
     assert len(numbered("Stream events")) == 4
     assert isinstance(wire.unpack_event(msgpack.packb([1, "ended", 0, "finished"])), wire.Ended)
 
-    result = Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP, embeddings=((1.0,),))
+    made_by = Provenance(engine="scripted", fingerprint="f")
+    result = Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP, embeddings=((1.0,),), provenance=made_by)
+    assert names(section(FORMAT, "Provenance"), "field", "type", "meaning") == list(made_by.fields())
     for heading, packed in (
         ("Result document", wire.pack_result(result)),
         ("Model document", pack_model(ModelRow("scripted", 0, storage=False, context_tokens=0))),

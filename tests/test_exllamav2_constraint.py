@@ -433,7 +433,7 @@ def assert_replayed(deployment: Deployment, bundle: Bundle, *, before: int) -> N
     cut = bundle.model_copy(update={"token_ids": bundle.token_ids[:before], "text": text})
     reader, writer = os.pipe()
     options = argparse.Namespace(
-        config=deployment.config, model="chat", from_start=False, any_fingerprint=False, events=writer
+        config=deployment.config, model="chat", from_start=False, any_fingerprint=False, events=writer, trace=False
     )
     with os.fdopen(reader, "rb") as pipe:
         events = EventWriter(writer)

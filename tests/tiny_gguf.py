@@ -28,8 +28,11 @@ def _alphabet() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(extra)) for byte in range(256)]
 
 
-def write_tiny_model(path: Path, *, seed: int = 1, layers: int = 1, pooling: int | None = None) -> Path:
-    """Tokens 0 to 255 are the bytes, then PAIRS, BEGIN and END. pooling: as in the GGUF key, None for none."""
+def write_tiny_model(
+    path: Path, *, seed: int = 1, layers: int = 1, pooling: int | None = None, template: str | None = None
+) -> Path:
+    """Tokens 0 to 255 are the bytes, then PAIRS, BEGIN and END. pooling: as in the GGUF key, None for none. template:
+    of chats, likewise."""
     letters = _alphabet()
     tokens = [*letters, *PAIRS, BEGIN, END]
     merges = [" ".join((pair[:-1], pair[-1])) for pair in PAIRS if len(pair) == 2]
@@ -55,6 +58,8 @@ def write_tiny_model(path: Path, *, seed: int = 1, layers: int = 1, pooling: int
     writer.add_bos_token_id(len(tokens) - 2)
     writer.add_eos_token_id(len(tokens) - 1)
     writer.add_add_bos_token(False)
+    if template is not None:
+        writer.add_chat_template(template)
     if pooling is not None:
         writer.add_pooling_type(gguf.PoolingType(pooling))
 

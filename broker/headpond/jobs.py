@@ -11,6 +11,7 @@ from itertools import product
 from ulid import ULID
 
 from headpond.errors import InvalidRequest
+from headpond.provenance import Provenance
 
 MODEL_NAME = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 JOB_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
@@ -172,7 +173,8 @@ class Result:
     version: which model version answered. attempts: how often the job was leased. durable: this result
     is committed to storage. error: why it failed; None for an answer. pieces: the text that each token completes,
     shape (n,), of n tokens; together they are `text`. embeddings: of a job that embeds, one vector a text, shape
-    (texts, dimensions), in single precision; None of any other job.
+    (texts, dimensions), in single precision; None of any other job. provenance: what made it; None if no worker ended
+    the job, or one of an older release.
     """
 
     id: str
@@ -189,3 +191,4 @@ class Result:
     error: str | None = None
     pieces: tuple[str, ...] = field(default=(), repr=False)
     embeddings: tuple[tuple[float, ...], ...] | None = field(default=None, repr=False)
+    provenance: Provenance | None = field(default=None, repr=False, hash=False)

@@ -27,6 +27,7 @@ from headpond.codec import (
 )
 from headpond.errors import MalformedDocument
 from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
+from headpond.provenance import Provenance
 from headpond.rows import RUN_HEAD, Attempt, RunRow, unpack_attempts, unpack_run
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "unpack_document",
     "unpack_entry",
     "unpack_event",
+    "unpack_header",
     "unpack_raw",
     "unpack_result",
     "unpack_run",
@@ -119,10 +121,18 @@ class Header:
     cost: int
 
 
+def unpack_header(first: bytes) -> Header:
+    """The first value of a `data` entry. Raises MalformedDocument."""
+    _, digest, tenant, band, pinned, cost = unpack_row(first, kind="data header", length=6)[:6]
+    if not all(isinstance(text, str) for text in (digest, tenant, band, pinned)) or type(cost) is not int:
+        raise MalformedDocument("data header", "a field has the wrong type")
+    return Header(digest, tenant, band, pinned, cost)
+
+
 def unpack_entry(data: bytes) -> tuple[Header, Call]:
     """Both parts of a `data` entry. Raises MalformedDocument."""
     first, rest = split_first(data, kind="data entry")
-    header = unpack_row(first, kind="data header", length=6)
+    header = unpack_header(first)
     row = unpack_row(rest, kind="call", length=6)
     _, actor, args, kwargs, options, timestamp_ms = row[:6]
     if not (
@@ -130,10 +140,7 @@ def unpack_entry(data: bytes) -> tuple[Header, Call]:
         and isinstance(timestamp_ms, int)
     ):  # fmt: skip
         raise MalformedDocument("call", "a field has the wrong type")
-    _, digest, tenant, band, pinned, cost = header[:6]
-    if not all(isinstance(text, str) for text in (digest, tenant, band, pinned)) or type(cost) is not int:
-        raise MalformedDocument("data header", "a field has the wrong type")
-    return Header(digest, tenant, band, pinned, cost), Call(actor, tuple(args), kwargs, options, timestamp_ms)
+    return header, Call(actor, tuple(args), kwargs, options, timestamp_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +251,9 @@ def unpack_vectors(packed: object) -> tuple[tuple[float, ...], ...]:
 def pack_result(result: Result) -> bytes:
     """A worker's result. `durable` is not in it: only the commit knows."""
     t = result.timings
-    # An older reader passes over a field that it does not know, so that this one took no new version.
+    # An older reader passes over a field that it does not know, so that these took no new version.
     vectors = {} if result.embeddings is None else {"embeddings": pack_vectors(result.embeddings)}
+    made_by = {} if result.provenance is None else {"provenance": result.provenance.fields()}
     return pack_document(
         RESULT_SCHEMA,
         1,
@@ -262,6 +270,7 @@ def pack_result(result: Result) -> bytes:
             "attempts": result.attempts,
             "error": result.error,
             **vectors,
+            **made_by,
         },
     )
 
@@ -284,6 +293,7 @@ def unpack_result(data: bytes, *, durable: bool) -> Result:
             error=fields["error"],
             pieces=tuple(fields["pieces"]),
             embeddings=None if fields.get("embeddings") is None else unpack_vectors(fields["embeddings"]),
+            provenance=None if fields.get("provenance") is None else Provenance.of_fields(fields["provenance"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedDocument(RESULT_SCHEMA, repr(error)) from error

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from headpond.codec import split_first
 from headpond.errors import (
     CapabilityMissing,
     EngineBroken,
@@ -22,13 +23,15 @@ from headpond.errors import (
 from headpond.folding import fold_tokens
 from headpond.held import HeldLease
 from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
-from headpond.operations import LeaseStatus
+from headpond.operations import Lease, LeaseStatus
+from headpond.provenance import Provenance
 from headpond.queue import JobQueue
 from headpond.requests import JobRequest, parse_request
-from headpond.wire import TokenRun, pack_result
+from headpond.wire import TokenRun, pack_result, unpack_header
 from headpond_workers.continuation import continue_job
 from headpond_workers.embedding import embed_job
-from headpond_workers.engines.protocol import Engine, Finish, Verdict
+from headpond_workers.engines.protocol import Engine, EngineInfo, Finish, Verdict
+from headpond_workers.made_by import provenance_of
 from headpond_workers.token_writer import RETRY_S, JobStream, TokenWriter
 from headpond_workers.totals import Totals
 
@@ -41,7 +44,8 @@ MAX_ERROR_CHARS = 1000
 class Watch:
     """What one attempt measures, and when it last moved. Seconds are of time.monotonic().
 
-    answer_tokens: of the whole answer, if that is not what the stream holds. vectors: of a job that embeds.
+    answer_tokens: of the whole answer, if that is not what the stream holds. vectors: of a job that embeds. asked: once
+    the request is read. prompt: token ids that the engine was given, before those of earlier attempts.
     """
 
     began: float
@@ -52,6 +56,8 @@ class Watch:
     prompt_tokens: int = 0
     answer_tokens: int | None = None
     vectors: tuple[tuple[float, ...], ...] | None = None
+    asked: JobRequest | None = None
+    prompt: Seq[int] | None = None
 
     def timings(self, queued_s: float) -> Timings:
         rate = None
@@ -69,7 +75,7 @@ class JobRuns(ABC):
     parking: set when the process leaves; running jobs then stop at their next step and are parked.
     broken: set when the engine can serve nothing more in this process, on_broken called then, before the job is
     parked. last_error: the engine's last failure. redact: takes secrets out of what an engine says of its failures,
-    before anything of it is stored.
+    before anything of it is stored. model_digest: of the version that is served, for provenance; '' if it is none.
     """
 
     queue: JobQueue
@@ -80,6 +86,7 @@ class JobRuns(ABC):
     preempt: Callable[[HeldLease], None]
     totals: Totals
     redact: Callable[[str], str] = str
+    model_digest: str = ""
     parking: threading.Event = field(default_factory=threading.Event)
     broken: threading.Event = field(default_factory=threading.Event)
     last_error: str = ""
@@ -94,7 +101,8 @@ class JobRuns(ABC):
             return
         stream = self.writer.open(held, prior)
         try:
-            reason = self._answer(parse_request(request), stream, watch)
+            watch.asked = parse_request(request)
+            reason = self._answer(watch.asked, stream, watch)
         except (InvalidRequest, PromptTooLong, SequenceFailed, CapabilityMissing) as error:
             self._end(stream, watch, FinishReason.ERROR, error=self.redact(str(error)))
             return
@@ -141,6 +149,10 @@ class JobRuns(ABC):
 
         Raises PromptTooLong or SequenceFailed for what the job caused, anything else for what the engine did.
         """
+
+    @abstractmethod
+    def _info(self) -> EngineInfo:
+        """Of the engine that makes the answers."""
 
     def _note(self, watch: Watch, count: int) -> None:
         """The engine moved, and made so many tokens."""
@@ -190,6 +202,7 @@ class JobRuns(ABC):
             error=error,
             pieces=stream.pieces,
             embeddings=watch.vectors,
+            provenance=self._provenance(watch, lease),
         )
         first_token_s = result.timings.first_token_s
         if stream.finish(result.state, pack_result(result), (error or "")[:500], first_token_s=first_token_s):
@@ -197,6 +210,19 @@ class JobRuns(ABC):
             logger.info("job_ended job=%s state=%s tokens=%d", lease.id, result.state.value, len(stream))
         else:
             logger.info("job_left job=%s status=%s", lease.id, stream.held.lost)
+
+    def _provenance(self, watch: Watch, lease: Lease) -> Provenance | None:
+        """None for a request that could not be read: nothing was made of it."""
+        if watch.asked is None:
+            return None
+        return provenance_of(
+            self._info(),
+            watch.asked,
+            job_id=lease.id,
+            prompt=watch.prompt,
+            request_digest=unpack_header(split_first(lease.data, kind="data entry")[0]).digest,
+            model_digest=self.model_digest,
+        )
 
     def _give_way(self, held: HeldLease) -> None:
         try:
@@ -233,7 +259,7 @@ class Generation(JobRuns):
         if asked.input is not None:
             return self._embed(asked, held, watch)
         prompt = self.engine.render(asked.chat())
-        watch.prompt_tokens = len(prompt)
+        watch.prompt, watch.prompt_tokens = prompt, len(prompt)
         begun = continue_job(
             self.engine, asked, prompt, prior=stream.ids, prior_text=stream.text, seed=asked.seed_for(held.lease.id)
         )
@@ -257,6 +283,9 @@ class Generation(JobRuns):
             if rest.ids:
                 stream.push(rest.ids, rest.pieces)
         return finish.reason
+
+    def _info(self) -> EngineInfo:
+        return self.engine.info
 
     def _embed(self, asked: JobRequest, held: HeldLease, watch: Watch) -> FinishReason:
         def proceed() -> Verdict:

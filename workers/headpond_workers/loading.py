@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from headpond.engine_kinds import EngineTable
 from headpond.errors import EngineUnavailable
@@ -18,6 +20,14 @@ from headpond.tables import (
 )
 from headpond_workers.engines.protocol import DeviceUse, Engine, RelayEngine
 from headpond_workers.models.prepare import digest_cache, prepared
+
+
+class Digests(Enum):
+    """Where the digest of a weight file comes from that is as large and as old as when it was last read."""
+
+    REMEMBERED = "remembered"
+    ANEW = "anew"
+    """From its bytes: what changed without a trace in its times is seen."""
 
 
 def workers_of(settings: Settings) -> int:
@@ -38,27 +48,36 @@ def load_any(settings: ModelTable, *, workers_on_host: int) -> Engine | RelayEng
     return OpenAIEngine(settings)
 
 
-def load_engine(settings: ModelTable, *, workers_on_host: int) -> Engine:
+def load_engine(settings: ModelTable, *, workers_on_host: int, digests: Digests = Digests.REMEMBERED) -> Engine:
     """Load a model and return its engine, warm.
 
-    workers_on_host: worker processes that share this machine's cores.
+    workers_on_host: worker processes that share this machine's cores. digests: of weights; an engine of a package of
+    its own reads them as it does.
     Raises EngineUnavailable, ModelFileError, ConfigError.
     """
+    if digests is Digests.ANEW:
+        with TemporaryDirectory(prefix="headpond-digests-") as empty:
+            return _load(settings, workers_on_host=workers_on_host, digests=digests, remembered=Path(empty))
+    return _load(settings, workers_on_host=workers_on_host, digests=digests, remembered=digest_cache())
+
+
+def _load(settings: ModelTable, *, workers_on_host: int, digests: Digests, remembered: Path) -> Engine:
+    """remembered: the folder of digests that are known."""
     match settings:
         case ScriptedModel():
             from headpond_workers.engines.scripted import ScriptedEngine
 
             return ScriptedEngine(settings)
         case LlamaCppModel():
-            return _llamacpp(settings, workers_on_host=workers_on_host)
+            return _llamacpp(settings, workers_on_host=workers_on_host, digests=digests)
         case ExLlamaV2Model():
             from headpond_workers.engines.exllamav2 import ExLlamaV2Engine
 
-            return ExLlamaV2Engine(settings, digest_cache=digest_cache())
+            return ExLlamaV2Engine(settings, digest_cache=remembered)
         case ExLlamaV3Model():
             from headpond_workers.engines.exllamav3 import ExLlamaV3Engine
 
-            return ExLlamaV3Engine(settings, digest_cache=digest_cache())
+            return ExLlamaV3Engine(settings, digest_cache=remembered)
         case OpenAIModel():
             raise EngineUnavailable(
                 "This model runs in another server, so there are no tokens to go through here. To ask it again, use: "
@@ -92,10 +111,11 @@ def renew_secrets_of(engine: object, settings: ModelTable, *, where: str) -> Non
     renew()
 
 
-def _llamacpp(settings: LlamaCppModel, *, workers_on_host: int) -> Engine:
+def _llamacpp(settings: LlamaCppModel, *, workers_on_host: int, digests: Digests) -> Engine:
     from headpond_workers.engines.llamacpp import LlamaCppEngine
     from headpond_workers.engines.llamacpp_embedding import LlamaCppEmbedder
     from headpond_workers.engines.llamacpp_model import default_threads
+    from headpond_workers.engines.weights_digest import digest_of, sha256_of
 
     if settings.source is None or settings.version_source is not None:
         path: Path | None = settings.local_path
@@ -107,4 +127,5 @@ def _llamacpp(settings: LlamaCppModel, *, workers_on_host: int) -> Engine:
             f"headpond models prepare {settings.source}"
         )
     kind = LlamaCppEmbedder if settings.task == "embed" else LlamaCppEngine
-    return kind(settings, path, threads=settings.threads or default_threads(workers_on_host))
+    threads = settings.threads or default_threads(workers_on_host)
+    return kind(settings, path, threads=threads, digest_of=sha256_of if digests is Digests.ANEW else digest_of)

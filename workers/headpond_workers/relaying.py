@@ -11,7 +11,7 @@ from headpond.errors import EngineError, JobPutBack, UpstreamClosed
 from headpond.held import HeldLease
 from headpond.jobs import FinishReason
 from headpond.requests import JobRequest
-from headpond_workers.engines.protocol import RelayEngine, RelayRequest, Verdict
+from headpond_workers.engines.protocol import EngineInfo, RelayEngine, RelayRequest, Verdict
 from headpond_workers.generation import MAX_ERROR_CHARS, JobRuns, Watch
 from headpond_workers.relay_text import RelayText
 from headpond_workers.token_writer import JobStream
@@ -54,6 +54,9 @@ class Relaying(JobRuns):
                 stream.push(rest.ids, rest.pieces)
             watch.answer_tokens = finish.completion_tokens
         return finish.reason
+
+    def _info(self) -> EngineInfo:
+        return self.engine.info
 
     def _failed(self, held: HeldLease, error: Exception) -> None:
         if isinstance(error, UpstreamClosed):

@@ -197,7 +197,10 @@ class WorkerProcess:
         row, fingerprint = self._row, engine.info.fingerprint
         row.device = device_use_of(engine)
         row.version = f"local-{fingerprint[:12]}" if serving is None else serving.version
-        service = JobService(engine, queue, row, storage=self._storage, redact=self._secrets.redact)
+        service = JobService(
+            engine, queue, row, storage=self._storage, redact=self._secrets.redact,
+            model_digest="" if self._held is None else self._held.document.model_digest,
+        )  # fmt: skip
         service.prepare(self._leave)
         row.announce(queue, WorkerState.READY, fingerprint=fingerprint)
         watch = None

@@ -274,4 +274,5 @@ def _result_fields(result: Result) -> dict[str, Any]:
         "durable": result.durable,
         "error": result.error,
         "embeddings": result.embeddings,
+        "provenance": None if result.provenance is None else result.provenance.fields(),
     }

@@ -19,6 +19,7 @@ OPERATOR_COMMANDS = (
     "persister",
     "models",
     "replay",
+    "verify",
     "storage",
 )
 WORKER_EXTRA = ("boto3", "supervisor", "psutil", "pyfastcdc")
@@ -34,7 +35,7 @@ def register(app: typer.Typer) -> None:
         for name in OPERATOR_COMMANDS:
             app.command(name, hidden=True, context_settings=anything)(_not_installed)
         return
-    from headpond_workers.cli import deployment, processes, reload, replay
+    from headpond_workers.cli import deployment, processes, reload, replay, verify
     from headpond_workers.cli.models import models_app
     from headpond_workers.cli.storage import storage_app
 
@@ -42,6 +43,7 @@ def register(app: typer.Typer) -> None:
     reload.register(app)
     processes.register(app)
     replay.register(app)
+    verify.register(app)
     app.add_typer(models_app, name="models")
     app.add_typer(storage_app, name="storage")
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,12 +18,7 @@ from headpond.errors import ConfigError
 from headpond.settings import CONFIG_NAME, find_config, load_settings
 from headpond.terminal import escape_controls, write_text
 from headpond_workers.replay.events import Event, Loaded, Step
-from headpond_workers.replay.run import How, Replay, While, run_replay
-
-LOG_LINES = 12
-"""Of what the process wrote, shown if it died."""
-_LOG_TAIL_BYTES = 64 << 10
-_WITHOUT_A_WORD = (How.DIED, How.LEFT, How.STALLED)
+from headpond_workers.replay.run import WITHOUT_A_WORD, How, Replay, While, log_tail, run_replay
 
 
 def replay(
@@ -76,7 +71,7 @@ def replay(
             log=log,
             on_event=lambda event: None if as_json else _show(event, bundle, name, from_start=from_start),
         )
-        tail = _tail(log) if found.how in _WITHOUT_A_WORD else []
+        tail = log_tail(log) if found.how in WITHOUT_A_WORD else []
     if as_json:
         typer.echo(json.dumps(_document(found, bundle, name, tail)))
     else:
@@ -127,7 +122,7 @@ def _conclude(found: Replay, bundle: Bundle, tail: list[str]) -> None:
     if found.text:
         write_text("\n")
     _say(_ending(found))
-    if found.how in _WITHOUT_A_WORD:
+    if found.how in WITHOUT_A_WORD:
         for line in tail or ["(nothing)"]:
             _say(f"  | {line}")
     compared = found.compared(bundle)
@@ -194,13 +189,6 @@ def _document(found: Replay, bundle: Bundle, model: str, tail: list[str]) -> dic
         "embedded": None if found.embedded is None else asdict(found.embedded),
         "log": tail,
     }
-
-
-def _tail(log: IO[bytes]) -> list[str]:
-    size = log.seek(0, 2)
-    log.seek(max(0, size - _LOG_TAIL_BYTES))
-    lines = log.read().decode("utf-8", errors="replace").splitlines()
-    return [line for line in lines if line.strip()][-LOG_LINES:]
 
 
 def _say(line: str) -> None:

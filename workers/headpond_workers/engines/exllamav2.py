@@ -87,6 +87,8 @@ class ExLlamaV2Engine:
             capabilities=frozenset(capabilities),
             adapters=tuple(sorted(settings.adapters)),
             sampling=SAMPLING,
+            adapter_digests=tuple(adapters[name].digest for name in sorted(settings.adapters)),
+            weights_digest=folder.digest,
         )
         self._loop = JobLoop(jobs, slots=settings.slots, name="exllamav2")
         log.info(

@@ -85,6 +85,7 @@ class ExLlamaV3Engine:
             context_tokens=jobs.context_tokens,
             slots=settings.slots,
             sampling=SAMPLING,
+            weights_digest=folder.digest,
         )
         self._loop = JobLoop(jobs, slots=settings.slots, name="exllamav3")
         log.info(

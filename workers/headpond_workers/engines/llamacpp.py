@@ -23,6 +23,7 @@ from headpond_workers.engines.llamacpp_constraint import ConstrainedText
 from headpond_workers.engines.llamacpp_model import LlamaModel
 from headpond_workers.engines.llamacpp_sampling import HAS, sampling_fields
 from headpond_workers.engines.protocol import Capability, Emit, Finish, Sequence, Verdict
+from headpond_workers.engines.weights_digest import DigestOf, digest_of
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,12 @@ _CAN = frozenset({Capability.SEEDED, Capability.JSON_SCHEMA, Capability.GRAMMAR}
 class LlamaCppEngine(LlamaModel):
     """One GGUF model. Thread-safe; runs up to `info.slots` sequences together."""
 
-    def __init__(self, settings: LlamaCppModel, path: Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, settings: LlamaCppModel, path: Path, *, threads: int | None = None, digest_of: DigestOf = digest_of
+    ) -> None:
         """As `LlamaModel`."""
         can = _CAN | {Capability.EXACT_RESUME} if settings.exact else _CAN
-        super().__init__(settings, path, threads=threads, capabilities=can, sampling=HAS)
+        super().__init__(settings, path, threads=threads, capabilities=can, sampling=HAS, digest_of=digest_of)
         self._recovery = IdRecovery(self.vocabulary.token_bytes)
         self._exact = settings.exact
         self._constraints = ConstraintCache(without=unwritable(self.vocabulary.token_bytes))

@@ -16,7 +16,7 @@ from headpond.errors import EngineUnavailable
 from headpond.tables import AdapterTable
 from headpond_workers.engines.gguf_header import GgufHeader, TensorInfo, read_header
 from headpond_workers.engines.model_files import open_regular
-from headpond_workers.engines.weights_digest import digest_of
+from headpond_workers.engines.weights_digest import DigestOf, digest_of
 
 MAX_RANK = 4096
 _FLOATS: dict[int, Any] = {0: numpy.dtype("<f4"), 1: numpy.dtype("<f2")}
@@ -33,8 +33,10 @@ class LlamaAdapter:
     sha256: str
 
 
-def checked_adapter(name: str, table: AdapterTable, model: GgufHeader) -> LlamaAdapter:
-    """model: of the model that it is to go with.
+def checked_adapter(
+    name: str, table: AdapterTable, model: GgufHeader, *, digest_of: DigestOf = digest_of
+) -> LlamaAdapter:
+    """model: of the model that it is to go with. digest_of: the SHA-256 of a file, in hex.
 
     Raises ModelFileError for a file that is no sound GGUF, EngineUnavailable, naming the adapter, for one that is no
     LoRA adapter, is damaged, or was made for another model.

@@ -14,6 +14,7 @@ from headpond.tables import LlamaCppModel
 from headpond_workers.engines.llamacpp_model import LlamaModel
 from headpond_workers.engines.llamacpp_server import error_text
 from headpond_workers.engines.protocol import Capability, Embedding, Emit, Finish, Sequence, Verdict
+from headpond_workers.engines.weights_digest import DigestOf, digest_of
 
 _ASK_EVERY_S = 0.5
 
@@ -21,10 +22,12 @@ _ASK_EVERY_S = 0.5
 class LlamaCppEmbedder(LlamaModel):
     """One GGUF model that embeds texts. Thread-safe; runs up to `info.slots` calls together."""
 
-    def __init__(self, settings: LlamaCppModel, path: Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, settings: LlamaCppModel, path: Path, *, threads: int | None = None, digest_of: DigestOf = digest_of
+    ) -> None:
         """As `LlamaModel`."""
         can = frozenset({Capability.EMBEDDINGS})
-        super().__init__(settings, path, threads=threads, capabilities=can, sampling=frozenset())
+        super().__init__(settings, path, threads=threads, capabilities=can, sampling=frozenset(), digest_of=digest_of)
         self._at_work = ThreadPoolExecutor(settings.slots, thread_name_prefix="embedding")
 
     def generate(self, sequence: Sequence, emit: Emit) -> Finish:

@@ -29,7 +29,7 @@ from headpond_workers.engines.llamacpp_parameters import check_parameters, pooli
 from headpond_workers.engines.llamacpp_server import LlamaServer, import_xllamacpp
 from headpond_workers.engines.protocol import Capability, DeviceUse, EngineInfo, Verdict
 from headpond_workers.engines.template_check import check_template
-from headpond_workers.engines.weights_digest import digest_of
+from headpond_workers.engines.weights_digest import DigestOf, digest_of
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,10 @@ class LlamaModel:
         threads: int | None,
         capabilities: frozenset[Capability],
         sampling: frozenset[str],
+        digest_of: DigestOf = digest_of,
     ) -> None:
-        """Load and warm the model at `path`. threads: None takes the settings' or all cores.
+        """Load and warm the model at `path`. threads: None takes the settings' or all cores. digest_of: the SHA-256
+        of a file, in hex.
 
         Raises ModelFileError for a file that is not a sound model, EngineUnavailable for what is missing or
         does not fit.
@@ -78,7 +80,9 @@ class LlamaModel:
         self.vocabulary = read_vocabulary(header)
         check_parameters(settings, header, threads=threads)
         pooling = pooling_of(settings, header)
-        adapters = [checked_adapter(name, table, header) for name, table in settings.adapters.items()]
+        adapters = [
+            checked_adapter(name, table, header, digest_of=digest_of) for name, table in settings.adapters.items()
+        ]
         template = self.vocabulary.chat_template
         if template:
             check_template(template, bos_token=self.vocabulary.bos_token, eos_token=self.vocabulary.eos_token)
@@ -90,16 +94,19 @@ class LlamaModel:
         self.adapters = {adapter.name: number for number, adapter in enumerate(adapters)}
         self.scalings = [adapter.scaling for adapter in adapters]
         version = importlib.metadata.version("xllamacpp")
+        weights_digest = digest_of(path)
         self.info = EngineInfo(
             engine="llamacpp",
             fingerprint=_fingerprint(
-                settings, weights_sha256=digest_of(path), version=version, template=template, adapters=adapters
+                settings, weights_sha256=weights_digest, version=version, template=template, adapters=adapters
             ),
             context_tokens=settings.context_tokens,
             slots=settings.slots,
             capabilities=capabilities | (frozenset({Capability.ADAPTERS}) if adapters else frozenset()),
             adapters=tuple(self.adapters),
             sampling=sampling,
+            adapter_digests=tuple(adapter.sha256 for adapter in adapters),
+            weights_digest=weights_digest,
         )
         self._gpu_layers = settings.gpu_layers
         self._server: LlamaServer | None = LlamaServer(

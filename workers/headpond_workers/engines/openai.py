@@ -93,6 +93,7 @@ class OpenAIEngine:
             slots=settings.slots,
             capabilities=frozenset({Capability.JSON_SCHEMA}) if settings.response_formats else frozenset(),
             sampling=frozenset(settings.sampling),
+            upstream_model=settings.upstream_model,
         )
         if settings.resume == "continue":
             self._check_resume()

@@ -67,7 +67,9 @@ class EngineInfo:
     tokenizer, template, engine build, settings; two engines with one fingerprint may continue each other's
     sequences. context_tokens: the most that one sequence may hold, prompt and answer together. slots: how
     many sequences run together. adapters: names that a sequence may ask for. sampling: fields of Sampling that it has
-    beyond the basic ones; it refuses the others.
+    beyond the basic ones; it refuses the others. adapter_digests: SHA-256 of each of `adapters`, in hex, in their
+    order; empty if it does not say. weights_digest: SHA-256, in hex, of the files that it loaded, however it makes one
+    of several; '' if it does not say. upstream_model: of a proxy, the model that its server is asked for.
     """
 
     engine: str
@@ -77,6 +79,9 @@ class EngineInfo:
     capabilities: frozenset[Capability] = frozenset()
     adapters: tuple[str, ...] = ()
     sampling: frozenset[str] = frozenset()
+    adapter_digests: tuple[str, ...] = ()
+    weights_digest: str = ""
+    upstream_model: str = ""
 
     def require(self, capability: Capability) -> None:
         """Raises CapabilityMissing if this engine lacks it."""

@@ -94,6 +94,7 @@ class ScriptedEngine:
             settings.context_tokens,
             settings.slots,
             frozenset(capabilities),
+            weights_digest=hashlib.sha256(f"scripted-1:{settings.answer_tokens}{embeds}{salt}".encode()).hexdigest(),
         )
         self._changed = threading.Condition()
         self._running: list[_Running] = []

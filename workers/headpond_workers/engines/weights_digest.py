@@ -23,6 +23,9 @@ from headpond_workers.engines.model_files import open_regular, unreadable
 
 log = logging.getLogger(__name__)
 
+DigestOf = Callable[[Path], str]
+"""The SHA-256 of a file, in hex."""
+
 _PART_BYTES = 1 << 20
 _SHA256_HEX = 64
 _LOGGED_FROM_BYTES = 1 << 30

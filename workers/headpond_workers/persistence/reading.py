@@ -1,14 +1,15 @@
-"""A job's result as storage holds it, for `headpond result JOB --from-storage`."""
+"""A job as storage holds it, for `headpond result` and `headpond verify` with --from-storage."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from headpond.errors import ConfigError, NotStored
-from headpond.jobs import JobId, Result
+from headpond.errors import BlobCorrupt, ConfigError, NotStored
+from headpond.jobs import JobId, JobState, Result
 from headpond.settings import CONFIG_NAME, find_config, load_settings
 from headpond.wire import unpack_result
+from headpond_workers.persistence.documents import EndRecord, SubmitRecord
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.storage_settings import storage_of
@@ -19,13 +20,40 @@ def read_result(job_id: JobId, *, start: Path | None = None) -> Result:
 
     Raises NotStored, ConfigError, StorageUnavailable, BlobCorrupt.
     """
-    file = find_config(start)
-    if file is None:
-        raise ConfigError("no such file here or above; --from-storage finds the storage through it", where=CONFIG_NAME)
-    storage = storage_of(load_settings(file, environment=os.environ, needed=()))
-    if storage is None:
-        raise ConfigError("names no [storage] endpoint_url, and no deployment runs beside it", where=str(file))
-    found = StateStore(S3Blobs(storage), job_id.model).find_result(str(job_id))
+    found = open_store(job_id.model, config=find_config(start)).find_result(str(job_id))
     if found is None:
         raise NotStored(str(job_id))
     return unpack_result(found[1], durable=True)
+
+
+def find_job(store: StateStore, job_id: str) -> tuple[bytes, JobState, bytes] | None:
+    """The packed request of a job, how it ended, and its packed result, in one reading of the chain.
+
+    None if storage has no such job, or its end is not there yet. Raises StorageUnavailable, BlobCorrupt.
+    """
+    at = store.read_head()
+    end: EndRecord | None = None
+    for record in () if at is None else store.records(at.head):
+        if record.id != job_id:
+            continue
+        if isinstance(record, SubmitRecord):
+            return None if end is None else (record.data, end.state, end.result)
+        # The newest speaks for the id, as in `StateStore.find_result`.
+        end = end or record
+    if end is not None:
+        raise BlobCorrupt(store.head_key, f"its chain holds the end of {job_id}, and not what was asked")
+    return None
+
+
+def open_store(model: str, *, config: Path | None) -> StateStore:
+    """The state of a model in the storage that a configuration names, or that its deployment runs. config: None if
+    there is none.
+
+    Raises ConfigError.
+    """
+    if config is None:
+        raise ConfigError("no such file here or above; --from-storage finds the storage through it", where=CONFIG_NAME)
+    storage = storage_of(load_settings(config, environment=os.environ, needed=()))
+    if storage is None:
+        raise ConfigError("names no [storage] endpoint_url, and no deployment runs beside it", where=str(config))
+    return StateStore(S3Blobs(storage), model)

@@ -2,7 +2,9 @@
 
     python -m headpond_workers.replay.child --config headpond.toml --model chat --events FD < bundle.json
 
-It loads, renders and generates as a worker does, with one sequence and no queue. It leaves by `os._exit`, as a worker.
+It loads, renders and generates as a worker does, with one sequence and no queue. With --trace it says before that what
+a worker with this engine would name as having made the result, and generates only what can be compared. It leaves by
+`os._exit`, as a worker.
 """
 
 from __future__ import annotations
@@ -22,11 +24,23 @@ from headpond.errors import ConfigError, EngineUnavailable, HeadpondError, Model
 from headpond.jobs import FinishReason
 from headpond.settings import load_settings
 from headpond_workers.continuation import continue_job
+from headpond_workers.detokenizer import Detokenizer
 from headpond_workers.embedding import embed_job
-from headpond_workers.engines.protocol import Engine, Finish, Verdict
-from headpond_workers.loading import load_engine, workers_of
+from headpond_workers.engines.protocol import Capability, Engine, Finish, Verdict
+from headpond_workers.loading import Digests, load_engine, workers_of
+from headpond_workers.made_by import provenance_of
 from headpond_workers.redaction import Secrets
-from headpond_workers.replay.events import Embedded, EventWriter, Failed, Finished, Loaded, Refused, Started, Step
+from headpond_workers.replay.events import (
+    Embedded,
+    EventWriter,
+    Failed,
+    Finished,
+    Loaded,
+    Refused,
+    Started,
+    Step,
+    Traced,
+)
 from headpond_workers.replay.version_here import table_here
 from headpond_workers.secret_filter import learn_references, start_logging
 
@@ -43,13 +57,17 @@ def replay(bundle: Bundle, options: argparse.Namespace, events: EventWriter, sec
         settings = load_settings(options.config, environment=os.environ, needed=[options.model])
         learn_references(secrets, settings.model(options.model))
         table, _held = table_here(settings, options.model, bundle.version, secrets)
-        engine = load_engine(table, workers_on_host=workers_of(settings))
+        digests = Digests.ANEW if options.trace else Digests.REMEMBERED
+        engine = load_engine(table, workers_on_host=workers_of(settings), digests=digests)
     except Exception as error:  # noqa: BLE001 - told to the parent, whoever's it is
         known = isinstance(error, (ConfigError, ModelFileError, EngineUnavailable, VersionError))
         events.send(Failed(_words(error, secrets), loading=True, configuration=known))
         return
     other = bundle.fingerprint not in ("", engine.info.fingerprint)
     events.send(Loaded(engine.info.engine, engine.info.fingerprint))
+    if options.trace and not _trace(bundle, engine, events, secrets):
+        events.send(Refused())
+        return
     if other and not options.any_fingerprint:
         events.send(Refused())
         return
@@ -121,6 +139,32 @@ def _embed(bundle: Bundle, engine: Engine, events: EventWriter) -> Finish:
     return Finish(FinishReason.STOP)
 
 
+def _trace(bundle: Bundle, engine: Engine, events: EventWriter, secrets: Secrets) -> bool:
+    """Say what this engine would name as having made the result. False if its tokens cannot be compared: it is another
+    engine, does not give the same twice, or did not get as far."""
+    request, prompt, refused = bundle.request, None, ""
+    if request.input is None:
+        try:
+            prompt = engine.render(request.chat())
+        except Exception as error:  # noqa: BLE001 - told to the parent, whoever's it is
+            refused = _words(error, secrets)
+    alike = _text_alike(bundle, engine) if bundle.token_ids else None
+    told = provenance_of(engine.info, request, job_id=bundle.id, prompt=prompt)
+    events.send(Traced(told.fields(), sorted(engine.info.capabilities), alike, refused))
+    repeats = bool(engine.info.capabilities & {Capability.SEEDED, Capability.EXACT_RESUME})
+    return repeats and not refused and bundle.fingerprint == engine.info.fingerprint
+
+
+def _text_alike(bundle: Bundle, engine: Engine) -> bool:
+    """Whether the bundle's tokens give its text; where a stop string ended it, the last tokens may give more."""
+    text = Detokenizer(engine.token_bytes)
+    try:
+        whole = "".join((*text.feed(bundle.token_ids).pieces, *text.flush().pieces))
+    except Exception:  # noqa: BLE001 - a number that is no token of this model
+        return False
+    return whole == bundle.text or (bool(bundle.request.stop) and whole.startswith(bundle.text))
+
+
 def _text_of(engine: Engine, ids: Seq[int]) -> str:
     return b"".join(engine.token_bytes(token_id) for token_id in ids).decode("utf-8", errors="replace")
 
@@ -137,6 +181,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser.add_argument("--events", type=int, required=True, help="descriptor of the pipe for events")
     parser.add_argument("--from-start", action="store_true")
     parser.add_argument("--any-fingerprint", action="store_true")
+    parser.add_argument("--trace", action="store_true", help="say what made the result; run it only to compare it")
     options = parser.parse_args(argv)
     secrets = Secrets()
     start_logging(secrets)

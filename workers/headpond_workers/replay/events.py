@@ -25,7 +25,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The engine's fingerprint is not the bundle's."""
+    """The engine's fingerprint is not the bundle's; of a verification also: what it makes cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,21 @@ class Started:
     """The request is rendered. prompt_tokens: of it."""
 
     prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What this engine would name as having made the result, for a verification.
+
+    provenance: as `Provenance.fields` gives it. capabilities: of the engine. text_alike: whether the stored tokens give
+    the stored text; None where there are none. refused: why the request could not be rendered; '' if it was, or need
+    not be.
+    """
+
+    provenance: dict[str, Any]
+    capabilities: Seq[str]
+    text_alike: bool | None
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +85,9 @@ class Failed:
     configuration: bool = False
 
 
-Event = Loaded | Refused | Started | Step | Embedded | Finished | Failed
+Event = Loaded | Refused | Started | Traced | Step | Embedded | Finished | Failed
 _KINDS: dict[str, type[Event]] = {
-    kind.__name__.lower(): kind for kind in (Loaded, Refused, Started, Step, Embedded, Finished, Failed)
+    kind.__name__.lower(): kind for kind in (Loaded, Refused, Started, Traced, Step, Embedded, Finished, Failed)
 }
 
 

@@ -26,11 +26,15 @@ from headpond_workers.replay.events import (
     Refused,
     Started,
     Step,
+    Traced,
     parse_event,
 )
 
 LEAVE_TIMEOUT_S = 10.0
 _READ_BYTES = 1 << 16
+LOG_LINES = 12
+"""Of what the process wrote, shown if it died."""
+_LOG_TAIL_BYTES = 64 << 10
 
 
 class How(StrEnum):
@@ -49,6 +53,10 @@ class How(StrEnum):
     """No step for too long; the process was killed."""
 
 
+WITHOUT_A_WORD = (How.DIED, How.LEFT, How.STALLED)
+"""What the process wrote last is all that there is to know."""
+
+
 class While(StrEnum):
     """What the process was at when it ended."""
 
@@ -65,7 +73,7 @@ class Replay:
     from_offset: tokens of the bundle that it went on after. made: tokens that the engine gave after them. token_ids:
     of these, those that are settled, shape (n,); pieces: their text, in parts. signal, status: of the process, if it
     ended by one; '' and 0 if not. configuration: it failed of settings or files. embedded: the vectors of a job that
-    embeds.
+    embeds. traced: of a verification, once the request is rendered.
     """
 
     from_offset: int
@@ -82,6 +90,7 @@ class Replay:
     signal: str = ""
     status: int = 0
     embedded: Embedded | None = None
+    traced: Traced | None = None
 
     @property
     def text(self) -> str:
@@ -113,14 +122,17 @@ def run_replay(
     stall_timeout_s: float,
     log: IO[bytes],
     on_event: Callable[[Event], None],
+    trace: bool = False,
 ) -> Replay:
     """Run a bundle in a process of its own, which is gone when this returns or raises.
 
     stall_timeout_s: after loading, how long it may make no step. log: takes what engine and process write. on_event:
-    hears of each event as it comes.
+    hears of each event as it comes. trace: say what the engine would name as having made the result, hash all weights
+    anew for that, and run the job only where its tokens can be compared.
     """
     replay = Replay(0 if from_start else len(bundle.token_ids))
     options = [*(["--from-start"] if from_start else []), *(["--any-fingerprint"] if any_fingerprint else [])]
+    options += ["--trace"] if trace else []
     with tempfile.TemporaryFile() as stdin:
         stdin.write(pack_bundle(bundle))
         stdin.seek(0)
@@ -131,7 +143,7 @@ def run_replay(
                     stalled = True
                     process.kill()
                     break
-                _take(replay, event)
+                take_event(replay, event)
                 on_event(event)
             _reap(replay, process, stalled=stalled)
     return replay
@@ -181,7 +193,8 @@ def _events(descriptor: int, replay: Replay, *, stall_timeout_s: float) -> Itera
             yield parse_event(line)
 
 
-def _take(replay: Replay, event: Event) -> None:
+def take_event(replay: Replay, event: Event) -> None:
+    """What an event says of a replay."""
     match event:
         case Loaded():
             replay.engine, replay.fingerprint, replay.during = event.engine, event.fingerprint, While.PREFILL
@@ -189,6 +202,8 @@ def _take(replay: Replay, event: Event) -> None:
             replay.how = How.REFUSED
         case Started():
             replay.during = While.PREFILL
+        case Traced():
+            replay.traced = event
         case Step():
             replay.made += event.made
             replay.token_ids += event.ids
@@ -226,3 +241,11 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def log_tail(log: IO[bytes]) -> list[str]:
+    """The last lines that engine and process wrote."""
+    size = log.seek(0, 2)
+    log.seek(max(0, size - _LOG_TAIL_BYTES))
+    lines = log.read().decode("utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-LOG_LINES:]

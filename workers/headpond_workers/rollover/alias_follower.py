@@ -1,7 +1,8 @@
 """Keeps every queue's copy of its alias up to date: looks every 2 s, for the models of all deployments on a Redis.
 
 So a promotion ends that was killed between storage and queue, a queue whose server lost its data hears of its alias
-again, and an alias leaves a version that did not load while storage was away.
+again, and an alias leaves a version that did not load while storage was away. Trials that decide by themselves are
+looked at too, every 5 s.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterable, Mapping
 
 from headpond.errors import HeadpondError, InvalidRequest, VersionMissing
@@ -18,6 +20,8 @@ from headpond.switching import Switch
 from headpond.tables import VersionSource
 from headpond_workers.checkpoints.alias_document import AliasDocument
 from headpond_workers.checkpoints.registry import Registry
+from headpond_workers.checkpoints.trial_watch import INTERVAL_S as TRIALS_INTERVAL_S
+from headpond_workers.checkpoints.trial_watch import TrialWatch
 from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.rollover.alias_copy import copy_alias, is_copied
 from headpond_workers.rollover.alias_store import AliasStore
@@ -34,14 +38,28 @@ class AliasFollower(threading.Thread):
         super().__init__(name="alias-follower", daemon=True)
         self._server, self._blobs, self._writer = server, blobs, writer
         self._stop = threading.Event()
+        self._trials = TrialWatch(server, blobs, writer=writer)
         self._faults: dict[str, str] = {}
+        """What was told last, by model; '' is of all models."""
 
     def run(self) -> None:
+        trials_looked = 0.0
         while not self._stop.wait(INTERVAL_S):
             self.look()
+            if time.monotonic() - trials_looked >= TRIALS_INTERVAL_S:
+                trials_looked = time.monotonic()
+                self._look_at_trials()
 
     def stop(self) -> None:
         self._stop.set()
+
+    def _look_at_trials(self) -> None:
+        try:
+            self._trials.tick()
+        except HeadpondError as error:
+            self._tell("trials of all models", error)
+        else:
+            self._tell("trials of all models", None)
 
     def look(self) -> None:
         """Once through all models. One model's trouble is no other's: it is logged, and looked at again."""
