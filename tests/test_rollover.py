@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import pytest
+from typer.testing import CliRunner
 
 from conftest import Deployment, eventually
 from headpond import Client
+from headpond.cli.app import build_app
 from headpond.errors import JobFailed
 from headpond.workers import WorkerState
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
@@ -117,3 +120,33 @@ def test_a_worker_waits_for_the_first_version_and_says_what_to_do(shelf: Shelf, 
     result = client.submit("chat", "At last.", seed=SEED, max_tokens=20).result(timeout=READY_S)
     assert shelf.check(result, "At last.", max_tokens=20) == version
     assert child.process.poll() is None
+
+
+def test_a_share_of_the_jobs_tries_a_version_on_one_of_two_workers(shelf: Shelf, client: Client) -> None:
+    first, second = shelf.push(), shelf.push()
+    shelf.promote(first)
+    shelf.start("chat-0", "chat-1")
+
+    def promote(*words: str) -> str:
+        done = CliRunner().invoke(
+            build_app(), ["models", "promote", "chat", second, *words, "--config", str(shelf.deployment.config)]
+        )
+        assert done.exit_code == 0, (done.output, done.exception)
+        return done.stderr
+
+    said = promote("--share", "40%")
+    assert f"40% of the jobs try version {second}" in said
+    assert f"version {second} is served" in said
+    assert sorted(shelf.serving()) == [first, second]
+    # By a hash of their ids: nothing else decides, so no job of the share waits behind others.
+    jobs = {f"chat/try-{n}": client.submit("chat", "Try.", id=f"chat/try-{n}", seed=SEED) for n in range(20)}
+    answered = {
+        job_id: shelf.check(job.result(timeout=READY_S), "Try.", max_tokens=256) for job_id, job in jobs.items()
+    }
+    tried = {job_id for job_id in jobs if int(hashlib.sha1(job_id.encode()).hexdigest()[:8], 16) % 1000 < 400}  # noqa: S324
+    assert {job_id for job_id, version in answered.items() if version == second} == tried
+    assert 0 < len(tried) < 20
+
+    assert f"names version {second} now, {first} before" in promote()
+    assert shelf.serving() == [second] * 2
+    assert shelf.alias().trial is None

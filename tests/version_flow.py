@@ -56,6 +56,8 @@ class Shelf:
     bucket: str = field(default_factory=lambda: f"shelf-{uuid.uuid4().hex[:12]}")
     folders: dict[str, Path] = field(default_factory=dict)
     """Of what was pushed, by version."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """The same, as storage has them."""
     _answers: dict[tuple[str, str, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -101,8 +103,9 @@ class Shelf:
         folder = self.deployment.folder / f"pushed-{len(self.folders) + 1}"
         folder.mkdir()
         (folder / "scripted.json").write_text(json.dumps({"salt": folder.name, **keys}))
-        version = str(push(self.registry, folder, Description()).number)
-        self.folders[version] = folder
+        pushed = push(self.registry, folder, Description())
+        version = str(pushed.number)
+        self.folders[version], self.digests[version] = folder, pushed.document.model_digest
         return version
 
     def promote(self, version: str) -> AliasDocument:
@@ -173,6 +176,8 @@ class Shelf:
         """That one version made all of it: the one that the result names. Returns that version."""
         assert result.state is JobState.FINISHED, (result.id, result.state, result.error)
         assert result.text == self.answer(result.version, prompt, max_tokens=max_tokens), (result.id, result.version)
+        assert result.provenance is not None
+        assert result.provenance.model_digest == self.digests[result.version]
         return result.version
 
 

@@ -35,19 +35,13 @@ class JobService:
     """Of one process, for one version of its model: `row` says which."""
 
     def __init__(
-        self,
-        engine: Engine | RelayEngine,
-        queue: JobQueue,
-        row: OwnRow,
-        *,
-        storage: bool,
-        redact: Callable[[str], str],
-        model_digest: str = "",
-    ) -> None:
-        """storage: whether the queue is journaled. redact: takes secrets out of what an engine says.
-        model_digest: of the version that is served; '' if it is none."""
+        self, engine: Engine | RelayEngine, queue: JobQueue, row: OwnRow, *, storage: bool,
+        redact: Callable[[str], str], model_digest: str,
+    ) -> None:  # fmt: skip
+        """storage: whether the queue is journaled. redact: takes secrets out of what an engine says. model_digest: of
+        the version that is served; '' if it is none."""
         info = engine.info
-        self._model, self._row, self._model_digest = queue.name, row, model_digest
+        self._model, self._row = queue.name, row
         broker = self.broker = HeadpondBroker(
             queue.server,
             middleware=[CurrentMessage()],
@@ -64,7 +58,7 @@ class JobService:
         self.gate: UpstreamGate | None = None
         """Of a proxy."""
         self._closed_then: UpstreamClosed | None = None
-        runs = self._runs = self._runs_of(engine, queue, redact)
+        runs = self._runs = self._runs_of(engine, queue, redact, model_digest)
         row.busy, row.engine_error, row.closed = self.busy, lambda: runs.last_error, self._closed
 
         def generate(request: dict[str, Any]) -> None:
@@ -122,18 +116,21 @@ class JobService:
     def _closed(self) -> UpstreamClosed | None:
         return None if self.gate is None else self.gate.closed
 
-    def _runs_of(self, engine: Engine | RelayEngine, queue: JobQueue, redact: Callable[[str], str]) -> JobRuns:
+    def _runs_of(
+        self, engine: Engine | RelayEngine, queue: JobQueue, redact: Callable[[str], str], model_digest: str
+    ) -> JobRuns:
         broker, row = self.broker, self._row
         if not isinstance(engine, RelayEngine):
             return Generation(
                 queue, self._writer, row.version, row.table.stall_timeout_s, on_broken=broker.drain,
                 preempt=broker.preempt, totals=row.totals, redact=redact, engine=engine,
-                model_digest=self._model_digest,
+                model_digest=model_digest,
             )  # fmt: skip
         gate = self.gate = UpstreamGate(engine, pause=broker.pause, resume=broker.resume)
         return Relaying(
             queue, self._writer, row.version, row.table.stall_timeout_s, on_broken=broker.drain,
-            preempt=broker.preempt, totals=row.totals, redact=redact, engine=engine, on_closed=gate.shut,
+            preempt=broker.preempt, totals=row.totals, redact=redact, engine=engine,
+            model_digest=model_digest, on_closed=gate.shut,
         )  # fmt: skip
 
 

@@ -73,7 +73,9 @@ class AliasFollower(threading.Thread):
         try:
             self._trials.tick()
         except HeadpondError as error:
-            self._tell("", error)
+            self._tell("trials of all models", error)
+        else:
+            self._tell("trials of all models", None)
 
     def _follow(self, model: str, source: VersionSource) -> None:
         queue = self._server.queue(model, storage=True)
