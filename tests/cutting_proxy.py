@@ -21,6 +21,8 @@ class Cut(Enum):
     ANSWER_409 = "the server does it, the reply is a conflict"
     HOLD = "the server gets it at release(); the client gets no reply"
     DAMAGE = "a bit of the reply's body is flipped"
+    DAMAGE_REQUEST = "a bit of the request's body is flipped"
+    CUT_REPLY = "the connection ends amid the reply's body"
 
 
 @dataclass
@@ -38,12 +40,15 @@ class CuttingProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._orders: list[_Order] = []
+        self._often: tuple[tuple[Cut, ...], int] | None = None
         self._released = threading.Event()
         self._left = threading.Event()
         self.done: list[Cut] = []
         """What was done, in order."""
         self.requests: list[str] = []
         """First lines of all requests."""
+        self.heads: list[str] = []
+        """All requests up to their bodies."""
         self.held_replies: list[bytes] = []
         """First lines of the server's replies to held requests."""
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -57,10 +62,16 @@ class CuttingProxy:
         with self._lock:
             self._orders.append(_Order(cut, start.encode(), count))
 
+    def cut_often(self, *cuts: Cut, every: int) -> None:
+        """Do these, one after the other, to each request whose number is a multiple of `every`."""
+        with self._lock:
+            self._often = (cuts, every)
+
     def forget(self) -> None:
         """Cut nothing more."""
         with self._lock:
             self._orders.clear()
+            self._often = None
 
     def release(self) -> None:
         self._released.set()
@@ -105,6 +116,9 @@ class CuttingProxy:
                     if order is Cut.HOLD:
                         self._hold(data, client, server)
                         return
+                if order is Cut.DAMAGE_REQUEST:
+                    data, damaged = _damaged(data)
+                    order = None if damaged else order
                 server.sendall(data)
             if server in readable:
                 data = server.recv(1 << 16)
@@ -120,6 +134,12 @@ class CuttingProxy:
                 reply += data
                 if order is Cut.LOSE_REPLY:
                     return
+                if order is Cut.CUT_REPLY:
+                    head, _, body = reply.partition(b"\r\n\r\n")
+                    if body:
+                        client.sendall(head + b"\r\n\r\n" + body[: len(body) // 2])
+                        return
+                    continue
                 if order in (Cut.ANSWER_503, Cut.ANSWER_409):
                     client.sendall(_error(order))
                     return
@@ -146,12 +166,26 @@ class CuttingProxy:
     def _take(self, data: bytes) -> Cut | None:
         with self._lock:
             self.requests.append(data.split(b" HTTP/", 1)[0].decode("ascii", "replace"))
+            self.heads.append(data.partition(b"\r\n\r\n")[0].decode("ascii", "replace"))
             for order in self._orders:
                 if order.count and data.startswith(order.start):
                     order.count -= 1
                     self.done.append(order.cut)
                     return order.cut
+            if self._often is not None and len(self.requests) % self._often[1] == 0:
+                cuts, every = self._often
+                cut = cuts[len(self.requests) // every % len(cuts)]
+                self.done.append(cut)
+                return cut
         return None
+
+
+def _damaged(data: bytes) -> tuple[bytes, bool]:
+    """What a client sent, with a bit of the body flipped; whether there was any."""
+    head, end, body = data.partition(b"\r\n\r\n") if data.startswith((b"PUT ", b"POST ")) else (b"", b"", data)
+    if not body:
+        return data, False
+    return head + end + bytes([body[0] ^ 1]) + body[1:], True
 
 
 def _error(cut: Cut) -> bytes:

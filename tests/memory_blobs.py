@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from enum import Enum
+from pathlib import Path
 
 from headpond.errors import BlobChanged, BlobCorrupt, BlobMissing, StorageUnavailable
 from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob, Blobs, check_size
+from headpond_workers.persistence.file_parts import FileParts
 
 
 class MemoryBlobs:
@@ -46,10 +49,32 @@ class MemoryBlobs:
         except BlobChanged as error:
             raise BlobCorrupt(key, "it holds other content than its name says") from error
 
-    def list_keys(self, prefix: str) -> Iterator[str]:
+    def read_into(self, key: str, buffer: memoryview, *, offset: int = 0) -> None:
+        body = self.get(key, max_bytes=sys.maxsize).body
+        end = offset + buffer.nbytes
+        if len(body) < end:
+            raise BlobCorrupt(key, f"it has {len(body)} bytes; {end} were wanted")
+        buffer.cast("B")[:] = body[offset:end]
+
+    def size_of(self, key: str) -> int | None:
         with self._lock:
-            keys = sorted(key for key in self.objects if key.startswith(prefix))
-        yield from keys
+            body = self.objects.get(key)
+        return None if body is None else len(body)
+
+    def put_file(self, key: str, path: Path) -> None:
+        with FileParts(path, part_bytes=1 << 20, max_parts=10_000) as file:
+            self.put_once(key, file.whole())
+
+    def abort_uploads(self, prefix: str, *, older_than_s: float) -> int:
+        return 0
+
+    def list_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        with self._lock:
+            sizes = sorted((key, len(body)) for key, body in self.objects.items() if key.startswith(prefix))
+        yield from sizes
+
+    def list_keys(self, prefix: str) -> Iterator[str]:
+        return (key for key, _ in self.list_sizes(prefix))
 
     def delete(self, key: str) -> None:
         with self._lock:
@@ -102,6 +127,21 @@ class FaultyBlobs:
 
     def put_once(self, key: str, body: bytes) -> None:
         self._inner.put_once(key, body)
+
+    def read_into(self, key: str, buffer: memoryview, *, offset: int = 0) -> None:
+        self._inner.read_into(key, buffer, offset=offset)
+
+    def size_of(self, key: str) -> int | None:
+        return self._inner.size_of(key)
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._inner.put_file(key, path)
+
+    def abort_uploads(self, prefix: str, *, older_than_s: float) -> int:
+        return self._inner.abort_uploads(prefix, older_than_s=older_than_s)
+
+    def list_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        return self._inner.list_sizes(prefix)
 
     def list_keys(self, prefix: str) -> Iterator[str]:
         return self._inner.list_keys(prefix)

@@ -293,7 +293,7 @@ def test_a_url_with_a_password_is_refused_in_any_layer(config: Path, key: str, q
         ("[models.a]\n\n[models.b]\n", 1, "[models.a] names no engine"),
         ('[defaults]\nslots = 0\n[models.a]\nengine = "scripted"\n', 2, "[models.a] slots: "),
         ('[models.a]\nslots = 4\nengine = "exllamav2"\npaged = false\npath = "p"\n', 1, "[models.a] paged = false"),
-        ('[models.a]\nengine = "exllamav2"\n', 1, "[models.a] path: Field required"),
+        ('[models.a]\nengine = "exllamav2"\n', 1, '[models.a] give path = "FOLDER" or source = '),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_file_is_told_with_its_line(config: Path, text: str, line: int, said: str) -> None:

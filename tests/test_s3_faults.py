@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import secrets
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from conftest import eventually
 from cutting_proxy import Cut, CuttingProxy
-from headpond.errors import BlobChanged, BlobCorrupt, ConfigError, StorageUnavailable
+from headpond.errors import BlobChanged, BlobCorrupt, ConfigError, ModelFileError, StorageUnavailable
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.s3_client import S3Timeouts
+from headpond_workers.persistence.s3_uploads import PartSizes
 from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 
@@ -258,3 +263,268 @@ def test_an_endpoint_that_is_no_address_is_a_configuration_error(url: str, said:
         S3Blobs(StorageAddress(url, "bucket", configured_in="here.toml"))
     assert caught.value.where == "here.toml"
     assert "hunter2" not in str(caught.value)
+
+
+def in_parts(seaweed: SeaweedProcess, url: str, timeouts: S3Timeouts | None = None) -> S3Blobs:
+    """Parts as small as S3 allows."""
+    return S3Blobs(
+        StorageAddress(url, seaweed.bucket, seaweed.region, seaweed.access_key, seaweed.secret_key, "the test"),
+        timeouts=timeouts,
+        parts=PartSizes(single_bytes=1 << 20, part_bytes=5 << 20, parallel=2),
+    )
+
+
+@pytest.fixture
+def uploads(seaweed: SeaweedProcess, proxy: CuttingProxy) -> S3Blobs:
+    return in_parts(seaweed, proxy.url, BRISK)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file of two parts."""
+    path = tmp_path / "weights"
+    path.write_bytes(secrets.token_bytes((6 << 20) + 1))
+    return path
+
+
+def read_back(blobs: S3Blobs, key: str, size: int) -> bytes:
+    buffer = bytearray(size)
+    blobs.read_into(key, memoryview(buffer))
+    return bytes(buffer)
+
+
+def completed(key: str) -> str:
+    return f"POST /headpond/{key}?uploadId="
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", STORED_BUT_NOT_SAID)
+def test_an_upload_that_was_completed_but_not_acknowledged_is_found_stored(
+    fault: Cut, proxy: CuttingProxy, uploads: S3Blobs, direct: S3Blobs, key: str, weights: Path
+) -> None:
+    proxy.cut(fault, completed(key))
+    uploads.put_file(key, weights)
+    assert proxy.done == [fault]
+    assert read_back(direct, key, weights.stat().st_size) == weights.read_bytes()
+    assert sum(line.startswith(f"POST /headpond/{key}?uploads") for line in proxy.requests) == 1, "nothing sent anew"
+    assert direct.abort_uploads(key, older_than_s=0) == 0
+
+
+@pytest.mark.slow
+def test_a_complete_that_the_server_never_got_is_sent_again(
+    proxy: CuttingProxy, uploads: S3Blobs, direct: S3Blobs, key: str, weights: Path
+) -> None:
+    proxy.cut(Cut.LOSE_REQUEST, completed(key), count=2)
+    uploads.put_file(key, weights)
+    assert proxy.done == [Cut.LOSE_REQUEST] * 2
+    assert read_back(direct, key, weights.stat().st_size) == weights.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [Cut.LOSE_REPLY, Cut.LOSE_REQUEST, Cut.ANSWER_503, Cut.DAMAGE_REQUEST])
+def test_a_part_that_was_lost_or_damaged_on_its_way_is_sent_again(
+    fault: Cut, proxy: CuttingProxy, uploads: S3Blobs, direct: S3Blobs, key: str, weights: Path
+) -> None:
+    proxy.cut(fault, f"{put(key)}?partNumber=1")
+    uploads.put_file(key, weights)
+    assert proxy.done == [fault]
+    assert read_back(direct, key, weights.stat().st_size) == weights.read_bytes()
+
+
+@pytest.mark.slow
+def test_an_upload_whose_parts_get_no_answer_is_given_up_and_leaves_none_open(
+    proxy: CuttingProxy, uploads: S3Blobs, direct: S3Blobs, key: str, weights: Path
+) -> None:
+    proxy.cut(Cut.LOSE_REQUEST, f"{put(key)}?partNumber=2", count=1000)
+    with pytest.raises(StorageUnavailable):
+        uploads.put_file(key, weights)
+    assert direct.size_of(key) is None
+    assert any(line.startswith(f"DELETE /headpond/{key}?uploadId=") for line in proxy.requests)
+    assert direct.abort_uploads(key, older_than_s=0) == 0
+    proxy.forget()
+    uploads.put_file(key, weights)
+    assert read_back(direct, key, weights.stat().st_size) == weights.read_bytes()
+
+
+def meanwhile(blobs: S3Blobs, operation: str, act: Callable[[], object]) -> S3Blobs:
+    """Do something, once, just before the client sends its first request of that operation."""
+    acts = [act]
+
+    def first(**_: object) -> None:
+        if acts:
+            acts.pop()()
+
+    blobs._bucket.client.meta.events.register(f"before-call.s3.{operation}", first)
+    return blobs
+
+
+@pytest.mark.slow
+def test_an_upload_that_lost_to_the_same_file_is_stored_and_to_another_is_corrupt(
+    seaweed: SeaweedProcess, direct: S3Blobs, key: str, weights: Path
+) -> None:
+    complete = "CompleteMultipartUpload"
+    others = in_parts(seaweed, seaweed.url)
+    own = meanwhile(in_parts(seaweed, seaweed.url), complete, lambda: others.put_file(key, weights))
+    own.put_file(key, weights)
+    assert read_back(direct, key, weights.stat().st_size) == weights.read_bytes()
+
+    other = weights.with_name("other")
+    other.write_bytes(weights.read_bytes()[::-1])
+    late = meanwhile(in_parts(seaweed, seaweed.url), complete, lambda: others.put_file(key + "-2", other))
+    with pytest.raises(BlobCorrupt, match="other content"):
+        late.put_file(key + "-2", weights)
+    assert read_back(direct, key + "-2", other.stat().st_size) == other.read_bytes()
+    assert direct.abort_uploads(key, older_than_s=0) == 0, "what was refused is not left open"
+
+
+@pytest.mark.slow
+def test_an_upload_that_a_collector_aborted_is_sent_anew(
+    seaweed: SeaweedProcess, direct: S3Blobs, key: str, weights: Path
+) -> None:
+    aborted: list[int] = []
+    blobs = meanwhile(
+        in_parts(seaweed, seaweed.url),
+        "CompleteMultipartUpload",
+        lambda: aborted.append(direct.abort_uploads(key, older_than_s=0)),
+    )
+    blobs.put_file(key, weights)
+    assert aborted == [1]
+    assert read_back(direct, key, weights.stat().st_size) == weights.read_bytes()
+
+
+UPLOADER = """
+import os, sys
+from pathlib import Path
+from headpond_workers.persistence.s3 import S3Blobs
+from headpond_workers.persistence.s3_uploads import PartSizes
+from headpond_workers.persistence.storage_settings import StorageAddress
+
+url, bucket, key, path = sys.argv[1:]
+address = StorageAddress(url, bucket, "us-east-1", os.environ["S3_KEY"], os.environ["S3_SECRET"])
+S3Blobs(address, parts=PartSizes(1 << 20, 5 << 20, 1)).put_file(key, Path(path))
+"""
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_left_of_its_upload_is_found_and_aborted(
+    seaweed: SeaweedProcess, proxy: CuttingProxy, direct: S3Blobs, key: str, weights: Path
+) -> None:
+    proxy.cut(Cut.HOLD, f"{put(key)}?partNumber=2")
+    child = subprocess.Popen(
+        [sys.executable, "-c", UPLOADER, proxy.url, seaweed.bucket, key, str(weights)],
+        env={**os.environ, "S3_KEY": seaweed.access_key, "S3_SECRET": seaweed.secret_key},
+    )
+    try:
+        eventually(lambda: proxy.done, what="the second part being on its way")
+    finally:
+        child.kill()
+        child.wait(30)
+    assert direct.size_of(key) is None
+    assert direct.abort_uploads(key, older_than_s=3600) == 0, "it is not old yet"
+    assert direct.abort_uploads(key + "-other", older_than_s=0) == 0
+    assert direct.abort_uploads(key, older_than_s=0) == 1
+    assert direct.abort_uploads(key, older_than_s=0) == 0
+    in_parts(seaweed, seaweed.url).put_file(key, weights)
+    assert read_back(direct, key, weights.stat().st_size) == weights.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_file_that_becomes_shorter_while_it_is_sent_is_refused_and_not_stored(
+    uploads: S3Blobs, direct: S3Blobs, key: str, weights: Path
+) -> None:
+    meanwhile(uploads, "CreateMultipartUpload", lambda: os.truncate(weights, 100))
+    with pytest.raises(ModelFileError, match=f"{weights}.*shorter"):
+        uploads.put_file(key, weights)
+    assert direct.size_of(key) is None
+    assert direct.abort_uploads(key, older_than_s=0) == 0
+
+
+@pytest.mark.slow
+def test_a_range_whose_stream_was_cut_goes_on_from_there(
+    proxy: CuttingProxy, cut: S3Blobs, direct: S3Blobs, key: str
+) -> None:
+    body = secrets.token_bytes(3 << 20)
+    direct.put_new(key, body)
+    buffer = bytearray(2 << 20)
+    proxy.cut(Cut.CUT_REPLY, f"GET /headpond/{key}", count=3)
+    cut.read_into(key, memoryview(buffer), offset=1 << 20)
+    assert buffer == body[1 << 20 :]
+    assert proxy.done == [Cut.CUT_REPLY] * 3
+    ranges = [line for head in proxy.heads for line in head.split("\r\n") if line.startswith("Range: ")]
+    starts = [int(line.removeprefix("Range: bytes=").split("-")[0]) for line in ranges]
+    assert starts[0] == 1 << 20
+    assert starts == sorted(set(starts)), "each try goes on where the last one ended"
+
+
+@pytest.mark.slow
+def test_a_range_of_an_object_that_was_replaced_between_two_tries_is_of_one_object(
+    proxy: CuttingProxy, cut: S3Blobs, direct: S3Blobs, key: str
+) -> None:
+    etag = direct.put_new(key, b"a" * 100_000)
+    swaps = [lambda: direct.put_if(key, b"b" * 100_000, etag=etag)]
+
+    def second_try(**_: object) -> None:
+        if proxy.done and swaps:
+            swaps.pop()()
+
+    cut._bucket.client.meta.events.register("before-call.s3.GetObject", second_try)
+    proxy.cut(Cut.CUT_REPLY, f"GET /headpond/{key}")
+    buffer = bytearray(100_000)
+    cut.read_into(key, memoryview(buffer))
+    assert not swaps
+    assert buffer == b"b" * 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [Cut.LOSE_REPLY, Cut.LOSE_REQUEST, Cut.ANSWER_503, Cut.CUT_REPLY])
+def test_a_read_that_got_no_whole_answer_is_repeated(
+    fault: Cut, proxy: CuttingProxy, cut: S3Blobs, direct: S3Blobs, key: str
+) -> None:
+    body = secrets.token_bytes(300_000)
+    direct.put_new(key, body)
+    proxy.cut(fault, f"GET /headpond/{key}")
+    assert cut.get(key).body == body
+    proxy.cut(fault, f"GET /headpond/{key}")
+    assert read_back(cut, key, len(body)) == body
+    assert proxy.done == [fault] * 2
+
+
+@pytest.mark.slow
+def test_a_range_that_never_comes_whole_is_storage_unavailable(
+    proxy: CuttingProxy, cut: S3Blobs, direct: S3Blobs, key: str
+) -> None:
+    direct.put_new(key, b"body")
+    proxy.cut(Cut.LOSE_REPLY, f"GET /headpond/{key}", count=1000)
+    with pytest.raises(StorageUnavailable, match="no complete reply"):
+        cut.read_into(key, memoryview(bytearray(4)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1000, 1 << 20], ids=["at once", "in blocks"])
+def test_a_body_damaged_on_its_way_is_refused_by_the_server_and_sent_again(
+    size: int, proxy: CuttingProxy, cut: S3Blobs, direct: S3Blobs, key: str
+) -> None:
+    body = secrets.token_bytes(size)
+    proxy.cut(Cut.DAMAGE_REQUEST, put(key))
+    cut.put_new(key, body)
+    assert proxy.done == [Cut.DAMAGE_REQUEST]
+    assert direct.get(key).body == body
+
+
+@pytest.mark.slow
+def test_a_bit_that_flipped_in_storage_is_noticed_by_get(seaweed: SeaweedProcess, key: str) -> None:
+    direct = open_s3(seaweed, seaweed.url, BRISK)
+    body = secrets.token_bytes(50_000)
+    direct.put_new(key, body)
+    flipped = 0
+    for path in seaweed.folder.rglob("*.dat"):
+        data = path.read_bytes()
+        at = data.find(body[:64])
+        if at >= 0:
+            with path.open("r+b") as volume:
+                volume.seek(at + 25_000)
+                volume.write(bytes([data[at + 25_000] ^ 1]))
+            flipped += 1
+    assert flipped == 1
+    with pytest.raises((BlobCorrupt, StorageUnavailable)):
+        direct.get(key)

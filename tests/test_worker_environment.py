@@ -120,6 +120,19 @@ def test_a_secret_that_two_tables_name_reaches_both(tmp_path: Path) -> None:
     assert "HEADPOND_BOTH" in environment_of(tmp_path, programs.worker(settings, "chat", 0), {"HEADPOND_BOTH": "x"})
 
 
+def test_the_keys_of_storage_reach_workers_that_pull_versions_and_no_others(tmp_path: Path) -> None:
+    storage = {"access_key": {"env": "S3_ACCESS"}, "secret_key": {"env": "HEADPOND_S3_SECRET"}}
+    versions = {"engine": "scripted", "source": "s3:chat@prod"}
+    catalogued = {"engine": "llamacpp", "source": "smollm2-135m:Q8_0"}
+    models = {"chat": versions, "pinned": versions | {"source": "s3:chat@3"}, "plain": SCRIPTED, "file": catalogued}
+    settings = check_settings({"models": models, "storage": storage}, file=tmp_path / "headpond.toml")
+    environment = {"S3_ACCESS": "a", "HEADPOND_S3_SECRET": "b"}
+    for model, own in (("chat", True), ("pinned", True), ("plain", False), ("file", False)):
+        seen = environment_of(tmp_path, programs.worker(settings, model, 0), environment)
+        assert (environment.keys() & seen.keys() == environment.keys()) is own, model
+        assert own or not environment.keys() & seen.keys(), model
+
+
 def test_a_secret_that_no_pattern_lets_through_changes_no_other_program(tmp_path: Path) -> None:
     before = programs.render(programs.worker(settings_with(tmp_path), "chat", 0))
     denied = programs.worker(settings_with(tmp_path, storage={"access_key": {"env": "S3_KEY"}}), "chat", 0)

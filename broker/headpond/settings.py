@@ -23,10 +23,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field, SkipValidation, field_validator
+from pydantic import Field, SkipValidation, field_validator, model_validator
 
 from headpond.config_files import ConfigFiles, Given, add_tables, read_files
 from headpond.engine_kinds import known_engines, settings_of_engine
@@ -47,6 +47,9 @@ EMBEDDED_VALKEY_FOLDER = "valkey"
 
 
 _T = TypeVar("_T", bound=Table)
+Addressing = Literal["auto", "path", "virtual"]
+Encryption = Literal["none", "sse-s3", "sse-kms"]
+MbPerSecond = Annotated[float, Field(ge=0.1, allow_inf_nan=False)]
 _NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 _IN_URL = 'holds a password; take it out and write {} = {{env = "NAME"}} or {{file = "PATH"}}'
 
@@ -76,6 +79,20 @@ class StorageSettings(Table):
     """With `secret_key`, or neither."""
     secret_key: SecretRef | None = None
     """With `access_key`, or neither."""
+    addressing: Addressing = "auto"
+    """How a request names the bucket: `"path"` in the path of its URL, `"virtual"` in the host name. `"auto"`: in the
+    host name for Amazon, else in the path."""
+    encryption: Encryption = "none"
+    """What storage is asked to do with each new object: `"sse-s3"` encrypts with a key of its own, `"sse-kms"` with one
+    of its key service. `"none"`: it is asked nothing, and does what the bucket is set to."""
+    kms_key_id: str | None = None
+    """Which key, with `"sse-kms"`. None: the one of the bucket or account."""
+    upload_mb_per_s: MbPerSecond | None = None
+    """Megabytes a second that one process sends to storage at most, in all its threads together. None: no limit."""
+    download_mb_per_s: MbPerSecond | None = None
+    """The same for what it reads."""
+    cache_gb: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    """Gigabytes (10^9 bytes) of versions that this machine keeps in its cache; None: no bound."""
 
     @field_validator("endpoint_url")
     @classmethod
@@ -83,6 +100,16 @@ class StorageSettings(Table):
         if url is not None and _has_password(url):
             raise ValueError(_IN_URL.format("secret_key"))
         return url
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.kms_key_id is not None and self.encryption != "sse-kms":
+            raise ValueError('kms_key_id names a key for encryption = "sse-kms"; set that too, or leave the key out')
+        if self.addressing == "virtual" and self.endpoint_url is None:
+            raise ValueError(
+                'addressing = "virtual" needs an endpoint_url: the embedded SeaweedFS has no host name for a bucket'
+            )
+        return self
 
 
 class Settings(Table):

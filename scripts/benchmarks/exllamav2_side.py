@@ -86,7 +86,7 @@ def _direct(settings: ExLlamaV2Model) -> Iterator[Runs]:
     from headpond_workers.engines.exllamav2_loading import load_model
     from headpond_workers.engines.hf_vocabulary import read_hf_vocabulary
 
-    folder = check_checkpoint(settings.path, digest_cache=digest_cache())
+    folder = check_checkpoint(settings.local_path, digest_cache=digest_cache())
     vocabulary = read_hf_vocabulary(folder.path)
     loaded = load_model(settings, folder, {}, on_layer=lambda _done, _total: None)
     generator = loaded.new_generator()

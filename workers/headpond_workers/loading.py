@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from headpond.engine_kinds import EngineTable
 from headpond.errors import EngineUnavailable
 from headpond.settings import Settings
@@ -95,7 +97,10 @@ def _llamacpp(settings: LlamaCppModel, *, workers_on_host: int) -> Engine:
     from headpond_workers.engines.llamacpp_embedding import LlamaCppEmbedder
     from headpond_workers.engines.llamacpp_model import default_threads
 
-    path = settings.path if settings.source is None else prepared(settings.source)
+    if settings.source is None or settings.version_source is not None:
+        path: Path | None = settings.local_path
+    else:
+        path = prepared(settings.source)
     if path is None:
         raise EngineUnavailable(
             f"The model {settings.source} is not prepared on this machine. Prepare it with: "

@@ -12,6 +12,8 @@ from headpond.tables.openai import OpenAIModel
 from headpond.tables.scripted import ScriptedModel
 from headpond.tables.secret_ref import NO_SECRETS, SecretRef, secret_references, secrets_of
 from headpond.tables.table import Table
+from headpond.tables.version_source import VersionSource
+from headpond.tables.versioned import VersionedModel
 
 __all__ = [
     "ENGINES",
@@ -27,6 +29,8 @@ __all__ = [
     "ScriptedModel",
     "SecretRef",
     "Table",
+    "VersionSource",
+    "VersionedModel",
     "secret_references",
     "secrets_of",
 ]

@@ -9,19 +9,19 @@ from pydantic import Field, model_validator
 
 from headpond.jobs import ADAPTER_NAME
 from headpond.tables.adapter import AdapterTable, DraftTable
-from headpond.tables.model import ModelTable
+from headpond.tables.versioned import VersionedModel
 
 PAGE_TOKENS = 256
 """exllamav2 and exllamav3 keep keys and values in pages of so many tokens."""
 
 
-class _PagedModel(ModelTable):
+class _PagedModel(VersionedModel):
     """What exllamav2 and exllamav3 share."""
 
     host_keys: ClassVar[frozenset[str]] = frozenset({"devices", "gpu_split", "cache_tokens", "chunk_tokens"})
 
-    path: Path
-    """A checkpoint folder: config.json, tokenizer.json, *.safetensors."""
+    path: Path | None = None
+    """A checkpoint folder: config.json, tokenizer.json, *.safetensors. `path` or `source`, exactly one."""
     devices: Annotated[tuple[Annotated[int, Field(ge=0, le=63)], ...], Field(min_length=1, max_length=64)] | None = None
     """CUDA devices that this model may use; None: all that the process sees."""
     gpu_split: Annotated[tuple[Annotated[float, Field(ge=0, le=4096)], ...], Field(min_length=1)] | None = None
@@ -38,6 +38,12 @@ class _PagedModel(ModelTable):
         return self.cache_tokens or self.slots * self.context_tokens
 
     @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.source is None):
+            raise ValueError('give path = "FOLDER" or source = "s3:NAME@ALIAS", exactly one of them')
+        return self
+
+    @model_validator(mode="after")
     def _one_sequence_fits(self) -> Self:
         if self.shared_cache_tokens < self.context_tokens:
             raise ValueError(
@@ -46,9 +52,6 @@ class _PagedModel(ModelTable):
         if self.devices is not None and len(set(self.devices)) != len(self.devices):
             raise ValueError("devices names a device twice")
         return self
-
-    def anchored(self, folder: Path) -> Self:
-        return self.model_copy(update={"path": folder / self.path.expanduser()})
 
 
 class ExLlamaV2Model(_PagedModel):

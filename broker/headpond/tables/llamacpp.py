@@ -9,13 +9,14 @@ from pydantic import Field, model_validator
 
 from headpond.jobs import ADAPTER_NAME
 from headpond.tables.adapter import AdapterTable
-from headpond.tables.model import ModelTable
+from headpond.tables.version_source import is_version_source
+from headpond.tables.versioned import VersionedModel
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 _UNQUANTISED = ("f32", "f16", "bf16")
 
 
-class LlamaCppModel(ModelTable):
+class LlamaCppModel(VersionedModel):
     """A GGUF model, through xllamacpp."""
 
     host_keys: ClassVar[frozenset[str]] = frozenset(
@@ -26,7 +27,8 @@ class LlamaCppModel(ModelTable):
     path: Path | None = None
     """A GGUF file. `path` or `source`, exactly one."""
     source: str | None = None
-    """A model of the catalogue, `smollm2-135m:Q8_0`; see `headpond models prepare`."""
+    """A model of the catalogue, `smollm2-135m:Q8_0`; see `headpond models prepare`. Or a version in storage,
+    `s3:NAME@ALIAS` or `s3:NAME@3`; see [versions.md](versions.md)."""
     task: Literal["generate", "embed"] = "generate"
     """What the model is loaded for: to continue texts, or to embed them."""
     pooling: Literal["mean", "cls", "last"] | None = None
@@ -81,8 +83,15 @@ class LlamaCppModel(ModelTable):
     @model_validator(mode="after")
     def _one_source(self) -> LlamaCppModel:
         if (self.path is None) == (self.source is None):
-            raise ValueError('give path = "FILE.gguf" or source = "NAME:QUANTISATION", exactly one of them')
+            raise ValueError(
+                'give path = "FILE.gguf", source = "NAME:QUANTISATION" or source = "s3:NAME@ALIAS", exactly one of them'
+            )
         return self
+
+    @classmethod
+    def _check_source(cls, source: str) -> None:
+        if is_version_source(source):
+            super()._check_source(source)
 
     @model_validator(mode="after")
     def _fits_together(self) -> LlamaCppModel:
@@ -116,5 +125,4 @@ class LlamaCppModel(ModelTable):
 
     def anchored(self, folder: Path) -> Self:
         adapters = {name: adapter.anchored(folder) for name, adapter in self.adapters.items()}
-        path = None if self.path is None else folder / self.path.expanduser()
-        return self.model_copy(update={"path": path, "adapters": adapters})
+        return super().anchored(folder).model_copy(update={"adapters": adapters})

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from headpond.jobs import TENANT_PATTERN
 from headpond.tables.table import Table
+from headpond.tables.version_source import VersionSource
 
 
 class ModelTable(Table):
@@ -54,6 +55,11 @@ class ModelTable(Table):
         Annotated[str, Field(pattern=TENANT_PATTERN)], Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
     ] = Field(default_factory=dict)
     """Shares of tenants that differ from 1: `{acme = 3.0}` has three times the tokens of others."""
+
+    @property
+    def version_source(self) -> VersionSource | None:
+        """The version in storage that it loads; None for what comes from elsewhere."""
+        return None
 
     def anchored(self, folder: Path) -> Self:
         """The same table with its relative paths made absolute; they are relative to `folder`."""

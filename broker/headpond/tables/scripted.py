@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from headpond.tables.model import ModelTable
+from headpond.tables.versioned import VersionedModel
 
 
-class ScriptedModel(ModelTable):
+class ScriptedModel(VersionedModel):
     """The reference engine: deterministic tokens at a set speed, for tests and overhead figures."""
 
     host_keys: ClassVar[frozenset[str]] = frozenset(
@@ -17,6 +18,9 @@ class ScriptedModel(ModelTable):
     )
 
     engine: Literal["scripted"]
+    path: Path | None = None
+    """A file `scripted.json`, or a folder with one, which stands for weights: its keys beat those of the table. `path`,
+    `source` or neither."""
     tokens_per_s: Annotated[float, Field(gt=0, le=1e6)] = 80.0
     """Of each sequence."""
     prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
@@ -32,3 +36,9 @@ class ScriptedModel(ModelTable):
     """With crash_at = "token": after how many tokens of the attempt."""
     crash_prompt: str = ""
     """Only for prompts that hold this text."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.path is not None and self.source is not None:
+            raise ValueError('give path = "FOLDER", source = "s3:NAME@ALIAS", or neither of them')
+        return self

@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 from headpond.errors import InvalidRequest, ModelFileError
+from headpond.tables import version_source
 
 MAX_PART_BYTES = 255
 MAX_PATH_BYTES = 1024
@@ -13,11 +14,9 @@ GC_STATE = "gc/state"
 INTENTS = "intents/"
 CHUNKS = "chunks/"
 CONDEMNED = "gc/condemned/"
-ALIAS_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
-"""Begins with a letter, so that `chat@3` is never an alias."""
-VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
-PROD = "prod"
-"""The alias that is meant where none is named."""
+ALIAS_NAME = version_source.ALIAS_NAME
+VERSION_NUMBER = version_source.VERSION_NUMBER
+PROD = version_source.PROD
 
 
 def chunk_key(epoch: int, sha256: str) -> str:

@@ -21,7 +21,9 @@ def prepare_models(settings: Settings, models: Collection[str] | None = None) ->
     sources = {
         source: name
         for name, model in settings.models.items()
-        if (counts[name] if models is None else name in models) and (source := getattr(model, "source", None))
+        if (counts[name] if models is None else name in models)
+        and model.version_source is None
+        and (source := getattr(model, "source", None))
     }
     for source, name in sources.items():
         console = Console(stderr=True)

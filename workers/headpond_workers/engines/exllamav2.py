@@ -57,7 +57,7 @@ class ExLlamaV2Engine:
         self._devices = settings.devices
         # First: what is missing is said before gigabytes of weights are read for their digest.
         import_exllamav2(settings)
-        folder = check_checkpoint(settings.path, digest_cache=digest_cache)
+        folder = check_checkpoint(settings.local_path, digest_cache=digest_cache)
         adapters = {
             name: check_adapter(adapter.path, digest_cache=digest_cache) for name, adapter in settings.adapters.items()
         }

@@ -76,7 +76,7 @@ class ExLlamaV3Engine:
         began = time.monotonic()
         self._devices = settings.devices
         package = _import_exllamav3(settings)
-        folder = check_checkpoint(settings.path, digest_cache=digest_cache)
+        folder = check_checkpoint(settings.local_path, digest_cache=digest_cache)
         self._text = CheckpointText(folder.path)
         jobs = _load(package, settings, folder, self._text)
         self.info = EngineInfo(

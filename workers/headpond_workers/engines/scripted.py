@@ -17,7 +17,14 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from headpond.errors import EngineError, PromptTooLong, SequenceFailed
+from headpond.errors import (
+    EngineError,
+    EngineOutOfMemory,
+    EngineUnavailable,
+    ModelFileError,
+    PromptTooLong,
+    SequenceFailed,
+)
 from headpond.jobs import FinishReason
 from headpond.requests import Message
 from headpond.tables import ScriptedModel
@@ -31,6 +38,7 @@ from headpond_workers.engines.protocol import (
     Sequence,
     Verdict,
 )
+from headpond_workers.engines.scripted_version import LoadFailure, ScriptedVersion, read_scripted_version
 
 _SYLLABLES = ("ka", "lo", "mi", "ren", "sa", "to", "vu", "wi")
 _WORDS = tuple(f" {a}{b}{c}".encode() for a in _SYLLABLES for b in _SYLLABLES for c in _SYLLABLES)
@@ -64,11 +72,17 @@ class ScriptedEngine:
     """An engine without a model; see the module. Thread-safe up to `slots` calls of generate."""
 
     def __init__(self, settings: ScriptedModel) -> None:
-        self._settings = settings
+        """Raises EngineUnavailable, EngineOutOfMemory or ModelFileError where the version says so, see
+        `scripted_version`."""
+        version = _version_of(settings)
+        changes = {"answer_tokens": version.answer_tokens, "tokens_per_s": version.tokens_per_s}
+        settings = settings.model_copy(update={key: value for key, value in changes.items() if value is not None})
+        self._settings, self._salt = settings, version.salt.encode()
         if settings.crash_at == "load":
             _die()
         embeds = f":{settings.embed_dimensions}" if settings.embed_dimensions else ""
-        digest = hashlib.sha256(f"scripted-1:{settings.answer_tokens}:{settings.context_tokens}{embeds}".encode())
+        salt = f":salt={version.salt}" if version.salt else ""
+        digest = hashlib.sha256(f"scripted-1:{settings.answer_tokens}:{settings.context_tokens}{embeds}{salt}".encode())
         capabilities = {Capability.SEEDED, Capability.EXACT_RESUME}
         if settings.embed_dimensions:
             capabilities.add(Capability.EMBEDDINGS)
@@ -114,7 +128,7 @@ class ScriptedEngine:
             return Finish(FinishReason.LENGTH)
         prompt = bytes(i for i in sequence.prompt if i < _FIRST_WORD)
         seed = sequence.seed if sequence.sampling.temperature > 0 else 0
-        key = hashlib.sha256(prompt + seed.to_bytes(8, "big")).digest()
+        key = hashlib.sha256(prompt + seed.to_bytes(8, "big") + self._salt).digest()
         prefill_s = (
             (len(sequence.prompt) + len(sequence.generated)) / settings.prefill_tokens_per_s
             if settings.prefill_tokens_per_s
@@ -240,6 +254,24 @@ class ScriptedEngine:
 
     def _crashes(self, sequence: Sequence) -> bool:
         return self._settings.crash_prompt.encode() in bytes(i for i in sequence.prompt if i < _FIRST_WORD)
+
+
+def _version_of(settings: ScriptedModel) -> ScriptedVersion:
+    """What stands for weights; nothing where the table names none. Fails to load as it says."""
+    if settings.path is None and settings.source is None:
+        return ScriptedVersion()
+    path = settings.local_path
+    version = read_scripted_version(path)
+    match version.fail:
+        case LoadFailure.LOAD:
+            raise EngineUnavailable(f"The scripted engine cannot load {path}: it says fail = load.")
+        case LoadFailure.OUT_OF_MEMORY:
+            raise EngineOutOfMemory(f"The scripted device has no memory left for {path}: it says fail = oom.")
+        case LoadFailure.TEMPLATE:
+            raise ModelFileError(f"The chat template of {path} is refused: it says fail = template.")
+        case LoadFailure.CRASH:
+            _die()
+    return version
 
 
 def _token(key: bytes, position: int) -> int:

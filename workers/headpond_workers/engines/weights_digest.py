@@ -105,7 +105,7 @@ def remembered_digest_of(path: Path, *, digest_cache: Path) -> str:
     Raises ModelFileError for a file that is unreadable, or changes while it is read.
     """
     real = os.path.realpath(path)
-    entry = digest_cache / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
+    entry = _entry_of(path, digest_cache)
     try:
         usable = _is_private(digest_cache)
     except OSError as error:
@@ -162,3 +162,28 @@ def _remember(entry: Path, found: _Remembered) -> None:
         log.warning("digest_not_remembered path=%s error=%r", entry, error.strerror)
         if new is not None:
             Path(new).unlink(missing_ok=True)
+
+
+def remember_digest(path: Path, sha256: str, *, digest_cache: Path) -> None:
+    """Note what a file holds, which the caller has just checked, so that `remembered_digest_of` does not read it.
+
+    A folder that cannot be used costs time, nothing else. Raises OSError if the file is not there.
+    """
+    entry = _entry_of(path, digest_cache)
+    found = _Remembered.of(os.path.realpath(path), path.stat(), sha256)
+    try:
+        usable = _is_private(digest_cache)
+    except OSError as error:
+        log.warning("digest_cache_unusable path=%s error=%r", digest_cache, error.strerror)
+        return
+    if usable and _recall(entry) != found:
+        _remember(entry, found)
+
+
+def forget_digest(path: Path, *, digest_cache: Path) -> None:
+    """Of a file that is about to be removed."""
+    _entry_of(path, digest_cache).unlink(missing_ok=True)
+
+
+def _entry_of(path: Path, digest_cache: Path) -> Path:
+    return digest_cache / f"{hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()}.json"

@@ -60,8 +60,8 @@ class Blobs(Protocol):
         ...
 
     def read_into(self, key: str, buffer: memoryview, *, offset: int = 0) -> None:
-        """Fill `buffer` with the bytes of the object from `offset` on. They are checked by no checksum of storage's:
-        whoever reads part of an object knows what should be there.
+        """Fill `buffer` (writable, contiguous) with the bytes of the object from `offset` on. No checksum of storage is
+        compared: whoever reads part of an object knows what should be there, and checks it.
 
         Raises BlobMissing; BlobCorrupt if the object ends before.
         """
@@ -76,6 +76,11 @@ class Blobs(Protocol):
 
         Raises BlobCorrupt if the object at `key` has other content, ModelFileError if the file cannot be read.
         """
+        ...
+
+    def abort_uploads(self, prefix: str, *, older_than_s: float) -> int:
+        """Give up what processes that were killed left of their `put_file` to keys that start with `prefix`; how many
+        there were. One that is only slow begins anew, so older_than_s should be longer than any upload takes."""
         ...
 
     def list_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:

@@ -1,12 +1,18 @@
 """The boto3 client of object storage.
 
 Never the CRT client (`preferred_transfer_client`): it fails with custom endpoints.
+
+The body of a put is not hashed for the signature (`payload_signing_enabled`), over http as over https. Its SHA-256 goes
+along as `x-amz-checksum-sha256`, a header that is signed: whoever changes the body on its way would have to sign anew,
+and hashing it once more would tell the server nothing new. Given beforehand, it also keeps the SDK from sending the
+checksum behind the body over https (`aws-chunked`), which not every server reads. What https adds is that nobody can read
+along, and that holds for a server that takes the header and does not look at it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import boto3
@@ -36,6 +42,9 @@ def connect(address: StorageAddress, timeouts: S3Timeouts) -> S3Client:
     """A client that never retries. Contacts nobody. Raises ConfigError if the address cannot be one."""
     host = _host(address)
     amazon = host is None or host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    style: Literal["auto", "path", "virtual"] = address.addressing
+    if style == "auto" and not amazon:
+        style = "path"  # other servers seldom have a host name for each bucket
     try:
         return boto3.session.Session().client(
             "s3",
@@ -45,8 +54,7 @@ def connect(address: StorageAddress, timeouts: S3Timeouts) -> S3Client:
             aws_secret_access_key=address.secret_key,
             config=Config(
                 signature_version="s3v4",
-                # Other servers have no host name for each bucket.
-                s3={"addressing_style": "auto" if amazon else "path", "payload_signing_enabled": False},
+                s3={"addressing_style": style, "payload_signing_enabled": False},
                 retries={"total_max_attempts": 1, "mode": "standard"},
                 connect_timeout=timeouts.connect_s,
                 read_timeout=timeouts.read_s,

@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from headpond.errors import ConfigError
-from headpond.settings import CONFIG_NAME, RUN_FILE, Settings
+from headpond.settings import CONFIG_NAME, RUN_FILE, Addressing, Encryption, Settings, StorageSettings
 from headpond.tables import SecretRef
 
 _RUN_KEYS = ("endpoint_url", "bucket", "region", "access_key", "secret_key")
+MB = 1_000_000
+
+
+class _Manner(TypedDict):
+    addressing: Addressing
+    encryption: Encryption
+    kms_key_id: str | None
+    upload_bytes_per_s: float | None
+    download_bytes_per_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +29,8 @@ class StorageAddress:
 
     endpoint_url: None is Amazon's S3 in `region`. access_key, secret_key: both None leaves it to the AWS SDK's own
     search (instance roles, profiles). configured_in: what names this address, for error messages.
+    addressing, encryption, kms_key_id: as in [storage]. upload_bytes_per_s, download_bytes_per_s: of all threads of a
+    process together; None: no limit.
     """
 
     endpoint_url: str | None
@@ -27,6 +39,11 @@ class StorageAddress:
     access_key: str | None = field(default=None, repr=False)
     secret_key: str | None = field(default=None, repr=False)
     configured_in: str = CONFIG_NAME
+    addressing: Addressing = "auto"
+    encryption: Encryption = "none"
+    kms_key_id: str | None = None
+    upload_bytes_per_s: float | None = None
+    download_bytes_per_s: float | None = None
 
 
 Learn = Callable[[str], object]
@@ -51,6 +68,7 @@ def configured_storage(settings: Settings, *, learn: Learn | None = None) -> Sto
         access_key=_secret(storage.access_key, where=f"{where} [storage] access_key", learn=learn),
         secret_key=_secret(storage.secret_key, where=f"{where} [storage] secret_key", learn=learn),
         configured_in=f"{where} [storage] endpoint_url",
+        **_manner(storage),
     )
 
 
@@ -75,13 +93,28 @@ def _run_storage(settings: Settings) -> StorageAddress | None:
         storage = json.loads(run_file.read_text(encoding="utf-8"))["storage"]
         if storage is None:
             return None
-        return StorageAddress(**{name: str(storage[name]) for name in _RUN_KEYS}, configured_in=str(run_file))
+        url, bucket, region, access_key, secret_key = (str(storage[name]) for name in _RUN_KEYS)
+        return StorageAddress(
+            url, bucket, region, access_key, secret_key, str(run_file), **_manner(settings.storage)
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"cannot be used ({error!r}); call: headpond down; headpond up", where=str(run_file)
         ) from error
+
+
+def _manner(storage: StorageSettings) -> _Manner:
+    """How a bucket is used, wherever it is."""
+    up, down = storage.upload_mb_per_s, storage.download_mb_per_s
+    return {
+        "addressing": storage.addressing,
+        "encryption": storage.encryption,
+        "kms_key_id": storage.kms_key_id,
+        "upload_bytes_per_s": None if up is None else up * MB,
+        "download_bytes_per_s": None if down is None else down * MB,
+    }
 
 
 def has_storage(settings: Settings) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from headpond.bundle import MAX_BUNDLE_BYTES, Bundle, parse_bundle
-from headpond.errors import ConfigError, EngineUnavailable, HeadpondError, ModelFileError
+from headpond.errors import ConfigError, EngineUnavailable, HeadpondError, ModelFileError, VersionError
 from headpond.jobs import FinishReason
 from headpond.settings import load_settings
 from headpond_workers.continuation import continue_job
@@ -27,6 +27,7 @@ from headpond_workers.engines.protocol import Engine, Finish, Verdict
 from headpond_workers.loading import load_engine, workers_of
 from headpond_workers.redaction import Secrets
 from headpond_workers.replay.events import Embedded, EventWriter, Failed, Finished, Loaded, Refused, Started, Step
+from headpond_workers.replay.version_here import table_here
 from headpond_workers.secret_filter import learn_references, start_logging
 
 SIGN_OF_LIFE_S = 1.0
@@ -41,9 +42,10 @@ def replay(bundle: Bundle, options: argparse.Namespace, events: EventWriter, sec
     try:
         settings = load_settings(options.config, environment=os.environ, needed=[options.model])
         learn_references(secrets, settings.model(options.model))
-        engine = load_engine(settings.model(options.model), workers_on_host=workers_of(settings))
+        table, _held = table_here(settings, options.model, bundle.version, secrets)
+        engine = load_engine(table, workers_on_host=workers_of(settings))
     except Exception as error:  # noqa: BLE001 - told to the parent, whoever's it is
-        known = isinstance(error, (ConfigError, ModelFileError, EngineUnavailable))
+        known = isinstance(error, (ConfigError, ModelFileError, EngineUnavailable, VersionError))
         events.send(Failed(_words(error, secrets), loading=True, configuration=known))
         return
     other = bundle.fingerprint not in ("", engine.info.fingerprint)

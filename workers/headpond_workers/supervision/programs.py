@@ -100,6 +100,9 @@ def worker(settings: Settings, model: str, index: int) -> Program:
     # The others are no concern of a running worker, or it takes them over as it runs.
     at_start = table.model_dump_json(exclude=set(table.all_live_keys()))
     own = (*secret_variables(table), *secret_variables(settings.redis))
+    if table.version_source is not None:
+        # It pulls its versions itself.
+        own = (*own, *secret_variables(settings.storage))
     return Program(
         name=name,
         argv=(

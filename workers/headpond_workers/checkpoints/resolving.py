@@ -1,0 +1,58 @@
+"""From the source of a model's table to the number of a version in storage."""
+
+from __future__ import annotations
+
+from headpond.errors import BlobCorrupt, BlobMissing, ConfigError, VersionMissing
+from headpond.settings import CONFIG_NAME, Settings
+from headpond.tables import VersionSource
+from headpond_workers.checkpoints.alias_document import MAX_ALIAS_BYTES, AliasDocument
+from headpond_workers.checkpoints.names import alias_key
+from headpond_workers.checkpoints.registry import Registry, checked
+from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.persistence.s3 import S3Blobs
+from headpond_workers.persistence.storage_settings import Learn, storage_of
+
+
+def open_storage(settings: Settings, *, learn: Learn | None = None) -> S3Blobs:
+    """The storage in which a configuration's versions stand. Contacts nobody.
+
+    learn: is told of each secret. Raises ConfigError, also where there is no storage.
+    """
+    address = storage_of(settings, learn=learn)
+    if address is None:
+        raise ConfigError(
+            "versions of models stand in object storage, and there is none: start the one that comes with headpond "
+            'with headpond up, or write [storage] endpoint_url = "http://HOST:PORT"',
+            where=str(settings.file or CONFIG_NAME),
+        )
+    return S3Blobs(address)
+
+
+def resolve(source: VersionSource, blobs: Blobs) -> int:
+    """The number of the version that is meant now. Whether it can be used is not looked at.
+
+    Raises VersionMissing for an alias that is not there or names nothing yet, with what to do; StorageUnavailable.
+    """
+    if source.number is not None:
+        return source.number
+    alias = source.alias or ""
+    key = alias_key(source.name, alias)
+    try:
+        blob = blobs.get(key, max_bytes=MAX_ALIAS_BYTES)
+    except BlobMissing as error:
+        raise _missing(source, alias, blobs, "there is no such alias") from error
+    document = checked(key, lambda: AliasDocument.unpack(blob.body))
+    if (document.model, document.alias) != (source.name, alias):
+        raise BlobCorrupt(key, f"it is the alias {document.model}@{document.alias}")
+    if not document.to:
+        raise _missing(source, alias, blobs, "the alias names no version yet")
+    return document.to
+
+
+def _missing(source: VersionSource, alias: str, blobs: Blobs, what: str) -> VersionMissing:
+    numbers = Registry(blobs, source.name, writer="headpond").numbers()
+    promote = f"headpond models promote {source.name} {numbers[-1] if numbers else 1} --alias {alias}"
+    if not numbers:
+        push = f"headpond models push {source.name} PATH"
+        return VersionMissing(source.version, f"{what}, and no version of it either. Push one: {push}; then: {promote}")
+    return VersionMissing(source.version, f"{what}. Let it name a version with: {promote}")
