@@ -22,7 +22,7 @@ from headpond.queue import JobQueue, Server
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess, running_valkey
 
-pytest_plugins = ["queue_bench"]
+pytest_plugins = ["queue_bench", "fleet"]
 
 T = TypeVar("T")
 DEADLINE_S = 30.0

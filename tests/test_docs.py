@@ -14,7 +14,7 @@ import msgpack
 import pytest
 import typer.main
 
-from headpond import codec, keys, operations, upkeep, wire
+from headpond import codec, keys, operations, switching, upkeep, wire
 from headpond import names as name_operations
 from headpond.cli import exits
 from headpond.cli.app import build_app
@@ -30,7 +30,7 @@ from headpond.tables import ENGINES, ModelTable
 from headpond.up_file import UP_FILE
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.naming.identity import IDENTITY_FILE
-from headpond_workers.naming.instance_lock import LOCKS_FOLDER
+from headpond_workers.naming.instance_file import LOCKS_FOLDER
 from headpond_workers.supervision import embedded_seaweed, embedded_valkey, launcher, programs, scaling
 from headpond_workers.supervision.applied import APPLIED_FILE
 from headpond_workers.supervision.lock import LOCK_FILE
@@ -390,7 +390,7 @@ def test_drawing_text_and_table_of_transitions_are_the_same() -> None:
 def asked_by() -> dict[str, set[str]]:
     """Script -> the functions whose operation it is."""
     found: dict[str, set[str]] = {}
-    for module in (operations, upkeep, name_operations):
+    for module in (operations, upkeep, switching, name_operations):
         for function in ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8")).body:
             for node in ast.walk(function):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Operation":

@@ -20,7 +20,7 @@ from ulid import ULID
 from headpond.consumer import HeadpondConsumer, closed
 from headpond.errors import RedisUnavailable
 from headpond.held import HeldLease, HeldLeases, Renewals
-from headpond.operations import Entry, Submitted
+from headpond.operations import OWN_LANE, Entry, Submitted
 from headpond.queue import JobQueue, Server
 from headpond.submission import GENERATE
 from headpond.wire import Call, pack_checked
@@ -70,6 +70,7 @@ class HeadpondBroker(dramatiq.Broker):
         self.boot = boot or str(ULID())
         self.version, self.fingerprint, self.storage, self.row = version, fingerprint, storage, row
         self.anew = anew
+        self._own_lane = False
         self.host = f"{socket.gethostname()}:{os.getpid()}"
         self.draining, self.paused = False, False
         self.queues: set[str] = set()
@@ -155,12 +156,15 @@ class HeadpondBroker(dramatiq.Broker):
         return consumer
 
     def full_version(self, queue_name: str) -> str:
-        """The version that is served, while all slots are taken; else ''. Only a full worker is told to preempt."""
+        """The version that is served, as `operations.renew` takes it, while all slots are taken; else ''. Only a full
+        worker is told to preempt."""
         if self.anew:
             # A job that would begin anew loses all of its work by being parked, so none is asked to give way.
             return ""
         held = self._held.get(queue_name)
-        return self.version if held is not None and held.free == 0 else ""
+        if held is None or held.free:
+            return ""
+        return OWN_LANE + self.version if self._own_lane else self.version
 
     def preempt(self, held: HeldLease) -> None:
         """Park a job and claim a more urgent one for its slot, in one step (Q12). Raises RedisUnavailable."""
@@ -172,6 +176,21 @@ class HeadpondBroker(dramatiq.Broker):
     @property
     def claims(self) -> bool:
         return not (self.draining or self.paused)
+
+    @property
+    def own_lane(self) -> bool:
+        """Whether only what waits for this broker's version is claimed (Q5). May be set at any time: jobs that run go
+        on, and who waits for work looks anew at once."""
+        return self._own_lane
+
+    @own_lane.setter
+    def own_lane(self, own_lane: bool) -> None:
+        if own_lane and not self.version:
+            raise ValueError("without a version there is no lane of its own")
+        if own_lane != self._own_lane:
+            self._own_lane = own_lane
+            for consumer in list(self._consumers):
+                consumer.interrupt()
 
     def pause(self) -> None:
         """Claim nothing until `resume`. Jobs that run go on, and their leases are kept."""

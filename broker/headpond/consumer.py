@@ -75,7 +75,11 @@ class HeadpondConsumer(dramatiq.Consumer):
         self._claim_by = 0.0
         self._dry = False
         """The last claim left nothing, so the next one waits for a wake token, or for `_claim_by`."""
+        self._own_lane = broker.own_lane
+        """As the waiter has it."""
         self._waiter = queue.waiter(broker.version)
+        if self._own_lane:
+            self._heed_lanes()
         self._thread: ConsumerThread | None = None
         """dramatiq's thread that iterates over this."""
 
@@ -84,6 +88,8 @@ class HeadpondConsumer(dramatiq.Consumer):
             self._thread = thread
         if self._ready:
             return self._ready.popleft()
+        if self._own_lane != self._broker.own_lane:
+            self._heed_lanes()
         if not self._broker.claims:
             self.held.wait_below(0, RETRY_S)
             return None
@@ -96,13 +102,22 @@ class HeadpondConsumer(dramatiq.Consumer):
                     self._turn(claim=True)
             if self._dry and not self._ready and not self._pending:
                 block_s = max(0.001, self._claim_by - time.monotonic())
-                self._dry = not self._waiter.wait(block_s, unless=lambda: not self._broker.claims or bool(self._ready))
+                self._dry = not self._waiter.wait(block_s, unless=self._needs_no_wait)
         except RedisUnavailable as error:
             logger.warning("claim_failed queue=%s error=%s", self._queue.name, error)
             self._dry = False
             self.held.wait_below(0, RETRY_S)
             return None
         return self._ready.popleft() if self._ready else None
+
+    def _needs_no_wait(self) -> bool:
+        broker = self._broker
+        return not broker.claims or bool(self._ready) or self._own_lane != broker.own_lane
+
+    def _heed_lanes(self) -> None:
+        """Wait for wake tokens of the lanes that are read from now on, after a claim that looks at them."""
+        self._own_lane, self._dry = self._broker.own_lane, False
+        self._waiter.watch(self._queue.wake_keys(self._broker.version, own_lane=self._own_lane))
 
     def _turn(self, *, claim: bool) -> None:
         """Send what waits to be settled, and claim for all slots that are free then. `held.claiming` is held.
@@ -122,7 +137,7 @@ class HeadpondConsumer(dramatiq.Consumer):
             claimed = self._queue.claim(
                 broker.boot, seq=seq, nonce=str(ULID()) if free else "", slots=free, version=broker.version,
                 fingerprint=broker.fingerprint, host=broker.host, lease_s=broker.lease_s, anew=broker.anew,
-                settle=[pending.settlement for pending in batch],
+                own_lane=broker.own_lane, settle=[pending.settlement for pending in batch],
             )  # fmt: skip
         except HeadpondError:
             self._pending.extendleft(reversed(batch))

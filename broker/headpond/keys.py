@@ -19,13 +19,15 @@ headpond:{q}:held:<boot>           hash   id -> "<seq>:<fence>": the leases that
 headpond:{q}:spec                  hash   version -> fingerprint of what serves this name
 headpond:{q}:struck:<boot>         hash   id -> strikes before the one that this boot's silence gave
 headpond:{q}:notice:<boot>         list   at most one token: something became of a job that this worker runs
-headpond:{q}:waits                 zset   what ends a wait, by time: "s:<id>", "lane:<lane>", "gone:<lane>"
+headpond:{q}:waits                 zset   what ends a wait, by time: "s:<id>", and a lane after "lane:", "gone:", "back:"
 headpond:{q}:lanes                 set    lanes beside `any` that jobs wait in, or did
 headpond:{q}:fair:<band>           zset   tenant by the virtual time up to which its jobs are paid for
 headpond:{q}:weights               hash   tenant -> weight
 headpond:{q}:streams               zset   ended id by the time at which its stream is dropped, ms
 headpond:{q}:attempts              hash   id -> log of leases that ended without an end of the job
 headpond:{q}:preempts              zset   batch job that was told to park, by time, ms
+headpond:{q}:switch                hash   the queue's copy of an alias, whose turn it is to change, what was refused
+headpond:{q}:outcomes              hash   <version>:<n> -> how one job ended while a trial was on; <version> -> how many
 """
 
 from __future__ import annotations
@@ -66,8 +68,11 @@ class QueueKeys:
         return f"{self.prefix}ready:{lane}:{band}"
 
 
-def lanes_of(version: str) -> list[str]:
-    """The lanes that a worker reads. version: of its model; empty for work that has none."""
+def lanes_of(version: str, *, own_lane: bool = False) -> list[str]:
+    """The lanes that a worker reads. version: of its model; empty for work that has none. own_lane: those of its
+    version alone."""
+    if own_lane:
+        return [version, f"{LANE_SUSPECT}@{version}"]
     if not version:
         return [LANE_ANY, LANE_SUSPECT]
     return [LANE_ANY, version, LANE_SUSPECT, f"{LANE_SUSPECT}@{version}"]

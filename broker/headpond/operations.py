@@ -16,6 +16,9 @@ from headpond.wire import TokenRun, pack_for_script, pack_tokens, unpack, unpack
 T = TypeVar("T")
 Argument = str | bytes | int
 
+OWN_LANE = "@"
+"""Before the version of a full worker that claims what waits for that version alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[T]):
@@ -180,6 +183,7 @@ def claim(
     host: str = "",
     lease_s: float = 0.0,
     anew: str = "",
+    own_lane: bool = False,
     settle: Sequence[Settlement] = (),
 ) -> Operation[Claimed]:
     """Settle leases, then lease up to `slots` jobs, in one step.
@@ -187,9 +191,9 @@ def claim(
     slots: 0 only settles, and `seq` is not used up. version, fingerprint: of the model that serves; '' where tokens
     do not depend on it. host: shown of attempts. lease_s: how long leases of this queue last from now on; 0 leaves it.
     anew: why this worker cannot go on after tokens of an earlier lease, so that jobs which have some begin anew; '' if
-    it can.
+    it can. own_lane: claim what waits for `version` alone (Q5).
     """
-    flat: list[object] = [boot, seq, nonce, slots, version, fingerprint, host, _ms(lease_s), anew]
+    flat: list[object] = [boot, seq, nonce, slots, version, fingerprint, host, _ms(lease_s), anew, int(own_lane)]
     for s in settle:
         flat += (s.id, s.fence, s.what.value, s.offset, s.reason)
     return Operation("claim", (pack_for_script(flat),), _parse_claim)
@@ -209,7 +213,8 @@ def _parse_claim(reply: bytes) -> Claimed:
 def renew(
     boot: str, *, last_seq: int, row: bytes, pairs: Sequence[tuple[str, str]], full_version: str = ""
 ) -> Operation[list[LeaseStatus]]:
-    """full_version: the version that is served, if all slots are taken; then PREEMPT may be answered."""
+    """full_version: the version that is served, if all slots are taken; then PREEMPT may be answered. With OWN_LANE
+    before it where nothing else is claimed."""
     args: list[Argument] = [boot, last_seq, row, full_version]
     for pair in pairs:
         args += pair
@@ -230,11 +235,20 @@ def _parse_append(reply: bytes) -> list[Outcome]:
 
 
 def finish(
-    job_id: str, fence: str, *, offset: int, state: JobState, result: bytes, reason: str = ""
+    job_id: str,
+    fence: str,
+    *,
+    offset: int,
+    state: JobState,
+    result: bytes,
+    reason: str = "",
+    first_token_s: float | None = None,
 ) -> Operation[Outcome]:
+    """first_token_s: from the lease to its first token; None without one. Kept while a trial is on."""
+    first_token_ms = -1 if first_token_s is None else _ms(first_token_s)
     return Operation(
         "finish",
-        (job_id, fence, offset, state.value, result, reason),
+        (job_id, fence, offset, state.value, result, reason, first_token_ms),
         lambda r: Outcome(LeaseStatus(_text(r[0])), int(r[1])),
     )
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from headpond import names, upkeep
+from headpond import names, switching, upkeep
 from headpond import operations as ops
 from headpond.connections import (
     BLOCK_S,
@@ -216,12 +216,13 @@ class JobQueue:
         host: str = "",
         lease_s: float = 0.0,
         anew: str = "",
+        own_lane: bool = False,
         settle: Sequence[ops.Settlement] = (),
     ) -> ops.Claimed:
         return self.run(
             ops.claim(
                 boot, seq=seq, nonce=nonce, slots=slots, version=version, fingerprint=fingerprint, host=host,
-                lease_s=lease_s, anew=anew, settle=settle,
+                lease_s=lease_s, anew=anew, own_lane=own_lane, settle=settle,
             )
         )  # fmt: skip
 
@@ -239,9 +240,21 @@ class JobQueue:
         return self.run(ops.park(pairs, strike=strike, reason=reason)) if pairs else []
 
     def finish(
-        self, job_id: str, fence: str, *, offset: int, state: JobState, result: bytes, reason: str = ""
+        self,
+        job_id: str,
+        fence: str,
+        *,
+        offset: int,
+        state: JobState,
+        result: bytes,
+        reason: str = "",
+        first_token_s: float | None = None,
     ) -> ops.Outcome:
-        return self.run(ops.finish(job_id, fence, offset=offset, state=state, result=result, reason=reason))
+        return self.run(
+            ops.finish(
+                job_id, fence, offset=offset, state=state, result=result, reason=reason, first_token_s=first_token_s
+            )
+        )
 
     def run_all(self, operations: Sequence[ops.Operation[T]]) -> list[T]:
         """Several operations in one round trip; see `Server.run_all`."""
@@ -255,8 +268,11 @@ class JobQueue:
 
     def waiter(self, version: str = "") -> Waiter:
         """What one consumer blocks on. version: of the model that it serves."""
-        lanes = lanes_of(version)
-        return Waiter(self.server.address, self.server.redis, [queue_keys(self.name).wake(lane) for lane in lanes])
+        return Waiter(self.server.address, self.server.redis, self.wake_keys(version))
+
+    def wake_keys(self, version: str, *, own_lane: bool = False) -> list[str]:
+        """The wake lists of the lanes that a consumer reads; see `keys.lanes_of`."""
+        return [queue_keys(self.name).wake(lane) for lane in lanes_of(version, own_lane=own_lane)]
 
     def notices(self, boot: str) -> Waiter:
         """What a worker blocks on to hear at once of its jobs' ends by others."""
@@ -278,6 +294,32 @@ class JobQueue:
     def unregister(self, boot: str) -> None:
         """A worker process leaves; what it holds comes back without a strike."""
         self.run(ops.unregister(boot))
+
+    def switch(
+        self, *, seq: int, target: str, previous: str = "", trial: str = "", permille: int = 0
+    ) -> switching.SwitchReply:
+        """Bring the queue's copy of an alias up to date; see `switching.switch`."""
+        return self.run(
+            switching.switch(seq=seq, target=target, previous=previous, trial=trial, permille=permille)
+        )
+
+    def assign(
+        self, *, boot: str, who: str, version: str, busy: int = 0, loading: str = ""
+    ) -> switching.Assignment:
+        """What a worker of an alias is to serve; see `switching.assign`."""
+        return self.run(switching.assign(boot=boot, who=who, version=version, busy=busy, loading=loading))
+
+    def refuse(self, *, who: str, version: str, reason: str) -> None:
+        """A version did not load; see `switching.refuse`."""
+        self.run(switching.refuse(who=who, version=version, reason=reason))
+
+    def read_switch(self) -> switching.Switch | None:
+        """The queue's copy of an alias; None if nobody has said one."""
+        return switching.parse_switch(self.server.read("HGETALL", queue_keys(self.name).named("switch")))
+
+    def read_outcomes(self) -> list[switching.Outcome]:
+        """How jobs ended while the last trial was on, at most 2,000 of each version."""
+        return switching.parse_outcomes(self.server.read("HGETALL", queue_keys(self.name).named("outcomes")))
 
     def run_row(self, job_id: str) -> RunRow | None:
         raw = self.server.read("HGET", queue_keys(self.name).named("run"), job_id)

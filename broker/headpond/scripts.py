@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-_ALL_PARTS = ("head", "rows", "journal", "streams", "lanes", "ends", "sweep", "preemption")
+_ALL_PARTS = ("head", "rows", "journal", "streams", "lanes", "versions", "ends", "sweep", "preemption")
 """lua/parts, in the order of what builds on what."""
 _FEW_PARTS = {
     "append": ("head", "rows", "streams", "lanes", "preemption"),
     "submit": ("head", "rows", "journal", "lanes"),
+    "switch": ("head", "rows", "lanes", "versions", "switching"),
+    "assign": ("head", "rows", "lanes", "versions", "switching"),
+    "refuse": ("head", "rows", "lanes", "versions", "switching"),
     "hold": ("names",),
     "release": ("names",),
     "forget": ("names",),
 }
-"""Of the scripts on the hot path, since a server runs the whole head of a script at each call, and of those that are
-given `headpond:models` and no queue."""
+"""Of the scripts on the hot path, since a server runs the whole head of a script at each call, of those that switch
+versions, and of those that are given `headpond:models` and no queue."""
 
 NOT_MET = "NOHELLO"
 """Begins the error reply of a script that ran before `hello`."""

@@ -27,6 +27,10 @@ class Waiter:
         self._client_id: int | None = None
         self._waiting = False
 
+    def watch(self, keys: Sequence[str]) -> None:
+        """Block on these wake lists from the next wait on. Called by the thread that waits."""
+        self._keys = list(keys)
+
     def wait(self, block_s: float, *, unless: Callable[[], bool] = lambda: False) -> bool:
         """Block until one of the lanes may be claimed from, at most block_s. Takes a wake token: claim next.
 

@@ -12,7 +12,7 @@
     invariants.py    what is true at every moment
     world.py         the server, the clock, one call and its repeat
     calls.py         one call of the machine, and all that is checked after it
-    producers.py, writers.py, preemption.py, zombies.py, upkeep.py, moments.py, going_back.py
+    producers.py, writers.py, preemption.py, zombies.py, upkeep.py, moments.py, switching.py, going_back.py
                      what may be done next: the rules
     machine.py       all rules together, and a run of many steps
     mutations.py     scripts with a rule taken out, to show that the machine can fail

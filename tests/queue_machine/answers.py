@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headpond.jobs import JobState
-from headpond.operations import Append, Entry, LeaseStatus, Outcome, Submitted
+from headpond.operations import OWN_LANE, Append, Entry, LeaseStatus, Outcome, Submitted
 from headpond.upkeep import DeadAnswer, Depths
 from headpond.wire import unpack
 from queue_machine.jobs import TrueJob
@@ -40,7 +40,7 @@ def submit(model: Model, entries: Sequence[Entry], max_queued: int, now_ms: int)
         if entry.delay_s:
             job.state = JobState.DELAYED
         if entry.pinned:
-            # It may wait for its version while its tenant's others, that were paid for after it, are served.
+            # Also where it is delayed: see Model.begin_to_wait.
             model.server.fairness.shares[job.band].unsettle(entry.tenant)
         model.write_journal("submit", entry.id)
     return answers
@@ -51,7 +51,8 @@ def preempted(model: Model, job: TrueJob, version: str, after: Snapshot, *, told
     interactive ones wait, and wrong where fewer were told."""
     if not version or job.band != "batch" or job.offset - job.claimed_offset < QUANTUM_TOKENS:
         return False
-    waiting = sum(other.band == "interactive" and other.lane in ("any", version) for other in model.queued())
+    lanes = (version[1:],) if version.startswith(OWN_LANE) else ("any", version)
+    waiting = sum(other.band == "interactive" and other.lane in lanes for other in model.queued())
     if waiting and told:
         model.reached["told to park"] += 1
     return told and waiting > 0 if len(after.zset("preempts")) >= waiting else True
@@ -95,6 +96,7 @@ def finish(
     if result:
         assert unpack(result, kind="result") == job.tokens, f"a worker's tokens of {job_id} are not those of its stream"
         job.result, job.stream_until_ms = result, now_ms + STREAM_RETENTION_MS
+    model.note_outcome(job, state)
     model.end(job, state, now_ms)
     model.finished.append(job.claimed_ms)
     return LeaseStatus.DONE

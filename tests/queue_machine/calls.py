@@ -32,10 +32,10 @@ T = TypeVar("T")
 NAMES = [f"{QUEUE}/{letter}" for letter in "abcdefghijklmn"]
 SEATS: list[list[tuple[str, str, int]]] = [
     # What the processes of one seat serve, one after the other: version, fingerprint, slots.
-    [("v1", "f1", 2)],
-    [("v1", "f1", 3), ("v1", "f1 rebuilt", 2)],
-    [("v2", "f2", 2)],
-    [("", "", 2), ("v1", "f1", 1)],
+    [("1", "f1", 2)],
+    [("1", "f1", 3), ("1", "f1 rebuilt", 2)],
+    [("2", "f2", 2)],
+    [("", "", 2), ("1", "f1", 1)],
 ]
 POLICY = ops.QueuePolicy(
     lease_s=LEASE_MS / 1000,
@@ -138,16 +138,15 @@ class Calls(RuleBasedStateMachine):
         assert expect(sent.answer), said
         assert sent.after.same(before), f"{said}, and changed {before.differences(sent.after)}"
 
-    def start_process(self, seat: int, *, loads: bool = False) -> Process:
-        """A new process in a seat: it replaces the one that was there. loads: it says so until it renews."""
+    def start_process(self, seat: int, *, loads: bool = False, version: str | None = None) -> Process:
+        """A new process in a seat: it replaces the one that was there. loads: it says so until it renews. version: what
+        it was told to serve; None for what is served there."""
         lives = SEATS[seat]
-        version, fingerprint, slots = lives[self.boots % len(lives)]
+        served, fingerprint, slots = lives[self.boots % len(lives)]
+        if version is not None:
+            served, fingerprint = version, f"f{version}"
         self.boots += 1
-        process = Process(f"{seat}-{self.boots}", seat, version, fingerprint, slots, loads=loads)
-        register = ops.register(
-            process.boot, host="host", instance=f"{QUEUE}-{seat}", row=self.row(process), version=version,
-            fingerprint=fingerprint, policy=POLICY,
-        )  # fmt: skip
+        process = Process(f"{seat}-{self.boots}", seat, served, fingerprint, slots, loads=loads)
         replaced = [boot for boot in self.now.hash("workers") if ":" not in boot and boot.startswith(f"{seat}-")]
 
         def expect(told: str, _: Snapshot) -> bool:
@@ -155,8 +154,14 @@ class Calls(RuleBasedStateMachine):
                 self.model.server.seqs.pop(boot, None)
             return told == "ok"
 
-        self.call(register, expect, again=False)
+        self.call(self.registration(process), expect, again=False)
         return process
+
+    def registration(self, process: Process) -> Operation[str]:
+        return ops.register(
+            process.boot, host="host", instance=f"{QUEUE}-{process.seat}", row=self.row(process),
+            version=process.version, fingerprint=process.fingerprint, policy=POLICY,
+        )  # fmt: skip
 
     def row(self, process: Process) -> bytes:
         return pack_worker(

@@ -63,7 +63,8 @@ def claim(
         model.server.seqs[process.boot] = seq
         assert len(told.leases) <= slots, f"{len(told.leases)} leases for {slots} slots"
         # No job waits elsewhere and none for its share: then each claimed one counts, whoever had its slot.
-        if not after.sets.get("lanes") and not any(job.band == "batch" for job in _claimable(model, process)):
+        alone = not process.own_lane and not after.sets.get("lanes")
+        if alone and not any(job.band == "batch" for job in _claimable(model, process)):
             given_up = 0
         for lease in told.leases:
             job = model.jobs[lease.id]
@@ -103,7 +104,9 @@ def _hand_out(model: Model, process: Process, lease: Lease, seq: int, now_ms: in
     assert job.place - first < 1e-6, f"{job.id} at {job.place:g} went before the one at {first:g}"
     assert lease.fence not in model.fences, f"fence {lease.fence} was given twice"
     turns, shares = server.fairness.turns[band], server.fairness.shares[band]
-    turns.claimed(job.tag)
+    passed = [other.tag for other in model.queued() if (other.lane, other.band) == ("any", band)]
+    # Virtual time does not pass what waits where this worker does not look.
+    turns.claimed(min(job.tag, *passed) if process.own_lane and passed else job.tag)
     if not job.attempt:
         shares.served(job.entry)
     server.picks += not given_up
@@ -132,11 +135,22 @@ def _check_flags(model: Model, process: Process, after: Snapshot) -> None:
     """The token of each lane that was read is there exactly when something is left to claim (Q7). Where no lane is
     named, none but `any` holds jobs, and none but it is read: a token of another one may linger."""
     claimable = {job.lane for job in _claimable(model, process)}
-    alone = not after.sets.get("lanes")
+    alone = not process.own_lane and not after.sets.get("lanes")
     assert not alone or claimable <= {"any"}
     for lane in process.lanes:
         if not alone or lane == "any":
             assert after.has_token(lane) == (lane in claimable), f"the token of {lane} is wrong after a claim"
+        model.server.owed.discard(lane)
+    if process.own_lane:
+        model.reached["claim of one lane"] += 1
+        _check_others(model, after)
+
+
+def _check_others(model: Model, after: Snapshot) -> None:
+    """Whoever claims for one lane may have taken the token of another: it is there again."""
+    for lane in ("any", "suspect"):
+        waits = any(job.lane == lane for job in model.queued()) and not (lane == "suspect" and model.suspect_runs())
+        assert not waits or after.has_token(lane), f"nobody is woken for {lane}"
         model.server.owed.discard(lane)
 
 

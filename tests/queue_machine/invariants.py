@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 
 from headpond.jobs import JobState
 from headpond.operations import Entry
+from headpond.switching import parse_outcomes
 from queue_machine.answers import BANDS
 from queue_machine.jobs import TrueJob
 from queue_machine.model import RETENTION_MS, SUSPECT_WAIT_MS, Model
@@ -25,6 +26,7 @@ def check(model: Model, now: Snapshot) -> None:
     _workers_are_told(model, now)
     _turns_are_true(model, now)
     _no_tenant_lags(model)
+    _trials_are_over(model, now)
 
 
 def _rows_are_true(model: Model, now: Snapshot) -> None:
@@ -166,9 +168,23 @@ def _no_tenant_lags(model: Model) -> None:
     """10: of tenants that have jobs waiting, none lags in served cost by more than one largest job."""
     waiting: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for job in model.queued():
-        if not job.attempt and not job.entry.pinned:
+        if not job.attempt and job.lane == "any":
             waiting[job.band][job.entry.tenant].append(job.entry)
     for band, shares in model.server.fairness.shares.items():
         late = shares.observe(waiting[band], model.server.fairness.turns[band])
         assert not late, f"{band}: {late}"
         model.reached["tenants apart"] += any(race.most - race.least > 0 for race in shares.races.values())
+
+def _trials_are_over(model: Model, now: Snapshot) -> None:
+    """Q5: nobody waits for a version that is neither named nor bound; ends are noted while a trial has its share."""
+    share = model.server.share
+    assert now.meta("trial") == (f"{share[0]}:{share[1]}" if share else "")
+    alias = now.hash("switch")
+    named = {alias[name].decode() for name in ("target", "trial") if name in alias}
+    for job in model.queued():
+        stray = not job.version and job.lane not in ("any", "suspect", *named)
+        assert not stray, f"{job.id} waits in {job.lane}, and {named} are served"
+    outcomes = {name.encode(): value for name, value in now.hash("outcomes").items()}
+    found = sorted((o.id, o.version, o.state.value) for o in parse_outcomes(outcomes)) if outcomes else []
+    assert found == sorted(model.server.outcomes), f"ended as {found}, not {model.server.outcomes}"
+

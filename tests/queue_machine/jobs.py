@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 from headpond.jobs import JobState
@@ -14,6 +15,8 @@ MAX_FAULTS = 25
 PROGRESS_TOKENS = 8
 FRONT = -1.0
 _TAG_ERROR = 1e-6
+Share = tuple[str, int]
+"""Of a trial: its version, and how many of a thousand jobs it has."""
 
 
 @dataclass(slots=True)
@@ -21,8 +24,8 @@ class TrueJob:
     """fence: of the last lease; accepted while the job runs. parked: the fence that last put it back. tokens: all that
     stand in its stream. claimed_offset: how many of them there were when its lease began. seq: of the claim that gave
     the lease. struck_by, strikes_before: whose silence gave the last strike, and the strikes before it.
-    waiting_from_ms: since when it is queued. front: it waited so long that it is first of its band. alone: it runs as
-    the one suspect. kept_from_ms: when its retention began; None until then. stream_until_ms:
+    waiting_from_ms: since when it is queued. lane: where it waits, or waited last. front: it waited so long that it is
+    first of its band. alone: it runs as the one suspect. kept_from_ms: when its retention began; None until then. stream_until_ms:
     until when its stream is kept, where its result holds the same. listed: among the quarantined ones. serial:
     names this life of its id."""
 
@@ -47,6 +50,7 @@ class TrueJob:
     claimed_ms: int = 0
     lease_end_ms: int = 0
     waiting_from_ms: int = 0
+    lane: str = "any"
     front: bool = False
     alone: bool = False
     ended_ms: int = 0
@@ -85,11 +89,14 @@ class TrueJob:
     def suspect(self) -> bool:
         return self.strikes >= SUSPECT_STRIKES
 
-    @property
-    def lane(self) -> str:
+    def belongs(self, share: Share | None) -> str:
+        """The lane that it is to wait in."""
         if self.suspect:
             return f"suspect@{self.version}" if self.version else "suspect"
-        return self.version or "any"
+        if self.version or share is None:
+            return self.version or "any"
+        digits = hashlib.sha1(self.id.encode(), usedforsecurity=False).hexdigest()[:8]
+        return share[0] if int(digits, 16) % 1000 < share[1] else "any"
 
     @property
     def place(self) -> float:
@@ -119,13 +126,14 @@ class TrueJob:
         self.fence, self.alone = "", False
         return self.strikes >= LAST_STRIKE or self.faults >= MAX_FAULTS
 
-    def wait(self, now_ms: int) -> None:
+    def wait(self, now_ms: int, share: Share | None) -> None:
         self.state, self.waiting_from_ms, self.front = JobState.QUEUED, now_ms, False
+        self.lane = self.belongs(share)
 
-    def forgive(self, now_ms: int) -> None:
+    def forgive(self, now_ms: int, share: Share | None) -> None:
         """The boot whose silence gave the strike spoke again."""
         self.strikes, self.faults, self.struck_by = self.strikes_before, self.faults - 1, ""
-        self.wait(now_ms)
+        self.wait(now_ms, share)
 
     def lease(
         self, *, boot: str, seq: int, fence: str, version: str, fingerprint: str, now_ms: int, end_ms: int

@@ -14,6 +14,7 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 from queue_machine.going_back import GoingBack
 from queue_machine.moments import Moments
 from queue_machine.preemption import Preemption
+from queue_machine.switching import Switching
 from queue_machine.world import World
 from queue_machine.zombies import Zombies
 
@@ -23,7 +24,7 @@ PARTS = 100_000
 """At most, of one seed: no two seeds share one."""
 
 
-class QueueMachine(Preemption, Zombies, Moments, GoingBack):
+class QueueMachine(Preemption, Zombies, Moments, Switching, GoingBack):
     @initialize(storage=st.booleans(), restarts=st.integers(0, 15))
     def meet_the_server(self, storage: bool, restarts: int) -> None:
         # Few examples restart the real server; in the others it fails over in a moment.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from headpond.jobs import JobState
 from queue_machine.fairness import Fairness
-from queue_machine.jobs import TrueJob
+from queue_machine.jobs import Share, TrueJob
 from queue_machine.reader import StreamReader
 from queue_machine.workers import Writing
 
@@ -32,7 +32,8 @@ class ServerTruth:
     """What the server has acknowledged. seqs: of each boot's last claim. picks: how many jobs were ever claimed.
     journal: (kind, id) by journal id, of what no trim has taken. owed: lanes whose wake token a consumer has taken: it,
     or whoever ends its block next, will claim (invariant 6). noticed: boots that were told that a job of theirs ended,
-    and have not heard it. end_ms, end_gap_ms: of the last job that ran to its end; the usual time between two."""
+    and have not heard it. end_ms, end_gap_ms: of the last job that ran to its end; the usual time between two. share:
+    of the trial that has one. outcomes: (id, version, state) of what ended while one had. seq: of the alias."""
 
     jobs: dict[str, TrueJob] = field(default_factory=dict)
     fairness: Fairness = field(default_factory=Fairness)
@@ -47,6 +48,9 @@ class ServerTruth:
     noticed: set[str] = field(default_factory=set)
     end_ms: int | None = None
     end_gap_ms: float | None = None
+    share: Share | None = None
+    outcomes: list[tuple[str, str, str]] = field(default_factory=list)
+    seq: int = 0
 
 
 @dataclass(slots=True)
@@ -100,7 +104,10 @@ class Model:
             bands.shares[band].rest()
         for job in jobs:
             job.tag = bands.turns[job.band].tag(job.entry)
-            job.wait(now_ms)
+            job.wait(now_ms, self.server.share)
+            if job.lane != "any":
+                # It may wait for its version while its tenant's others, that were paid for after it, are served.
+                bands.shares[job.band].unsettle(job.entry.tenant)
 
     def _idle(self, band: str) -> bool:
         return not self.running() and not any(job.band == band for job in self.queued())
@@ -143,9 +150,15 @@ class Model:
     def take_back(self, job: TrueJob, now_ms: int, *, fault: bool = False, silent: bool = False) -> None:
         self.reached["strike by silence" if silent else "strike by a fault" if fault else "lease given back"] += 1
         if job.lose_lease(fault=fault, silent=silent):
+            self.note_outcome(job, JobState.DEAD)
             self.end(job, JobState.DEAD, now_ms)
         else:
-            job.wait(now_ms)
+            job.wait(now_ms, self.server.share)
+
+    def note_outcome(self, job: TrueJob, state: JobState) -> None:
+        if self.server.share is not None and job.served_by:
+            self.server.outcomes.append((job.id, job.served_by, state.value))
+            self.reached["outcome noted"] += 1
 
     def forget(self, job: TrueJob) -> None:
         self.reached["dropped"] += 1

@@ -60,7 +60,8 @@ MUTATIONS = (
     Mutation("an end names the last offset", "if offset ~= r[OFFSET] then return 'gap' end", ""),
     Mutation("tenants take turns", "local start = math.max(f.v, f.last[tenant])", "local start = f.v"),
     Mutation(
-        "a returned job keeps its tag", "local lane = lane_of(r)\n", "local lane = lane_of(r)\n  r[TAG] = r[TAG] + 1\n"
+        "a returned job keeps its tag", "  local lane = lane_of(id, r)\n",
+        "  local lane = lane_of(id, r)\n  r[TAG] = r[TAG] + 1\n",
     ),
     Mutation("a server that comes back has a higher incarnation", "inc = math.max(now, inc + 1000)", "inc = inc"),
     Mutation(
@@ -102,8 +103,35 @@ MUTATIONS = (
     Mutation("a claim sees to what is due", "if due ~= 0 and last_tick", "if last_tick"),
     Mutation(
         "a version is waited for while a worker loads its model",
-        "if row[8] == 'loading' and now - seen < LOADING_MS then return true end",
-        "",
+        "if worker.version == version or worker.state == 'loading' then",
+        "if worker.version == version then",
     ),
     Mutation("the time between ends counts no wait for work", "math.min(earliest or now, r[CLAIMED])", "0"),
+    Mutation(
+        "a trial that is over gives back its share",
+        "        if r and bound_version(r) == '' then",
+        "        if false then",
+    ),
+    Mutation(
+        "a trial that nobody serves loses its share",
+        "if trial and version_of(lane) == trial then stop_share() end",
+        "",
+    ),
+    Mutation(
+        "who claims for one lane wakes those who read the others",
+        "for _, lane in ipairs({ 'any', 'suspect' }) do",
+        "for _, lane in ipairs({}) do",
+    ),
+    Mutation(
+        "who claims for one lane leaves the others alone",
+        "if own_lane == 1 then mine = { version, 'suspect@' .. version }",
+        "if own_lane == 1 then mine = { 'any', version, 'suspect@' .. version }",
+    ),
+    Mutation(
+        "virtual time does not pass what a claim for one lane does not see",
+        "math.min(r[TAG], least[r[BAND]] or r[TAG])",
+        "r[TAG]",
+    ),
+    Mutation("one worker at a time has the turn", "(mine or (not copy.turn and not stays()))", "(mine or not stays())"),
+    Mutation("a copy of an alias does not go back", "if known and seq < known then return { known, 0 } end", ""),
 )

@@ -20,7 +20,7 @@ WHEN: tuple[tuple[float, float | None], ...] = (
     (0.0, None), (0.0, None), (0.0, None), (0.0, None), (3.0, None), (0.0, 6.0), (4.0, 9.0), (0.0, 45.0),
 )  # fmt: skip
 """delay_s and deadline_s."""
-PINS = ("", "", "", "", "v1", "v2")
+PINS = ("", "", "", "", "1", "2")
 BOUNDS = (0, 0, 0, 6)
 
 name = st.integers(0, len(NAMES) - 1)

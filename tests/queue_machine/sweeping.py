@@ -24,7 +24,7 @@ from queue_machine.snapshot import Snapshot
 def forgive(model: Model, boot: str, now_ms: int) -> None:
     for job in model.queued():
         if job.struck_by == boot:
-            job.forgive(now_ms)
+            job.forgive(now_ms, model.server.share)
             model.reached["strike forgiven"] += 1
 
 
@@ -72,6 +72,7 @@ def sweep(
         if job.state is JobState.RUNNING and job.lease_end_ms <= now_ms:
             silent = job.boot != speaker
             model.take_back(job, now_ms, fault=silent, silent=silent)
+    _end_share(model, now_ms, moved_ms, workers, before, after)
     for job in live:
         if job.state is JobState.QUEUED:
             _end_waits(model, job, now_ms, moved_ms, workers, before, after)
@@ -119,16 +120,17 @@ def _end_waits(
     if job.suspect and front_ms <= now_ms:
         model.reached["suspect at the front"] += not job.front
         job.front = True
-    if not job.version or job.id not in after.run:
+    version = version_of(job.lane)
+    if not version or job.id not in after.run:
         return
     row = after.row(job.id)
     if job.entry.pinned:
         gave_up = row.state is JobState.FAILED and row.ended_ms == now_ms
     else:
-        gave_up = row.state in (JobState.QUEUED, JobState.RUNNING) and row.served_by != job.served_by
+        gave_up = row.state in (JobState.QUEUED, JobState.RUNNING) and row.lane != job.lane
     if gave_up:
-        assert not serves(workers, job.version, now_ms), f"{job.id} gave up {job.version}, which is served"
-        assert gone_ms <= now_ms, f"{job.id} gave up {job.version} without a wait"
+        assert not serves(workers, version, now_ms), f"{job.id} gave up {version}, which is served"
+        assert gone_ms <= now_ms, f"{job.id} gave up {version} without a wait"
         if job.entry.pinned:
             model.reached["version gone"] += 1
             model.end(job, JobState.FAILED, now_ms)
@@ -136,8 +138,10 @@ def _end_waits(
             # Whose wait as a suspect ended after this one is first in its new lane too.
             front = job.front and gone_ms <= front_ms
             model.reached["version given up"] += 1
+            model.reached["share given up"] += not job.version
             job.served_by = ""
-            job.wait(now_ms)
+            job.wait(now_ms, model.server.share)
+            model.server.fairness.shares[job.band].unsettle(job.entry.tenant)
             job.front = front
 
 
@@ -149,6 +153,24 @@ def serves(workers: Mapping[str, bytes], version: str, now_ms: int) -> bool:
             if (its[1] == version and silent_ms < SERVING_MS) or (its[7] == "loading" and silent_ms < LOADING_MS):
                 return True
     return False
+
+
+def _end_share(
+    model: Model, now_ms: int, moved_ms: int, workers: Mapping[str, bytes], before: Snapshot, after: Snapshot
+) -> None:
+    """A trial that nobody has served for long enough has its share no longer."""
+    share = model.server.share
+    if share is None or after.meta("trial"):
+        return
+    version = share[0]
+    waits = [before.zset("waits").get(f"gone:{lane}", now_ms + 1) for lane in (version, f"suspect@{version}")]
+    assert min(waits) + moved_ms <= now_ms, f"{version} lost its share without a wait"
+    assert not serves(workers, version, now_ms), f"{version} lost its share, and is served"
+    model.server.share = None
+
+
+def version_of(lane: str) -> str:
+    return "" if lane == "any" else lane.removeprefix("suspect").removeprefix("@")
 
 
 def is_suspect(lane: str) -> bool:

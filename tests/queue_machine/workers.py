@@ -33,7 +33,8 @@ class Writing:
 @dataclass(slots=True)
 class Process:
     """One life of one worker process. seq: of the last claim whose reply it has. unanswered: whether a claim under the
-    next seq was made, and its reply lost. loads: whether it says that it loads its model."""
+    next seq was made, and its reply lost. loads: whether it says that it loads its model. own_lane: whether it
+    claims what waits for its version alone."""
 
     boot: str
     seat: int
@@ -44,10 +45,12 @@ class Process:
     unanswered: bool = False
     held: list[Writing] = field(default_factory=list)
     loads: bool = False
+    own_lane: bool = False
 
     @property
     def lanes(self) -> list[str]:
-        return ["any", "suspect"] + ([self.version, f"suspect@{self.version}"] if self.version else [])
+        own = [self.version, f"suspect@{self.version}"] if self.version else []
+        return own if self.own_lane else ["any", "suspect", *own]
 
     @property
     def newest(self) -> list[Writing]:

@@ -52,7 +52,7 @@ class Writers(Calls):
             # A client makes a new nonce for each call, also for a repeated one.
             return ops.claim(
                 process.boot, seq=seq, nonce=f"n{self.model.new_serial()}", slots=slots, version=process.version,
-                fingerprint=process.fingerprint, host="host", settle=settlements,
+                fingerprint=process.fingerprint, host="host", own_lane=process.own_lane, settle=settlements,
             )  # fmt: skip
 
         def expect(told: Claimed, after: Snapshot) -> bool:
@@ -216,7 +216,9 @@ class Writers(Calls):
         return Append(writing.id, writing.fence, TokenRun(start, ids, (" t",) * len(ids)))
 
     def _full_version(self, process: Process) -> str:
-        return process.version if process.free == 0 else ""
+        if process.free:
+            return ""
+        return ops.OWN_LANE + process.version if process.own_lane else process.version
 
     @somebody_works
     @rule(at=seat, n=which, state=st.sampled_from((JobState.FINISHED, JobState.FINISHED, JobState.FAILED)), ahead=which,

@@ -191,7 +191,8 @@ class JobRuns(ABC):
             pieces=stream.pieces,
             embeddings=watch.vectors,
         )
-        if stream.finish(result.state, pack_result(result), (error or "")[:500]):
+        first_token_s = result.timings.first_token_s
+        if stream.finish(result.state, pack_result(result), (error or "")[:500], first_token_s=first_token_s):
             self.totals.add_job()
             logger.info("job_ended job=%s state=%s tokens=%d", lease.id, result.state.value, len(stream))
         else:

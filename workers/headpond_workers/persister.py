@@ -35,6 +35,7 @@ from headpond_workers.persistence.aof_sync import AofSync
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.storage_settings import storage_of
 from headpond_workers.redaction import Secrets
+from headpond_workers.rollover.alias_follower import AliasFollower
 from headpond_workers.secret_filter import start_logging
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,8 @@ class Persister:
         self._server = Server(address)
         self._leave = threading.Event()
         self._aof = AofSync(settings.state_folder / EMBEDDED_VALKEY_FOLDER) if settings.redis.url is None else None
-        writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
-        self._persistence = Persistence(address, self._blobs, writer=writer, model_server=self._server)
+        self._writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
+        self._persistence = Persistence(address, self._blobs, writer=self._writer, model_server=self._server)
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT. Returns the exit code."""
@@ -76,15 +77,20 @@ class Persister:
         pool.queue_prefetch = 2
         pool.start()
         broker.emit_after("process_boot")
+        follower = AliasFollower(self._server, self._blobs, writer=self._writer)
+        follower.start()
         logger.info("persister_ready")
         next_tick = time.monotonic()
         while not self._leave.is_set():
+            if not follower.is_alive():
+                raise RuntimeError("the thread that follows aliases has died; its traceback is above")
             try:
                 self._persistence.tick()
             except HeadpondError as error:
                 logger.warning("tick_failed error=%s", error)
             next_tick = max(next_tick + INTERVAL_S, time.monotonic())
             self._leave.wait(next_tick - time.monotonic())
+        follower.stop()
         pool.stop(timeout=10_000)
         self._last_commit()
         broker.close()

@@ -61,12 +61,15 @@ class JobStream:
         """Wait until the server has all tokens; False if the lease was lost first."""
         return self._writer.wait_sent(self)
 
-    def finish(self, state: JobState, result: bytes, reason: str = "") -> bool:
+    def finish(
+        self, state: JobState, result: bytes, reason: str = "", *, first_token_s: float | None = None
+    ) -> bool:
         """End the job after its last token. Waits for a server that is away; False if the lease was lost."""
         job_id, fence = self.held.key
-        return self._writer.end(
-            self, finish(job_id, fence, offset=len(self), state=state, result=result, reason=reason)
+        done = finish(
+            job_id, fence, offset=len(self), state=state, result=result, reason=reason, first_token_s=first_token_s
         )
+        return self._writer.end(self, done)
 
     def _next(self) -> Append | None:
         end = min(len(self._ids), self._sent + MAX_ENTRY_TOKENS)

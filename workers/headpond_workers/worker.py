@@ -2,6 +2,8 @@
 
     python -m headpond_workers.worker --config headpond.toml --model chat --instance chat-0
 
+With `rollover = "side-by-side"` this becomes the parent of two such processes at most: see `headpond_workers.pair`.
+
 SIGTERM drains: no job is claimed any more, running ones may end within drain_timeout_s, the rest are parked with
 their tokens. SIGHUP reads the configuration again, for what needs no restart: settings of the queue, secret files.
 Exit codes: 0 drained; 78 (EX_CONFIG) the configuration or the model cannot be loaded, another deployment means another
@@ -14,16 +16,19 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from headpond.errors import ConfigError, HeadpondError
-from headpond.settings import load_settings
+from headpond.settings import Settings, load_settings
 from headpond_workers.naming.identity import identity_or_passing, named_identity
 from headpond_workers.naming.instance_lock import instance_lock
 from headpond_workers.naming.name_keeper import Started
 from headpond_workers.redaction import Secrets
+from headpond_workers.rollover.pair_line import PairLine
+from headpond_workers.rollover.pair_program import changes_side_by_side, pair_argv
 from headpond_workers.secret_filter import start_logging
 from headpond_workers.worker_process import EX_CONFIG, WorkerProcess, one_line
 
@@ -43,6 +48,13 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def become_pair(settings: Settings, model: str, instance: str) -> NoReturn:
+    """Go on as the parent that starts such a worker: one that a supervisor of ours did not start as that already."""
+    argv = pair_argv(settings, model, instance)
+    logging.shutdown()
+    os.execv(argv[0], argv)  # noqa: S606 - its purpose
+
+
 def main(argv: list[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(prog="headpond-worker", description="Serve one model's queue in this process.")
     parser.add_argument("--config", type=Path, required=True, help="headpond.toml")
@@ -58,7 +70,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
         instance = options.instance or f"{options.model}-{os.getpid()}"
         started = Started.BY_SUPERVISOR if SUPERVISED in os.environ else Started.BY_HAND
         named = os.environ.get(DEPLOYMENT) if started is Started.BY_HAND else None
-        with instance_lock(settings.state_folder, instance):
+        pair = PairLine.of(os.environ)
+        if pair is None and changes_side_by_side(settings.model(options.model)):
+            become_pair(settings, options.model, instance)
+        # In a pair it is held by the parent, of whom there is one.
+        with nullcontext() if pair is not None else instance_lock(settings.state_folder, instance):
             identity = named_identity(named) if named else identity_or_passing(settings.state_folder)
             code = WorkerProcess(
                 settings,
@@ -68,6 +84,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
                 started=started,
                 secrets=secrets,
                 read_again=read,
+                pair=pair,
             ).run()
     except HeadpondError as error:
         logger.error("worker_failed error=%s", one_line(error))

@@ -1,64 +1,71 @@
-"""One worker process from its first word to its last: it meets its queue, loads, serves, drains."""
+"""One worker process from its first word to its last: it meets its queue, loads, serves, drains.
+
+A worker whose version changes in place drains, then begins anew (`rollover.in_place`). One that changes side by side
+asks its parent for another worker, serves on meanwhile, and drains when that parent tells it to.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
-import dramatiq
-from dramatiq.middleware import CurrentMessage
 from ulid import ULID
 
-from headpond.broker import HeadpondBroker
 from headpond.connections import redis_of
-from headpond.consumer import LeasedMessage
 from headpond.errors import (
+    BlobError,
     ConfigError,
-    EngineBroken,
     EngineError,
     HeadpondError,
     ModelFileError,
     NameTaken,
     RedisUnavailable,
-    UpstreamClosed,
+    VersionError,
 )
-from headpond.operations import QueuePolicy
 from headpond.queue import JobQueue, Server
 from headpond.settings import Settings
-from headpond.submission import GENERATE
-from headpond.tables import ModelTable
-from headpond.workers import WorkerRow, WorkerState, pack_worker
-from headpond_workers.engines.protocol import DeviceUse, Engine, RelayEngine
-from headpond_workers.generation import Generation, JobRuns
+from headpond.tables import ModelTable, VersionedModel
+from headpond.workers import WorkerState
+from headpond_workers.checkpoints.cache import HeldVersion, VersionCache
+from headpond_workers.checkpoints.registry import Registry
+from headpond_workers.checkpoints.resolving import open_storage
+from headpond_workers.engines.protocol import Engine, RelayEngine
+from headpond_workers.job_service import JobService
 from headpond_workers.loading import device_use_of, load_any, renew_secrets_of, workers_of
 from headpond_workers.naming.identity import Identity
 from headpond_workers.naming.name_keeper import NameKeeper, Started
+from headpond_workers.own_row import OwnRow
 from headpond_workers.persistence.storage_settings import has_storage
 from headpond_workers.redaction import Secrets
-from headpond_workers.relaying import Relaying
+from headpond_workers.rollover.alias_store import AliasStore
+from headpond_workers.rollover.in_place import begin_anew, hear_signals
+from headpond_workers.rollover.pair_line import PairLine
+from headpond_workers.rollover.serving_version import ServingVersion
+from headpond_workers.rollover.version_store import VersionStore
+from headpond_workers.rollover.version_watch import VersionWatch
 from headpond_workers.secret_filter import learn_references
-from headpond_workers.token_writer import TokenWriter
-from headpond_workers.totals import Totals
-from headpond_workers.upstream_gate import UpstreamGate
 
 logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
+EX_REFUSED = 1
+"""Of a worker that could not load beside another one, which goes on: nothing of the configuration is wrong."""
 RECONNECT_S = 1.0
 WATCH_INTERVAL_S = 1.0
 HOLD_INTERVAL_S = 10.0
 """How often a worker sees to it that its deployment holds its name still."""
-FIRST_PROBE_WAIT_S = 15.0
-"""How long a proxy's worker waits to hear whether its server serves, before it says that it is ready itself."""
-PARK_GRACE_S = 5.0
-"""How long an engine may take to hear that its sequences are to be parked."""
+
+
+class _Left(NamedTuple):
+    """Why a worker stopped serving: for another version, or because its name is another's, or it was told to leave."""
+
+    version: str = ""
+    name_lost: NameTaken | None = None
 
 
 class WorkerProcess:
@@ -74,30 +81,28 @@ class WorkerProcess:
         started: Started,
         secrets: Secrets,
         read_again: Callable[[], Settings],
+        pair: PairLine | None = None,
     ) -> None:
         """secrets: learns those of this model, and keeps them out of what is stored. read_again: the settings as they
-        are now, after a SIGHUP. Raises ConfigError."""
+        are now, after a SIGHUP. pair: the line to the parent that starts another worker beside this one; None: this
+        one changes its version in place. Raises ConfigError."""
         self._settings, self._read_again = settings, read_again
-        self._model_settings = settings.model(model)
-        self._secrets = secrets
-        learn_references(secrets, self._model_settings)
-        self._model, self._instance = model, instance
-        self._boot = str(ULID())
-        self._started_ms = int(time.time() * 1000)
-        self._state, self._last_error, self._version = WorkerState.STARTING, "", ""
+        self._secrets, self._pair = secrets, pair
+        table = settings.model(model)
+        learn_references(secrets, table)
+        self._model, self._started = model, started
         self._leave, self._hang_up = threading.Event(), threading.Event()
-        self._started = started
-        self._identity = identity
-        self._device = DeviceUse()
         self._storage = has_storage(settings)
         self._server = Server(redis_of(settings, learn=secrets.learn))
         self._name = NameKeeper(
             self._server, settings, model, identity=identity, started=started, storage=self._storage
         )
-        self._broker: HeadpondBroker | None = None
-        self._generation: JobRuns | None = None
-        self._gate: UpstreamGate | None = None
-        self._totals = Totals()
+        self._row = OwnRow(
+            table, model, instance, boot=str(ULID()), deployment=identity.id, redact=secrets.redact,
+            pid=None if pair is None else pair.parent,
+        )  # fmt: skip
+        self._row.beside = pair is not None and not pair.alone
+        self._held: HeldVersion | None = None
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. Returns the exit code. Raises NameTaken."""
@@ -107,18 +112,21 @@ class WorkerProcess:
         at_terminal = self._started is Started.BY_HAND and sys.stdin is not None and sys.stdin.isatty()
         hung_up = self._leave if at_terminal else self._hang_up
         signal.signal(signal.SIGHUP, lambda *_: hung_up.set())
+        hear_signals()
         queue = self._meet()
         if queue is None:
             return 0
-        self._announce(queue, WorkerState.LOADING)
+        self._row.announce(queue, WorkerState.LOADING)
+        serving = self._serving_version(queue)
         try:
-            engine = load_any(self._model_settings, workers_on_host=workers_of(self._settings))
-        except (EngineError, ModelFileError, ConfigError) as error:
-            logger.error("load_failed model=%s error=%s", self._model, error)
-            self._last_error = self._secrets.redact(str(error))
-            self._announce(queue, WorkerState.FAILED)
-            return EX_CONFIG
-        return self._serve(engine, queue)
+            table = self._row.table if serving is None else self._table_of(serving)
+            if table is None:
+                self._forget(queue)
+                return 0
+            engine = load_any(table, workers_on_host=workers_of(self._settings))
+        except (EngineError, ModelFileError, VersionError, BlobError, ConfigError, MemoryError) as error:
+            return self._not_loaded(error, serving, queue)
+        return self._serve(engine, queue, serving)
 
     def _meet(self) -> JobQueue | None:
         """The model's queue, however long the server takes to come; None if told to leave first.
@@ -134,189 +142,176 @@ class WorkerProcess:
                 self._leave.wait(RECONNECT_S)
         return None
 
-    def _serve(self, engine: Engine | RelayEngine, queue: JobQueue) -> int:
+    def _serving_version(self, queue: JobQueue) -> ServingVersion | None:
+        """None for a model that is no version in storage. Raises ConfigError."""
+        source, row = self._row.table.version_source, self._row
+        if source is None:
+            return None
+        who = f"{row.instance} on {row.host}"
+        registry = Registry(open_storage(self._settings, learn=self._secrets.learn), source.name, writer=who)
+        alias, store = AliasStore(source, registry, who=who), VersionStore(registry, VersionCache.of(self._settings))
+        return ServingVersion(source, alias, store, queue, row, leave=self._leave)
+
+    def _table_of(self, serving: ServingVersion) -> ModelTable | None:
+        """The table to load, with the version's files on this machine; None if told to leave first."""
+        # Held as long as this process lives: what is in use is never taken out of the cache.
+        held, table = serving.begin(), self._row.table
+        self._held = held
+        if held is None or not isinstance(table, VersionedModel):
+            return None
+        return table.loaded_from(held.path)
+
+    def _not_loaded(self, error: Exception, serving: ServingVersion | None, queue: JobQueue) -> int:
+        """A version that can be given up is, and this process begins anew with the other one; or it leaves, where a
+        worker beside it serves that. Returns the exit code."""
+        row = self._row
+        logger.error("load_failed model=%s version=%s error=%s", self._model, row.version, error)
+        reason = self._secrets.redact(str(error) or type(error).__name__)
+        other = ""
+        if serving is not None and not isinstance(error, ConfigError):
+            other = serving.give_up(serving.version, f"{row.instance} on {row.host}: {reason}")
+        if self._leave.is_set():
+            self._forget(queue)
+            return 0
+        if not other:
+            row.last_error = reason
+            row.announce(queue, WorkerState.FAILED)
+            return EX_CONFIG
+        if self._pair is not None and not self._pair.alone:
+            self._forget(queue)
+            return EX_REFUSED
+        row.version = other
+        row.announce(queue, WorkerState.LOADING)
+        self._begin_anew()
+        self._forget(queue)  # told to leave just now
+        return 0
+
+    def _serve(self, engine: Engine | RelayEngine, queue: JobQueue, serving: ServingVersion | None) -> int:
         """Until told to leave. Returns the exit code."""
-        settings, info = self._model_settings, engine.info
-        self._device = device_use_of(engine)
-        self._version = f"local-{info.fingerprint[:12]}"
-        broker = self._broker = HeadpondBroker(
-            self._server,
-            middleware=[CurrentMessage()],
-            slots=info.slots,
-            lease_s=settings.lease_s,
-            boot=self._boot,
-            version=self._version,
-            fingerprint=info.fingerprint,
-            anew=engine.anew if isinstance(engine, RelayEngine) else "",
-            storage=self._storage,
-            row=lambda: pack_worker(self._row()),
-        )
-        writer = TokenWriter(queue, full_version=lambda: broker.full_version(self._model))
-        writer.start()
-        generation = self._generation = self._runs_of(engine, queue, writer, broker)
-
-        def generate(request: dict[str, Any]) -> None:
-            message = CurrentMessage.get_current_message()
-            if not isinstance(message, LeasedMessage):
-                raise TypeError("generate runs under a lease only")
-            generation.run(request, message.held)
-
-        # Of dramatiq's middleware only CurrentMessage is there: no retries and no time limit but the queue's own.
-        dramatiq.actor(actor_name=GENERATE, queue_name=self._model, broker=broker)(generate)
-        pool = dramatiq.Worker(broker, queues={self._model}, worker_threads=info.slots)
-        pool.queue_prefetch = info.slots
-        gate = self._gate
-        if gate is not None:
-            gate.start()
-            _wait_until(lambda: gate.asked or self._leave.is_set(), FIRST_PROBE_WAIT_S)
-        closed = gate.closed if gate is not None else None
-        self._announce(queue, WorkerState.READY, fingerprint=info.fingerprint)
-        pool.start()
-        # dramatiq's own command line would say this; but it forks, and a loaded model must not be forked.
-        broker.emit_after("process_boot")
-        logger.info("ready model=%s version=%s slots=%d", self._model, self._version, info.slots)
-        looked = time.monotonic()
-        lost: NameTaken | None = None
-        while not self._leave.wait(WATCH_INTERVAL_S):
-            if gate is not None and gate.closed is not closed:
-                closed = gate.closed
-                self._announce(queue, WorkerState.READY, fingerprint=info.fingerprint)
-            if not (writer.is_alive() and broker.keeps_leases() and (gate is None or gate.is_alive())):
-                # Without them jobs would be claimed and never end. A new process begins with a clean slate.
-                raise RuntimeError("a thread of this worker has died; its traceback is above")
-            if generation.broken.is_set():
-                raise EngineBroken(f"{generation.last_error} A new process takes over.")
-            if self._hang_up.is_set():
-                self._hang_up.clear()
-                self._take_over(engine, queue)
-                looked = -HOLD_INTERVAL_S
-            if time.monotonic() - looked >= HOLD_INTERVAL_S:
-                looked, self._device = time.monotonic(), device_use_of(engine)
-                if (lost := self._name.lost()) is not None:
-                    break
-        self._drain(broker, generation, queue)
-        if lost is None:
+        row, fingerprint = self._row, engine.info.fingerprint
+        row.device = device_use_of(engine)
+        row.version = f"local-{fingerprint[:12]}" if serving is None else serving.version
+        service = JobService(engine, queue, row, storage=self._storage, redact=self._secrets.redact)
+        service.prepare(self._leave)
+        row.announce(queue, WorkerState.READY, fingerprint=fingerprint)
+        watch = None
+        if serving is not None and serving.follows:
+            watch = VersionWatch(serving, busy=service.busy, own_lane=service.claim_own_lane)
+            self._look_first(watch)
+        if self._pair is not None:
+            # Before the first claim: a parent that has not heard it may kill this process at no cost.
+            self._pair.say_ready()
+        service.start()
+        logger.info("ready model=%s version=%s slots=%d", self._model, row.version, engine.info.slots)
+        left = self._until_left(engine, queue, service, watch)
+        if watch is not None and not left.version:
+            # While it drains for another version it goes on asking: else its turn to change might pass.
+            watch.stop()
+        self._drain(service, queue)
+        if left.version:
+            row.version = left.version
+            if service.busy():
+                self._release(queue)
+            # The row stays, so that nobody takes this worker for gone until it has begun anew.
+            row.announce(queue, WorkerState.LOADING)
+            self._begin_anew()
+        self._forget(queue)
+        if left.name_lost is None:
             return 0
         # Last, where `headpond status` looks for it.
-        logger.error("name_lost model=%s error=%s", self._model, one_line(lost))
+        logger.error("name_lost model=%s error=%s", self._model, one_line(left.name_lost))
         return EX_CONFIG
 
-    def _take_over(self, engine: object, queue: JobQueue) -> None:
+    def _until_left(self, engine: object, queue: JobQueue, service: JobService, watch: VersionWatch | None) -> _Left:
+        """What goes on beside the jobs, until this worker is to serve no more."""
+        row, pair, looked = self._row, self._pair, time.monotonic()
+        fingerprint = service.broker.fingerprint
+        while not self._leave.wait(WATCH_INTERVAL_S):
+            service.check()
+            if watch is not None and not watch.is_alive():
+                raise RuntimeError("the thread that asks for versions has died; its traceback is above")
+            if service.opened_or_closed():
+                row.announce(queue, WorkerState.READY, fingerprint=fingerprint)
+            if pair is not None and row.beside and pair.alone:
+                row.beside = False
+                row.announce(queue, row.state, fingerprint=fingerprint)
+            if self._hang_up.is_set():
+                self._hang_up.clear()
+                self._take_over(engine, queue, service)
+                looked = -HOLD_INTERVAL_S
+            if time.monotonic() - looked >= HOLD_INTERVAL_S:
+                looked, row.device = time.monotonic(), device_use_of(engine)
+                if (lost := self._name.lost()) is not None:
+                    return _Left(name_lost=lost)
+            if watch is not None and (version := watch.wanted):
+                if pair is None:
+                    return _Left(version=version)
+                if pair.alone:
+                    pair.ask_for_another()
+        return _Left()
+
+    def _look_first(self, watch: VersionWatch) -> None:
+        """Before the first claim: a worker of a trial, or of an old version, is not to take any job."""
+        try:
+            watch.look()
+        except HeadpondError as error:
+            logger.warning("version_not_asked model=%s error=%s", self._model, error)
+        watch.start()
+
+    def _take_over(self, engine: object, queue: JobQueue, service: JobService) -> None:
         """After SIGHUP: what the configuration says now of the queue, and the secret files of the model's table.
 
         All else of it waits for a restart. A configuration that is wrong changes nothing.
         """
+        row = self._row
         try:
             table = self._read_again().model(self._model)
-            if type(table) is type(self._model_settings):
+            if type(table) is type(row.table):
                 live = table.all_live_keys() - {"workers"}
-                self._model_settings = self._model_settings.model_copy(
+                row.table = row.table.model_copy(
                     update={key: getattr(table, key) for key in live if key in type(table).model_fields}
                 )
-                self._name.mean(self._model_settings)
-                self._announce(queue, self._state)
+                self._name.mean(row.table)
+                row.announce(queue, row.state)
             # A new key is masked before anything can show it.
-            learn_references(self._secrets, self._model_settings)
-            renew_secrets_of(engine, self._model_settings, where=f"[models.{self._model}]")
-            if self._gate is not None:
-                self._gate.ask_anew()
+            learn_references(self._secrets, row.table)
+            renew_secrets_of(engine, row.table, where=f"[models.{self._model}]")
+            if service.gate is not None:
+                service.gate.ask_anew()
         except HeadpondError as error:
             logger.error("reload_failed model=%s error=%s", self._model, error)
         else:
             logger.info("reloaded model=%s", self._model)
 
-    def _runs_of(
-        self, engine: Engine | RelayEngine, queue: JobQueue, writer: TokenWriter, broker: HeadpondBroker
-    ) -> JobRuns:
-        stall_timeout_s = self._model_settings.stall_timeout_s
-        if not isinstance(engine, RelayEngine):
-            return Generation(
-                queue, writer, self._version, stall_timeout_s, on_broken=broker.drain, preempt=broker.preempt,
-                totals=self._totals, redact=self._secrets.redact, engine=engine,
-            )  # fmt: skip
-        gate = self._gate = UpstreamGate(engine, pause=broker.pause, resume=broker.resume)
-        return Relaying(
-            queue, writer, self._version, stall_timeout_s, on_broken=broker.drain, preempt=broker.preempt,
-            totals=self._totals, redact=self._secrets.redact, engine=engine, on_closed=gate.shut,
-        )  # fmt: skip
+    def _drain(self, service: JobService, queue: JobQueue) -> None:
+        timeout_s = self._row.table.drain_timeout_s
+        logger.info("draining model=%s running=%d timeout_s=%g", self._model, service.busy(), timeout_s)
+        # Else a row that is written meanwhile would say that it is ready.
+        self._row.state = WorkerState.DRAINING
+        service.broker.drain()
+        self._row.announce(queue, WorkerState.DRAINING)
+        service.drain(timeout_s)
 
-    def _drain(self, broker: HeadpondBroker, generation: JobRuns, queue: JobQueue) -> None:
-        timeout_s = self._model_settings.drain_timeout_s
-        logger.info("draining model=%s running=%d timeout_s=%g", self._model, len(broker.held()), timeout_s)
-        self._state = WorkerState.DRAINING
-        broker.drain()
-        self._announce(queue, WorkerState.DRAINING)
-        if not _wait_until(lambda: not broker.held(), timeout_s):
-            generation.parking.set()
-            _wait_until(lambda: not broker.held(), PARK_GRACE_S)
+    def _release(self, queue: JobQueue) -> None:
+        """Take the row away. What an engine would not let go comes back, without a strike."""
         try:
-            # What an engine would not let go comes back here, without a strike.
-            queue.unregister(self._boot)
+            queue.unregister(self._row.boot)
+        except HeadpondError as error:
+            logger.warning("unregister_failed error=%s", error)
+
+    def _forget(self, queue: JobQueue) -> None:
+        """Leave the queue for good, and the name with it if nobody else of this deployment has it."""
+        try:
+            queue.unregister(self._row.boot)
             self._name.leave(queue)
         except HeadpondError as error:
             logger.warning("unregister_failed error=%s", error)
 
-    def _announce(self, queue: JobQueue, state: WorkerState, *, fingerprint: str = "") -> None:
-        """Write this worker's row, if the server can be reached; each renewal writes it again."""
-        self._state = state
-        settings = self._model_settings
-        try:
-            queue.register(self._row(), policy_of(settings), fingerprint=fingerprint)
-        except HeadpondError as error:
-            logger.warning("announce_failed state=%s error=%s", state.value, error)
-
-    def _row(self) -> WorkerRow:
-        closed = self._gate.closed if self._gate is not None else None
-        return WorkerRow(
-            boot=self._boot,
-            model=self._model,
-            version=self._version,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            instance=self._instance,
-            slots=self._model_settings.slots,
-            busy=len(self._broker.held()) if self._broker else 0,
-            state=self._shown_state(closed),
-            last_error=self._secrets.redact(f"claims nothing: {closed}") if closed else self._engine_error(),
-            started_ms=self._started_ms,
-            tokens=self._totals.tokens,
-            jobs=self._totals.jobs,
-            tokens_per_s=self._totals.tokens_per_s(),
-            device=self._device.device,
-            memory_bytes=self._device.memory_bytes,
-            deployment=self._identity.id,
-        )
-
-    def _shown_state(self, closed: UpstreamClosed | None) -> WorkerState:
-        if self._state is WorkerState.READY and closed is not None and closed.needs_operator:
-            return WorkerState.FAILED
-        return self._state
-
-    def _engine_error(self) -> str:
-        return (self._generation.last_error if self._generation else "") or self._last_error
-
-
-def policy_of(settings: ModelTable) -> QueuePolicy:
-    """What a model's table says of its queue."""
-    return QueuePolicy(
-        lease_s=settings.lease_s,
-        retention_s=settings.retention_s,
-        stream_retention_s=min(settings.stream_retention_s, settings.retention_s),
-        suspect_wait_s=settings.suspect_wait_s,
-        version_wait_s=settings.version_wait_s,
-        weights=settings.tenant_weights,
-    )
+    def _begin_anew(self) -> None:
+        """Returns only if told to leave."""
+        begin_anew(self._leave, keep=() if self._pair is None else (self._pair.descriptor,))
 
 
 def one_line(error: Exception) -> str:
     """What an error says, for a line of a log."""
     return " ".join(str(error).split())
-
-
-def _wait_until(condition: Any, timeout_s: float) -> bool:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() >= until:
-            return False
-        time.sleep(0.02)
-    return True

@@ -1,26 +1,26 @@
 -- claim: settle leases that are over, then lease the best waiting jobs to one worker (Q3, Q5, Q6, Q7, Q11, Q12).
 -- ARGV: now, a msgpack array: boot, seq, nonce, slots (0: only settle), version and fingerprint ('' where tokens do not
---       depend on them), host, lease_ms (0 leaves it), why jobs with tokens begin anew here ('' if they go on), then
---       for each settlement: id, fence, what ('finished' | 'failed' end the job; 'parked' | 'preempted' | 'faulty' put
---       it back), offset, reason
+--       depend on them), host, lease_ms (0 leaves it), why jobs with tokens begin anew here ('' if they go on), own_lane
+--       (1: only lanes of its version are read), then for each settlement: id, fence, what ('finished' | 'failed' end
+--       the job; 'parked' | 'preempted' | 'faulty' put it back), offset, reason
 -- Reply: a msgpack array: state, next_due ms or -1, now, the statuses of all settlements as one array, then for each
 --        job: id, fence, attempt, gen, offset, submitted_ms, data entry
 -- Keeps: the same (boot, seq) gets the same leases again, so a lost reply leaves no ghost lease. Each lease has
 -- a fence of its own. The wake token of a lane that was read is there exactly when something is left to claim in it.
 local BATCH_EVERY = 8        -- one claimed job in so many is looked for in the batch band first
 local now, args = clock(ARGV[1]), cmsgpack.unpack(ARGV[2])
-local boot, seq, nonce, slots, version, fingerprint, host, lasts, anew = unpack(args, 1, 9)
+local boot, seq, nonce, slots, version, fingerprint, host, lasts, anew, own_lane = unpack(args, 1, 10)
 local held, settled = prefix .. 'held:' .. boot, {}
 local given_up = 0           -- slots that a batch job has just left for a more urgent one
-if #args > 9 then
+if #args > 10 then
   local ids = {}
-  for i = 10, #args, 5 do ids[#ids + 1] = args[i] end
+  for i = 11, #args, 5 do ids[#ids + 1] = args[i] end
   local rows = load_runs(ids)
   collect()
-  for i = 10, #args, 5 do
+  for i = 11, #args, 5 do
     local id, fence, what, offset, reason = unpack(args, i, i + 4)
     if what == 'finished' or what == 'failed' then
-      local status = finish_lease(id, rows[id], fence, offset, what, '', reason, now)
+      local status = finish_lease(id, rows[id], fence, offset, what, '', reason, now, -1)
       -- Its worker lives and will send what is missing: the sweep below must not end its lease.
       -- Never shorter: where a sweep has just given all leases more (Q8), a repeat must leave that.
       if status == 'gap' then call('ZADD', leases, 'GT', now + lease_ms, id) end
@@ -70,12 +70,21 @@ else
   call('HSET', workers, boot .. ':seq', int(seq), boot .. ':seen', int(now))
   -- Other lanes than `any` are named in the set `lanes` while they hold jobs.
   local mine = { 'any' }
-  if call('EXISTS', lanes) == 1 then
+  if own_lane == 1 then mine = { version, 'suspect@' .. version }
+  elseif call('EXISTS', lanes) == 1 then
     mine = version == '' and { 'any', 'suspect' } or { 'any', version, 'suspect', 'suspect@' .. version }
   end
   local counters = call('HMGET', meta, 'picks', 'v:interactive', 'v:normal', 'v:batch')
   local picks = tonumber(counters[1]) or 0
   local v = { interactive = counters[2], normal = counters[3], batch = counters[4] }
+
+  -- Virtual time does not pass what waits where this worker does not look: who comes next would stand behind it (Q6).
+  local least = {}
+  if own_lane == 1 then
+    for _, band in ipairs(BANDS) do
+      least[band] = tonumber(call('ZRANGE', ready_key('any', band), 0, 0, 'WITHSCORES')[2])
+    end
+  end
 
   -- The best job of one band over the lanes that this worker reads; taken out of its lane.
   local function take(band)
@@ -134,7 +143,7 @@ else
         put('ZREM', waits, 's:' .. id)
       end
       forget_strike(id, r)
-      v[r[BAND]] = math.max(tonumber(v[r[BAND]]) or 0, r[TAG])
+      v[r[BAND]] = math.max(tonumber(v[r[BAND]]) or 0, math.min(r[TAG], least[r[BAND]] or r[TAG]))
       r[STATE], r[FENCE], r[WORKER], r[HOST] = 'running', nonce .. '.' .. #jobs, boot, host
       r[ATTEMPT], r[CLAIMED] = r[ATTEMPT] + 1, now
       if r[OFFSET] > 0 and r[FINGERPRINT] ~= fingerprint then
@@ -171,6 +180,12 @@ else
   for _, lane in ipairs(mine) do
     if has_jobs(lane) and not (suspect and is_suspect(lane)) then wake(lane)
     else call('DEL', prefix .. 'wake:' .. lane) end
+  end
+  -- It may have been woken by a lane that it read until a moment ago: somebody else must be.
+  if own_lane == 1 then
+    for _, lane in ipairs({ 'any', 'suspect' }) do
+      if has_jobs(lane) and not (suspect and is_suspect(lane)) then wake(lane) end
+    end
   end
 end
 flush(now)

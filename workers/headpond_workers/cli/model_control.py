@@ -182,7 +182,7 @@ def _await(deployment: Deployment, models: list[str], *, as_json: bool) -> None:
 
 
 def _table(lines: list[ModelLine]) -> None:
-    table = Table("name", "what", "version", box=None, pad_edge=False)
+    table = Table("name", "what", "version", "alias", box=None, pad_edge=False)
     for title in ("workers", "memory"):
         table.add_column(title, justify="right")
     for title in ("device", "state", "held by"):
@@ -196,6 +196,7 @@ def _table(lines: list[ModelLine]) -> None:
             Text(escape_controls(line.name)),
             Text(escape_controls(line.spec or line.engine)),
             Text(escape_controls(" ".join(line.versions)) or "-"),
+            Text("-" if line.alias is None else escape_controls(str(line.alias)), style=_alias_style(line)),
             f"{line.ready}/{wanted}",
             _size(line.rss_bytes) if line.rss_bytes else "-",
             Text(escape_controls(device)),
@@ -204,6 +205,12 @@ def _table(lines: list[ModelLine]) -> None:
         )
     console = table_console()
     console.print(table if lines else "No models.")
+
+
+def _alias_style(line: ModelLine) -> str:
+    if line.alias is None or not (line.alias.switch.refused or line.alias.rolls_over):
+        return ""
+    return "bold red" if line.alias.switch.target in line.alias.switch.refused else "yellow"
 
 
 def _size(count: int) -> str:

@@ -63,5 +63,7 @@ def show_status(found: DeploymentStatus) -> None:
             console.print(
                 Text(f"{escape_controls(queue.model)} is closed: {escape_controls(queue.closed)}", style="bold red")
             )
+        if (alias := found.alias_of(queue.model)) is not None:
+            console.print(Text(f"{escape_controls(queue.model)} serves {escape_controls(str(alias))}"))
     console.print()
     console.print(workers if found.workers else "No workers.")

@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from headpond.settings import Settings
+from headpond_workers.rollover.pair_program import STOP_MARGIN_S
 from headpond_workers.supervision.private_files import write_private
 from headpond_workers.supervision.programs import (
     CONF_FOLDER,
     SERVER_STOP_WAIT_S,
     STARTS_FOLDER,
-    STOP_MARGIN_S,
     Program,
     model_of,
     render,

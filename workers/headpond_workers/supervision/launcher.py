@@ -27,16 +27,16 @@ next `headpond up` finds its ports free.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from headpond_workers.parent_death import end_with_parent
 
 ALWAYS_ALLOWED = (
     "PATH",
@@ -89,7 +89,6 @@ LONGEST_DELAY_S = 10.0
 STARTS = "headpond launcher: starts"
 """In the log, what stands above the last such line was written by earlier lives of the program."""
 HELD_BACK = "headpond launcher: it keeps ending at once"
-_PR_SET_PDEATHSIG = 1
 _USAGE = (
     "usage: launcher [--allow NAME]... [--allow-prefix PREFIX]... [--deny NAME]... [--names-only] [--backoff FILE] "
     "-- COMMAND [ARGUMENT]..."
@@ -192,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"headpond launcher: {error}", file=sys.stderr)
         return USAGE_STATUS
-    _end_with_parent()
+    end_with_parent(os.getppid())
     if launch.backoff is not None and (delay_s := hold_back(launch.backoff, now_s=time.time())):
         print(f"{HELD_BACK}; next start in {delay_s:g} s", file=sys.stderr)
         time.sleep(delay_s)
@@ -206,19 +205,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"headpond launcher: cannot run {command[0]}: {error.strerror}", file=sys.stderr)
     return CANNOT_EXECUTE_STATUS
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel for a SIGTERM when the parent dies; exec keeps that wish. Does nothing but on Linux."""
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
-        # Not fatal: the program runs as it should, and `headpond down` still stops it.
-        print(f"headpond launcher: prctl failed: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
-    if os.getppid() != parent:  # it died before the kernel had our wish
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from headpond.errors import MalformedDocument
 from headpond.models import Holder, ModelRow
 from headpond.spec import summary
 from headpond.workers import WorkerState
+from headpond_workers.rollover.alias_state import AliasState
 from headpond_workers.supervision.status import DeploymentStatus, WorkerStatus
 
 
@@ -35,7 +36,7 @@ class ModelState(StrEnum):
 class ModelLine:
     """One name. ready: workers, of all deployments. wanted: workers of this one; None if its configuration has no such
     model. rss_bytes: host memory of its workers on this machine. device_bytes: what engines say that they take of
-    their devices, everywhere."""
+    their devices, everywhere. alias: of a model that follows one."""
 
     name: str
     spec: str
@@ -48,6 +49,7 @@ class ModelLine:
     device_bytes: int
     state: ModelState
     holders: tuple[Holder, ...]
+    alias: AliasState | None = None
 
     def document(self) -> dict[str, Any]:
         """As `headpond models list --json` prints it."""
@@ -56,6 +58,7 @@ class ModelLine:
             "spec": self.spec,
             "engine": self.engine,
             "versions": list(self.versions),
+            "alias": None if self.alias is None else self.alias.document(),
             "workers": {"ready": self.ready, "wanted": self.wanted},
             "devices": list(self.devices),
             "rss_bytes": self.rss_bytes,
@@ -82,6 +85,7 @@ def list_models(
         _line(
             name, rows.get(name), [worker for worker in status.workers if worker.model == name],
             wanted=wanted.get(name), engine=engines.get(name, ""), stopped=name in stopped, host=host,
+            alias=status.alias_of(name),
         )
         for name in sorted({*rows, *wanted})
     ]  # fmt: skip
@@ -96,6 +100,7 @@ def _line(
     engine: str,
     stopped: bool,
     host: str,
+    alias: AliasState | None,
 ) -> ModelLine:
     ready = [worker for worker in workers if worker.state is WorkerState.READY]
     return ModelLine(
@@ -110,6 +115,7 @@ def _line(
         device_bytes=sum(worker.memory_bytes for worker in workers),
         state=_state(workers, len(ready), wanted=wanted or 0, stopped=stopped),
         holders=row.holders if row is not None else (),
+        alias=alias,
     )
 
 
@@ -140,6 +146,7 @@ def _rss_bytes(pid: int) -> int:
         process = psutil.Process(pid)
         if not any("headpond" in word for word in process.cmdline()):
             return 0
-        return int(process.memory_info().rss)
+        # A worker whose versions change side by side is the child of what its row names.
+        return sum(int(each.memory_info().rss) for each in (process, *process.children()))
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return 0

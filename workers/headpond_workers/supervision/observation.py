@@ -25,7 +25,7 @@ def observe(
         for model in sorted({*settings.models, *server.models()}):
             # Read, never opened: looking at a queue must not change what it is.
             queue = JobQueue(server, model)
-            queues.append(QueueStatus(model, queue.depths(), closed_reason(queue.meta())))
+            queues.append(QueueStatus(model, queue.depths(), closed_reason(queue.meta()), queue.read_switch()))
             rows += queue.workers()
     finally:
         server.close()

@@ -11,7 +11,6 @@ programs, and command lines are quoted by `_word`. What can be neither quoted no
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import sys
 import unicodedata
@@ -23,6 +22,12 @@ from headpond.errors import DeploymentError
 from headpond.overrides import prefix_of
 from headpond.settings import Settings
 from headpond.tables import secrets_of
+from headpond_workers.rollover.pair_program import (
+    changes_side_by_side,
+    pair_argv,
+    stop_wait_s,
+    worker_arguments,
+)
 from headpond_workers.supervision.launcher import is_always_allowed
 
 VALKEY = "valkey"
@@ -37,8 +42,6 @@ WORKER_PRIORITY = 300
 EX_CONFIG = 78
 """A worker that leaves with this status cannot load its model: starting it again would not help."""
 WORKER_ENDS_FOR_GOOD = (EX_CONFIG,)
-STOP_MARGIN_S = 15
-"""What a stopping process may take beyond its drain: to park its jobs and free the device."""
 SERVER_STOP_WAIT_S = 60
 PERSISTER_STOP_WAIT_S = 60
 
@@ -106,13 +109,12 @@ def worker(settings: Settings, model: str, index: int) -> Program:
     return Program(
         name=name,
         argv=(
-            *_python("headpond_workers.worker"),
-            *("--config", _config(settings)),
-            *("--model", model),
-            *("--instance", name),
+            pair_argv(settings, model, name)
+            if changes_side_by_side(table)
+            else (*_python("headpond_workers.worker"), *worker_arguments(settings, model, name))
         ),
         priority=WORKER_PRIORITY,
-        stop_wait_s=math.ceil(table.drain_timeout_s) + STOP_MARGIN_S,
+        stop_wait_s=stop_wait_s(table),
         ends_for_good=WORKER_ENDS_FOR_GOOD,
         allow=own,
         # The environment's layer of this model's settings.

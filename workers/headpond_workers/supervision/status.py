@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from headpond.switching import Switch
 from headpond.upkeep import Depths
 from headpond.workers import WorkerRow, WorkerState
+from headpond_workers.rollover.alias_state import AliasState
+from headpond_workers.rollover.pair_line import BESIDE
 from headpond_workers.supervision.programs import WORKER_ENDS_FOR_GOOD, split_worker_name
 from headpond_workers.supervision.supervisor import Process, ProcessState
 
@@ -18,11 +21,13 @@ or gone."""
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """How many jobs of one model stand where. closed: why nothing is handed out; empty if the queue is open."""
+    """How many jobs of one model stand where. closed: why nothing is handed out; empty if the queue is open.
+    switch: of a model that follows an alias, once its queue knows it."""
 
     model: str
     depths: Depths
     closed: str = ""
+    switch: Switch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,12 @@ class DeploymentStatus:
     queues: tuple[QueueStatus, ...]
     workers: tuple[WorkerStatus, ...]
 
+    def alias_of(self, model: str) -> AliasState | None:
+        """Where a model stands that follows an alias; None for any other."""
+        switch = next((queue.switch for queue in self.queues if queue.model == model), None)
+        ready = [w.version for w in self.workers if w.model == model and w.state is WorkerState.READY]
+        return None if switch is None else AliasState(switch, ready)
+
     def document(self) -> dict[str, Any]:
         """As `headpond status --json` prints it."""
         return {
@@ -60,6 +71,7 @@ class DeploymentStatus:
                     "model": queue.model,
                     "ready": queue.depths.ready,
                     **asdict(queue.depths),
+                    "alias": None if (alias := self.alias_of(queue.model)) is None else alias.document(),
                 }
                 for queue in self.queues
             ],
@@ -121,6 +133,10 @@ def join(
             continue
         of_instance = [row for row in rows if row.instance == name and ours(row)]
         row = next((row for row in of_instance if process.pid and row.pid == process.pid), None)
+        if row is None:
+            # A worker that was loaded beside another one, in the moment before it takes over its name.
+            beside = (row for row in rows if row.instance == name + BESIDE and row.pid == process.pid and ours(row))
+            row = next(beside, None)
         if row is not None and not process.state.ended:
             matched.add(row.boot)
             found.append(_from_row(row, silent_s=silent_s(row), here=True))

@@ -3,6 +3,7 @@ local MAX_STRIKES = 3        -- then a job is quarantined (Q11)
 local MAX_FAULTS = 25        -- leases of one job that ended by a crash or an engine's failure, with progress or without
 local PROGRESS_TOKENS = 8    -- a lease that made as many is no strike, and clears those before
 local KEPT_ATTEMPTS = 32     -- records of ended leases that are kept of one job
+local KEPT_OUTCOMES = 2000   -- jobs of one version whose ends are kept while a trial has its share
 
 -- Writes of many jobs in few commands. Between collect() and write() nothing that put() notes may be read back.
 local noted, order
@@ -112,6 +113,16 @@ local function log_attempt(id, r, now, how, reason)
   call('HSET', attempts, id, cmsgpack.pack(log))
 end
 
+-- While a trial has its share: how a job ended under the version that ran it. The oldest of a version make room.
+-- first_token_ms: from its lease to the first token; -1 where nobody says.
+local function note_outcome(id, r, state, first_token_ms, now)
+  if not trial or r[SERVED_BY] == '' or string.find(id, '#', 1, true) then return end
+  local key, version = prefix .. 'outcomes', r[SERVED_BY]
+  local place = call('HINCRBY', key, version, 1) % KEPT_OUTCOMES
+  call('HSET', key, version .. ':' .. int(place), cmsgpack.pack({ 1, id, version, state, first_token_ms, r[OFFSET],
+    r[OFFSET] - r[CLAIMED_OFFSET], math.max(0, now - r[CLAIMED]) }))
+end
+
 -- A lease ends and its job does not. Its fence is never accepted again.
 -- how: 'expired' and 'failed' (the engine) are faults; 'parked', 'preempted', 'unnamed' and 'left' are nobody's.
 local function take_back(id, r, now, how, reason)
@@ -134,6 +145,7 @@ local function take_back(id, r, now, how, reason)
   elseif r[FAULTS] >= MAX_FAULTS then why = r[FAULTS] .. ' leases ended by a fault' end
   if why and not background then
     r[STATE] = 'parked'
+    note_outcome(id, r, 'dead', -1, now)
     end_job(id, r, 'dead', why .. '; the last: ' .. reason, now)
   else
     make_ready(id, r, now)
@@ -159,7 +171,7 @@ local function forgive(boot, now)
 end
 
 -- Settlements name (id, fence): a repeat by the same fence gets the same answer.
-local function finish_lease(id, r, fence, offset, state, document, reason, now)
+local function finish_lease(id, r, fence, offset, state, document, reason, now, first_token_ms)
   if r and r[FENCE] == fence and (r[STATE] == 'finished' or r[STATE] == 'failed') then return 'done' end
   local no = refusal(r, fence)
   if no then return no end
@@ -168,6 +180,7 @@ local function finish_lease(id, r, fence, offset, state, document, reason, now)
     call('HSET', result, id, document)
     if not background then call('ZADD', streams, now + stream_retention_ms, id) end
   end
+  note_outcome(id, r, state, first_token_ms, now)
   end_job(id, r, state, reason, now)
   ends, earliest = ends + 1, math.min(earliest or now, r[CLAIMED])
   if r[OFFSET] > 0 then bump('tokens', r[OFFSET]) end

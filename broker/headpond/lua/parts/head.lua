@@ -14,13 +14,19 @@ local BANDS = { 'interactive', 'normal', 'batch' }
 local background = string.find(prefix, '{persistence}', 1, true) ~= nil
 
 local state_of = call('HMGET', meta, 'inc', 'state', 'storage', 'lease_ms', 'last_tick', 'retention_ms', 'graced',
-  'suspect', 'suspect_wait_ms', 'version_wait_ms', 'stream_retention_ms')
+  'suspect', 'suspect_wait_ms', 'version_wait_ms', 'stream_retention_ms', 'trial')
 local inc, open, storage = tonumber(state_of[1]), state_of[2] == 'open', state_of[3] == '1'
 local lease_ms, last_tick = tonumber(state_of[4] or 10000), tonumber(state_of[5])
 local retention_ms, graced = tonumber(state_of[6] or 86400000), state_of[7] == '1'
 local suspect = state_of[8]  -- id of the one suspect that runs (Q11); false without
 local suspect_wait_ms, version_wait_ms = tonumber(state_of[9] or 30000), tonumber(state_of[10] or 60000)
 local stream_retention_ms = tonumber(state_of[11] or 600000)
+-- Q5: the version that a share of the jobs goes to, in permille; false while no trial has one.
+local trial, share = state_of[12], nil
+if trial then
+  trial, share = string.match(trial, '^(.*):(%d+)$')
+  share = tonumber(share)
+end
 
 local function clock(arg)
   if arg ~= '' then return tonumber(arg) end

@@ -2,10 +2,13 @@
 local QUANTUM_TOKENS = 60    -- of one lease; else prefills eat up what preemption gains
 local PREEMPT_WAIT_MS = 5000 -- how long a worker that was told may take
 
--- Whether to tell a full worker to park this job. As many are told as interactive jobs wait that it could run.
+-- Whether to tell a full worker to park this job. version: what it serves, with @ before it where it reads the lanes of
+-- that alone. As many are told as interactive jobs wait that it could run.
 local function to_preempt(id, r, version, now)
   if version == '' or r[BAND] ~= 'batch' or r[OFFSET] - r[CLAIMED_OFFSET] < QUANTUM_TOKENS then return false end
-  local waiting = call('ZCARD', ready_key('any', 'interactive')) + call('ZCARD', ready_key(version, 'interactive'))
+  local own = string.match(version, '^@(.*)$')
+  local waiting = call('ZCARD', ready_key(own or version, 'interactive'))
+  if not own then waiting = waiting + call('ZCARD', ready_key('any', 'interactive')) end
   local told = call('ZSCORE', preempts, id)
   if waiting == 0 then
     if told then call('ZREM', preempts, id) end

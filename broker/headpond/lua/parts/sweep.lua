@@ -1,35 +1,26 @@
 -- Q8: due jobs become ready, deadlines end jobs, ended leases come back, retention ends. Run by every claim,
 -- renewal, waiting reader and persister, so that it happens with no worker alive.
-local SWEEP_LIMIT = 100      -- jobs that one sweep moves
-local SERVING_MS = 5000      -- a worker that said nothing for so long, and for two leases, serves nothing
-local LOADING_MS = 900000    -- so long one that loads its model, which it does in silence, may be what is waited for
 
-local function is_served(version, now)
-  local all = call('HGETALL', workers)
-  for i = 1, #all, 2 do
-    if not string.find(all[i], ':', 1, true) then
-      local ok, row = pcall(cmsgpack.unpack, all[i + 1])
-      local seen = tonumber(call('HGET', workers, all[i] .. ':seen') or 0)
-      if ok and type(row) == 'table' then
-        if row[2] == version and now - seen < math.max(SERVING_MS, 2 * lease_ms) then return true end
-        if row[8] == 'loading' and now - seen < LOADING_MS then return true end
-      end
-    end
-  end
-  return false
+-- Why a pinned job fails: nobody has served its version for version_wait_ms.
+local function gone_reason(version)
+  local refused = call('HGET', prefix .. 'switch', 'refused:' .. version)
+  local why = refused and ': it did not load: ' .. refused or ''
+  return 'no worker serves version ' .. version .. ' any more' .. why
 end
 
 -- Q5: nobody has served this lane's version for version_wait_ms. Pinned jobs fail; the others begin anew anywhere.
 -- Returns how many jobs it moved.
 local function give_up_version(lane, limit, now)
   local moved = 0
+  -- Else its share would come back here. Whoever serves the trial next begins it anew.
+  if trial and version_of(lane) == trial then stop_share() end
   for _, band in ipairs(BANDS) do
     for _, id in ipairs(call('ZRANGE', ready_key(lane, band), 0, limit - moved - 1)) do
       moved = moved + 1
       local r = load_run(id)
       if not r then call('ZREM', ready_key(lane, band), id)
       elseif r[PINNED] ~= '' then
-        end_job(id, r, 'failed', 'no worker serves version ' .. r[PINNED] .. ' any more', now)
+        end_job(id, r, 'failed', gone_reason(r[PINNED]), now)
       else
         unqueue(id, r)
         -- Its tokens stay until somebody claims it: should the same model come back, they are still good.
@@ -55,11 +46,16 @@ local function end_wait(member, limit, now)
     return 1
   end
   call('ZREM', waits, member)
+  if kind == 'back' then
+    local moved, more = move_back(name, limit, now)
+    if more > 0 then call('ZADD', waits, now, member) end
+    return math.max(1, moved)
+  end
   if not has_jobs(name) then
     call('SREM', lanes, name)
     return 1
   end
-  local version = is_suspect(name) and string.match(name, '@(.*)$') or name
+  local version = version_of(name)
   if is_served(version, now) then call('ZADD', waits, now + lease_ms, 'lane:' .. name)
   elseif kind == 'lane' then call('ZADD', waits, now + version_wait_ms, 'gone:' .. name)
   else

@@ -1,0 +1,147 @@
+"""Workers that follow an alias change to another version under load, in place, and no job fails. Real processes."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from conftest import Deployment, eventually
+from headpond import Client
+from headpond.errors import JobFailed
+from headpond.workers import WorkerState
+from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
+from version_flow import READY_S, SEED, Shelf, by_version, producing
+from worker_flow import Reading, assert_read_once, await_tokens
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess]:
+    with running_seaweed(tmp_path_factory.mktemp("seaweed")) as process:
+        yield process
+
+
+@pytest.fixture
+def shelf(deployment: Deployment, seaweed: SeaweedProcess) -> Shelf:
+    shelf = Shelf(deployment, seaweed)
+    shelf.start_persister()
+    return shelf
+
+
+def test_three_workers_change_under_load_and_back_and_no_job_fails(shelf: Shelf, client: Client) -> None:
+    first, second = shelf.push(), shelf.push()
+    shelf.promote(first)
+    children = shelf.start("chat-0", "chat-1", "chat-2")
+    assert shelf.serving() == [first] * 3
+    with producing(client, 3) as producers:
+        eventually(lambda: all(len(producer.results) >= 6 for producer in producers), what="answers")
+        shelf.promote(second)
+        shelf.await_served(second, workers=3)
+        # What is submitted once all have changed is answered by the new version.
+        late = client.submit("chat", "What now?", seed=SEED, max_tokens=40).result(timeout=READY_S)
+        assert shelf.check(late, "What now?") == second
+        shelf.rollback()
+        shelf.await_served(first, workers=3)
+        counts = by_version(shelf, producers)
+
+    assert set(counts) == {first, second}
+    # One after the other, and none was started by anybody: the pids are those of the first start.
+    assert [child.process.poll() for child in children] == [None] * 3
+    assert {row.pid for row in shelf.rows()} == {child.pid for child in children}
+    assert "version_rolled_back" not in "".join(child.log.read_text() for child in children)
+
+
+def test_a_job_that_runs_longer_than_the_drain_goes_on_with_the_version_that_began_it(
+    shelf: Shelf, client: Client
+) -> None:
+    shelf.configure("drain_timeout_s = 0.2\nslots = 1")
+    first, second = shelf.push(answer_tokens=300, tokens_per_s=60), shelf.push()
+    shelf.promote(first)
+    shelf.start("chat-0")
+    queue = shelf.deployment.queue("chat")
+    long = client.submit("chat", "A long one.", seed=SEED, max_tokens=300)
+    reading = Reading(long)
+    await_tokens(queue, long, 20)
+    shelf.promote(second)
+    # Submitted after, for any version: the new one answers it, before or after the long one goes on.
+    short = client.submit("chat", "A short one.", seed=SEED, max_tokens=10)
+
+    result = long.result(timeout=READY_S)
+    assert shelf.check(result, "A long one.", max_tokens=300) == first
+    assert result.attempts == 2
+    assert_read_once(reading, result)
+    assert shelf.check(short.result(timeout=READY_S), "A short one.", max_tokens=10) == second
+    shelf.await_served(second, workers=1)
+
+
+def test_a_pinned_job_is_answered_by_its_version_or_fails_once_nobody_can(shelf: Shelf, client: Client) -> None:
+    shelf.configure("version_wait_s = 1")
+    first, second = shelf.push(), shelf.push()
+    shelf.promote(first)
+    shelf.promote(second)
+    shelf.start("chat-0")
+    assert shelf.serving() == [second]
+
+    # A worker visits the old version, serves what waits for it, and comes back.
+    old = client.submit(f"chat@{first}", "Of old.", seed=SEED, max_tokens=20)
+    assert shelf.check(old.result(timeout=READY_S), "Of old.", max_tokens=20) == first
+    shelf.await_served(second, workers=1)
+
+    never = client.submit("chat@99", "Of never.", seed=SEED, max_tokens=20)
+    with pytest.raises(JobFailed, match="no worker serves version 99"):
+        never.result(timeout=READY_S)
+    shelf.await_served(second, workers=1)
+
+
+def test_a_source_with_a_number_is_that_version_whatever_is_promoted(shelf: Shelf, client: Client) -> None:
+    first, second = shelf.push(), shelf.push()
+    shelf.promote(second)
+    config = shelf.deployment.config
+    config.write_text(config.read_text().replace("s3:chat@prod", f"s3:chat@{first}"))
+    (child,) = shelf.start("chat-0")
+    result = client.submit("chat", "Which?", seed=SEED, max_tokens=20).result(timeout=READY_S)
+    assert shelf.check(result, "Which?", max_tokens=20) == first
+    assert shelf.serving() == [first]
+    child.signal(signal.SIGTERM)
+    assert child.wait() == 0
+
+
+def test_a_worker_waits_for_the_first_version_and_says_what_to_do(shelf: Shelf, client: Client) -> None:
+    (child,) = shelf.start("chat-0", ready=False)
+    waiting = eventually(
+        lambda: next((row for row in shelf.rows() if row.state is WorkerState.FAILED), None), what="a word on it"
+    )
+    assert waiting is not None
+    assert "headpond models push chat" in waiting.last_error
+    version = shelf.push()
+    shelf.promote(version)
+    shelf.await_served(version, workers=1)
+    result = client.submit("chat", "At last.", seed=SEED, max_tokens=20).result(timeout=READY_S)
+    assert shelf.check(result, "At last.", max_tokens=20) == version
+    assert child.process.poll() is None
+
+
+def test_killed_workers_amid_rollovers_lose_no_job_and_mix_no_versions(shelf: Shelf, client: Client) -> None:
+    rng = random.Random(20261126)
+    shelf.configure("suspect_wait_s = 1")
+    versions = [shelf.push(), shelf.push()]
+    shelf.promote(versions[0])
+    children = dict(zip(names := ("chat-0", "chat-1", "chat-2"), shelf.start(*names), strict=True))
+    with producing(client, 3) as producers:
+        for turn in range(4):
+            shelf.promote(versions[(turn + 1) % 2])
+            # Amid the drain, the load, or the first jobs, as chance has it.
+            done = len(producers[0].results)
+            wanted = done + rng.randrange(1, 6)
+            eventually(lambda: len(producers[0].results) >= wanted, deadline_s=READY_S, what="answers")  # noqa: B023
+            name = rng.choice(names)
+            children[name].kill()
+            (children[name],) = shelf.start(name, ready=False)
+        shelf.await_served(versions[0], workers=3)
+        counts = by_version(shelf, producers)
+    assert sum(counts.values()) == sum(len(producer.jobs) for producer in producers)
+    assert set(counts) <= set(versions)
