@@ -9,7 +9,7 @@ import typer
 from headpond.errors import DeploymentError
 
 OPERATOR_COMMANDS = ("up", "down", "status", "logs", "scale", "reload", "worker", "persister", "models", "replay")
-WORKER_EXTRA = ("boto3", "supervisor", "psutil")
+WORKER_EXTRA = ("boto3", "supervisor", "psutil", "pyfastcdc")
 
 
 def register(app: typer.Typer) -> None:

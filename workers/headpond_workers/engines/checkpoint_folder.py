@@ -113,14 +113,19 @@ def _file_names(folder: Path) -> list[str]:
     except OSError as error:
         raise unreadable(folder, error) from error
     for name in names:
-        if name.lower().endswith(PICKLED_SUFFIXES):
-            raise ModelFileError(
-                f"{folder} holds {escape_controls(name)[:200]!r}, which may be a pickle: loading it would run the "
-                "program in it, so headpond refuses the folder. If it is not needed (the weights are there as "
-                f"*{_WEIGHTS}), move it elsewhere. If it holds the weights, and you trust it, convert it with "
-                'safetensors: save_file(torch.load("OLD", weights_only=True), "NEW.safetensors").'
-            )
+        refuse_pickle(folder, name)
     return [name for name in names if not name.startswith(".")]
+
+
+def refuse_pickle(folder: Path, name: str) -> None:
+    """Raises ModelFileError for a name by which a loader could take a file in `folder` for a pickle."""
+    if name.lower().endswith(PICKLED_SUFFIXES):
+        raise ModelFileError(
+            f"{folder} holds {escape_controls(name)[:200]!r}, which may be a pickle: loading it would run the "
+            "program in it, so headpond refuses the folder. If it is not needed (the weights are there as "
+            f"*{_WEIGHTS}), move it elsewhere. If it holds the weights, and you trust it, convert it with "
+            'safetensors: save_file(torch.load("OLD", weights_only=True), "NEW.safetensors").'
+        )
 
 
 def _bounded(entries: Iterable[os.DirEntry[str]], folder: Path) -> Iterable[os.DirEntry[str]]:

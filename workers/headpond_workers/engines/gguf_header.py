@@ -85,7 +85,8 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """metadata: key -> value. pairs: key -> first and past-the-last byte of the raw pair in the file."""
+    """metadata: key -> value. pairs: key -> first and past-the-last byte of the raw pair in the file. size_bytes: of the
+    whole file."""
 
     version: int
     metadata: dict[str, Value]
@@ -93,6 +94,7 @@ class GgufHeader:
     tensors: tuple[TensorInfo, ...]
     alignment: int
     data_start: int
+    size_bytes: int = 0
 
     def text(self, key: str, default: str = "") -> str:
         value = self.metadata.get(key, default)
@@ -108,7 +110,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read and check the head of `path`; the tensors that it names must lie inside the file.
+    """Read and check the head of `path`; the tensors that it names must lie inside the file, and apart.
 
     Raises ModelFileError for a file that is missing, unreadable, truncated, or not GGUF.
     """
@@ -125,6 +127,28 @@ def read_header(path: Path) -> GgufHeader:
         ) from error
     except OSError as error:
         raise ModelFileError(f"Cannot read the model file {path}: {error.strerror}") from error
+
+
+def tensor_extents(header: GgufHeader) -> list[tuple[int, int]]:
+    """First byte, and byte after the last, of each tensor in the file, by place; empty tensors are left out.
+
+    One of a type whose size is not known here reaches to the next, or to the end of the file.
+    """
+    return [extent for _, extent in _placed(header)]
+
+
+def _placed(header: GgufHeader) -> list[tuple[str, tuple[int, int]]]:
+    """Names and extents, by place. They may overlap; of an unknown type each has one byte at least."""
+    held = sorted((t for t in header.tensors if t.elements), key=lambda tensor: tensor.offset)
+    following = [tensor.offset for tensor in held[1:]] + [header.size_bytes - header.data_start]
+    placed = []
+    for tensor, upto in zip(held, following, strict=True):
+        size = tensor.size_bytes
+        length = max(1, upto - tensor.offset) if size is None else size
+        begin = header.data_start + tensor.offset
+        if length:
+            placed.append((tensor.name, (begin, begin + length)))
+    return placed
 
 
 class _Cursor:
@@ -159,7 +183,7 @@ class _Cursor:
         if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
             raise self._bad(f"general.alignment is {alignment!r}, not a power of two")
         data_start = -(-self._at // alignment) * alignment
-        header = GgufHeader(version, metadata, pairs, tensors, alignment, data_start)
+        header = GgufHeader(version, metadata, pairs, tensors, alignment, data_start, len(self._data))
         self._check_extent(header)
         return header
 
@@ -172,6 +196,11 @@ class _Cursor:
                     f"{self._path} is truncated: '{tensor.name[:100]}' ends at byte {last}, the file at {end}. "
                     "Fetch it again."
                 )
+        at, before = 0, ""
+        for name, (begin, end) in _placed(header):
+            if begin < at:
+                raise self._bad(f"'{name[:100]}' overlaps '{before[:100]}' (byte {begin} of the file)")
+            at, before = end, name
 
     def _tensor(self) -> TensorInfo:
         name = self._string()

@@ -1,0 +1,148 @@
+"""What storage has of a model before a push: its versions, and where chunks of theirs stand that may be used again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+from headpond.errors import BlobCorrupt, BlobMissing
+from headpond_workers.checkpoints.gc_documents import (
+    MAX_CONDEMNED_BYTES,
+    MAX_GC_BYTES,
+    Condemned,
+    GcState,
+)
+from headpond_workers.checkpoints.manifest import Manifest
+from headpond_workers.checkpoints.names import GC_STATE
+from headpond_workers.checkpoints.registry import Registry, VersionAt, checked
+from headpond_workers.checkpoints.version_document import VersionDocument, VersionState
+from headpond_workers.persistence.blobs import Blobs
+
+logger = logging.getLogger(__name__)
+FIRST_EPOCH = 1
+READERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What `gc/state` says to a push. txn: of the state; empty if there is none. condemned: keys that no plan uses."""
+
+    txn: str = ""
+    epoch: int = FIRST_EPOCH
+    condemned: frozenset[str] = field(default=frozenset(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The versions of a model that could be read, by number."""
+
+    all: tuple[VersionAt, ...] = field(repr=False)
+
+    def of(self, state: VersionState) -> list[VersionDocument]:
+        """Those in one state, the newest first."""
+        return [at.document for at in reversed(self.all) if at.document.state is state]
+
+    @property
+    def newest(self) -> VersionDocument | None:
+        """The newest complete one."""
+        return next(iter(self.of(VersionState.COMPLETE)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chunk stands: in which object, of how many bytes, from which byte on."""
+
+    key: str
+    object_size: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChunks:
+    """places: by SHA-256 (32 bytes) of the chunk. doubtful: objects of quarantined versions, one of which is damaged."""
+
+    places: dict[bytes, Place] = field(repr=False)
+    doubtful: frozenset[str] = field(repr=False)
+
+
+def read_collected(blobs: Blobs) -> Collected:
+    """Read this before the versions: what a round took away in between is then told by the txn, which is another."""
+    seen = ""
+    while True:
+        try:
+            body = blobs.get(GC_STATE, max_bytes=MAX_GC_BYTES).body
+        except BlobMissing:
+            return Collected()
+        state = checked(GC_STATE, partial(GcState.unpack, body))
+        try:
+            lists = [_condemned(blobs, each.list) for each in state.rounds]
+        except BlobMissing as error:
+            if state.txn == seen:
+                raise BlobCorrupt(error.key, f"it is gone, and {GC_STATE} names it") from error
+            seen = state.txn  # a round ended just now, and its list with it
+            continue
+        return Collected(state.txn, state.epoch, frozenset(key for keys in lists for key in keys))
+
+
+def read_gc_txn(blobs: Blobs) -> str:
+    """As in `Collected`."""
+    try:
+        body = blobs.get(GC_STATE, max_bytes=MAX_GC_BYTES).body
+    except BlobMissing:
+        return ""
+    return checked(GC_STATE, partial(GcState.unpack, body)).txn
+
+
+def _condemned(blobs: Blobs, key: str) -> tuple[str, ...]:
+    body = blobs.get(key, max_bytes=MAX_CONDEMNED_BYTES).body
+    return checked(key, partial(Condemned.unpack, body)).keys
+
+
+def read_versions(registry: Registry) -> Versions:
+    """A document that is damaged is left out: it stands in nobody's way, and `scrub` tells of it."""
+    with ThreadPoolExecutor(READERS, "read-versions") as pool:
+        found = pool.map(lambda number: _read(registry, number), registry.numbers())
+        return Versions(tuple(at for at in found if at is not None))
+
+
+def _read(registry: Registry, number: int) -> VersionAt | None:
+    try:
+        return registry.read(number)
+    except BlobCorrupt as error:
+        logger.warning("version_unreadable model=%s number=%d error=%s", registry.model, number, error)
+        return None
+
+
+def find_chunks(registry: Registry, versions: Versions, wanted: Collection[bytes], gc: Collected) -> StoredChunks:
+    """Where complete versions have the wanted chunks (SHA-256, 32 bytes), in objects that nobody condemned or doubts."""
+    doubtful = {
+        stored.key
+        for document in versions.of(VersionState.QUARANTINED)
+        if (manifest := _manifest(registry, document)) is not None
+        for stored in manifest.objects
+    }
+    left = set(wanted)
+    places: dict[bytes, Place] = {}
+    for document in versions.of(VersionState.COMPLETE):
+        manifest = _manifest(registry, document) if left else None
+        if manifest is None:
+            continue
+        unusable = [stored.key in gc.condemned or stored.key in doubtful for stored in manifest.objects]
+        for chunk in manifest.chunks:
+            if chunk.sha256 in left and not unusable[chunk.object]:
+                stored = manifest.objects[chunk.object]
+                places[chunk.sha256] = Place(stored.key, stored.size, chunk.offset)
+                left.discard(chunk.sha256)
+    return StoredChunks(places, frozenset(doubtful))
+
+
+def _manifest(registry: Registry, document: VersionDocument) -> Manifest | None:
+    """None for one that is damaged or gone: then its chunks are sent anew."""
+    try:
+        return registry.manifest_of(document)
+    except (BlobCorrupt, BlobMissing) as error:
+        logger.warning("manifest_unreadable model=%s number=%d error=%s", registry.model, document.number, error)
+        return None
