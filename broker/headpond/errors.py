@@ -45,7 +45,8 @@
     |  |- StaleIncarnation       Redis went back in time without noticing
     |  |- HistoryMismatch        storage and Redis hold different histories
     |  |- AliasMoved             an alias does not name what it was to be moved from
-    |  `- PushOvertaken          a collector took a push for dead; it begins anew (retry=True)
+    |  |- PushOvertaken          a collector took a push for dead; it begins anew (retry=True)
+    |  `- CollectionUnderWay     another collector is at work (retry=True)
     |- VersionError             a version of a model cannot be used as was asked
     |  |- VersionMissing        no such version or alias
     |  |- VersionUnusable       it is quarantined, deleted or not complete
@@ -58,6 +59,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -436,6 +438,7 @@ class BlobChanged(BlobError):
 class BlobCorrupt(BlobError):
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(key, f"corrupt object: {reason}")
+        self.reason = reason
 
 
 class CommitLost(BlobError):
@@ -486,6 +489,21 @@ class PushOvertaken(BlobError):
 
     def __init__(self, key: str) -> None:
         super().__init__(key, "the push took so long that a collector dropped its intent; it has to begin anew")
+
+
+class CollectionUnderWay(BlobError):
+    """Another collector is at work. holder: which; until_ms: when its lease ends, by its clock."""
+
+    retry = True
+
+    def __init__(self, holder: str, *, until_ms: int) -> None:
+        until = datetime.fromtimestamp(until_ms / 1000, tz=UTC)
+        super().__init__(
+            "gc/state",
+            f"{holder} collects just now, until {until:%Y-%m-%d %H:%M:%S} UTC at the latest. Try again when it is done; "
+            "if it was killed, after that time",
+        )
+        self.holder, self.until_ms = holder, until_ms
 
 
 class VersionError(HeadpondError):

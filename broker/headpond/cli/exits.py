@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headpond.errors import (
     BundleError,
+    CollectionUnderWay,
     ConfigError,
     HeadpondError,
     InvalidRequest,
@@ -38,6 +39,7 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (QueueFull, TRY_LATER),
     (ResultTimeout, TRY_LATER),
     (NotCommitted, TRY_LATER),
+    (CollectionUnderWay, TRY_LATER),
 )
 
 

@@ -9,12 +9,13 @@ from typing import Self
 from headpond.errors import MalformedDocument
 from headpond_workers.checkpoints.names import ALIAS_NAME
 from headpond_workers.checkpoints.version_document import MAX_NOTE_CHARS, MAX_NUMBER
-from headpond_workers.persistence.sealed import Fields, check_common, check_counts, check_texts, require, seal
+from headpond_workers.persistence.sealed import Fields, check_common, check_counts, check_texts, is_txn, require, seal
 
 SCHEMA = "headpond/alias"
 VERSION = 1
-MAX_ALIAS_BYTES = 256 << 10
+MAX_ALIAS_BYTES = 512 << 10
 MAX_HISTORY = 64
+MAX_WHO_CHARS = 256
 WHOLE_PERMILLE = 1000
 
 
@@ -31,7 +32,8 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One change of an alias. left, to: version numbers, 0 for none. at_ms: for people."""
+    """One change of an alias. left, to: version numbers, 0 for none. at_ms: for people. txn: random, of this change: by
+    it the one who made it finds it again; empty if it is not known."""
 
     seq: int
     left: int
@@ -40,6 +42,7 @@ class Move:
     at_ms: int
     cause: Cause
     note: str = ""
+    txn: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,8 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AliasDocument:
-    """to, previous: version numbers, 0 for none. seq: raised by each change. history: the newest last."""
+    """to, previous: version numbers, 0 for none. seq: raised by each change; 0: it was
+    never moved. history: the newest last."""
 
     txn: str
     created_ms: int
@@ -86,12 +90,14 @@ class AliasDocument:
         require(ALIAS_NAME.fullmatch(self.alias) is not None, SCHEMA, f"alias {self.alias[:80]!r}")
         require(max(self.to, self.previous) <= MAX_NUMBER, SCHEMA, f"to={self.to} previous={self.previous}")
         check_counts(SCHEMA, to=self.to, previous=self.previous, seq=self.seq)
-        require(self.seq >= 1 and len(self.history) <= MAX_HISTORY, SCHEMA, f"{len(self.history)} moves")
+        require(len(self.history) <= MAX_HISTORY, SCHEMA, f"{len(self.history)} moves")
         if self.trial is not None:
             fits = 1 <= self.trial.share_permille < WHOLE_PERMILLE and 1 <= self.trial.version <= MAX_NUMBER
             require(fits and self.trial.version != self.to, SCHEMA, f"trial {self.trial}")
         for move in self.history:
             require(len(move.note) <= MAX_NOTE_CHARS, SCHEMA, "a note is too long")
+            require(len(move.who) <= MAX_WHO_CHARS, SCHEMA, "the name of a mover is too long")
+            require(not move.txn or is_txn(move.txn), SCHEMA, f"txn {move.txn[:40]!r} of a move")
             check_counts(SCHEMA, seq=move.seq, left=move.left, to=move.to, at_ms=move.at_ms)
 
     def pack(self) -> bytes:
@@ -111,7 +117,7 @@ class AliasDocument:
                 "history": [
                     {
                         "seq": m.seq, "from": m.left, "to": m.to, "who": m.who, "at_ms": m.at_ms,
-                        "cause": m.cause.value, "note": m.note,
+                        "cause": m.cause.value, "note": m.note, "txn": m.txn,
                     }
                     for m in self.history
                 ],
@@ -186,4 +192,5 @@ def _unpack_move(fields: Fields) -> Move:
         fields.take("at_ms", int),
         cause,
         fields.take("note", str),
+        fields.take_optional("txn", str) or "",
     )

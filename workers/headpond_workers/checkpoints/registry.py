@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from headpond.errors import (
     BlobChanged,
     BlobCorrupt,
     BlobMissing,
-    MalformedDocument,
-    UnsupportedSchema,
     VersionMissing,
     VersionUnusable,
 )
+from headpond_workers.checkpoints.document_io import checked, new_txn, now_ms
+from headpond_workers.checkpoints.gc_state import GcStore
 from headpond_workers.checkpoints.manifest import MAX_MANIFEST_BYTES, Manifest
 from headpond_workers.checkpoints.names import version_key, versions_prefix
 from headpond_workers.checkpoints.version_document import (
@@ -28,7 +25,7 @@ from headpond_workers.checkpoints.version_document import (
 )
 from headpond_workers.persistence.blobs import Blobs
 
-T = TypeVar("T")
+__all__ = ["Registry", "VersionAt", "checked", "new_txn", "now_ms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,28 +104,27 @@ class Registry:
         key = version_key(self.model, document.number)
         return VersionAt(document, self.blobs.put_if(key, document.pack(), etag=at.etag))
 
-    def quarantine(self, number: int, *, reason: str) -> None:
-        """A complete version is never loaded again; one in any other state stays as it is."""
+    def undo_deletion(self, at: VersionAt) -> VersionAt:
+        """What is `deleting` becomes again what it was: quarantined if it has a reason, else complete. Only for a
+        version that an alias names: it cannot be deleted. Raises BlobChanged."""
+        before = VersionState.QUARANTINED if at.document.reason else VersionState.COMPLETE
+        return self.swap(at, before, reason=at.document.reason)
+
+    def quarantine(self, number: int, *, reason: str) -> bool:
+        """A complete version is never loaded again; one in any other state stays as it is. Returns whether it was this
+        call that quarantined it. reason: not empty.
+
+        The epoch is raised first: a push of the same content would else find the damaged object there already, by the
+        name that it is looking for.
+        """
+        raised = False
         while (at := self.read(number)).document.state is VersionState.COMPLETE:
+            if not raised:
+                GcStore(self.blobs, writer=self.writer).raise_epoch()
+                raised = True
             try:
-                self.swap(at, VersionState.QUARANTINED, reason=reason)
+                self.swap(at, VersionState.QUARANTINED, reason=reason or "damaged")
+                return True
             except BlobChanged:
                 continue
-
-
-def new_txn() -> str:
-    return secrets.token_hex(16)
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
-
-
-def checked(key: str, unpack: Callable[[], T]) -> T:
-    """What `unpack` makes of an object. Raises BlobCorrupt with its key for what is no such document."""
-    try:
-        return unpack()
-    except UnsupportedSchema:
-        raise
-    except MalformedDocument as error:
-        raise BlobCorrupt(key, str(error)) from error
+        return False

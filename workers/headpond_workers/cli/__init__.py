@@ -8,7 +8,19 @@ import typer
 
 from headpond.errors import DeploymentError
 
-OPERATOR_COMMANDS = ("up", "down", "status", "logs", "scale", "reload", "worker", "persister", "models", "replay")
+OPERATOR_COMMANDS = (
+    "up",
+    "down",
+    "status",
+    "logs",
+    "scale",
+    "reload",
+    "worker",
+    "persister",
+    "models",
+    "replay",
+    "storage",
+)
 WORKER_EXTRA = ("boto3", "supervisor", "psutil", "pyfastcdc")
 
 
@@ -24,12 +36,14 @@ def register(app: typer.Typer) -> None:
         return
     from headpond_workers.cli import deployment, processes, reload, replay
     from headpond_workers.cli.models import models_app
+    from headpond_workers.cli.storage import storage_app
 
     deployment.register(app)
     reload.register(app)
     processes.register(app)
     replay.register(app)
     app.add_typer(models_app, name="models")
+    app.add_typer(storage_app, name="storage")
 
 
 def _not_installed(context: typer.Context) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +20,11 @@ Config = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")]
 
 
-def settings_of(config: Path | None, *, command_line: Sequence[str] | None = None) -> Settings:
+def settings_of(
+    config: Path | None, *, command_line: Sequence[str] | None = None, needed: Collection[str] | None = None
+) -> Settings:
     """The settings to work with. command_line: what followed each --set; None: what the running deployment was told.
+    needed: the models that count; a table of another one may be wrong. None: all.
 
     Raises ConfigError, also if there is no configuration.
     """
@@ -31,7 +34,7 @@ def settings_of(config: Path | None, *, command_line: Sequence[str] | None = Non
             f"there is no {CONFIG_NAME} here or in a folder above; write one, or name one with --config",
             where=str(Path.cwd()),
         )
-    return load_settings(file, environment=os.environ, command_line=command_line)
+    return load_settings(file, environment=os.environ, command_line=command_line, needed=needed)
 
 
 def say(line: str) -> None:

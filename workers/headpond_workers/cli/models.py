@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from headpond.errors import ConfigError
 from headpond.settings import CONFIG_NAME, Settings, find_config, load_settings
 from headpond.tables import LlamaCppModel
-from headpond_workers.cli import model_control, model_pull, promoting, push_version, versions
+from headpond_workers.cli import model_control, model_deletion, model_pull, promoting, push_version, versions
 from headpond_workers.engines.weights_digest import digest_of
 from headpond_workers.models.catalogue import parse_source
 from headpond_workers.models.prepare import prepare as prepare_model
@@ -26,7 +26,7 @@ from headpond_workers.models.requantise import Progress as OnProgress
 models_app = typer.Typer(no_args_is_help=True, help="Start, stop, list and prepare single models.")
 
 
-for _part in (model_control, model_pull, promoting, push_version, versions):
+for _part in (model_control, model_deletion, model_pull, promoting, push_version, versions):
     _part.register(models_app)
 
 

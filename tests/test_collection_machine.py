@@ -1,0 +1,107 @@
+"""Random interleavings of pushes, moves, deletions, collectors, crashes and zombies; and holes that they find."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from collection_machine import CollectionMachine
+from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.delete import delete_version
+from headpond_workers.checkpoints.gc import Collected, Collector
+from headpond_workers.checkpoints.gc_mark import Mark
+from headpond_workers.checkpoints.gc_state import GcStateAt
+from model_pusher import ModelPush
+
+EXAMPLES_TO_A_FINDING = 400
+
+
+class Whole(CollectionMachine):
+    """With the real code; in the end nothing is left that nothing leads to."""
+
+    def teardown(self) -> None:
+        try:
+            # After a failure that error is the one to tell.
+            if sys.exc_info()[0] is None:
+                self.settle()
+        finally:
+            super().teardown()
+
+
+TestCollection = Whole.TestCase
+TestCollection.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+class DeletesWhatWasCondemned(Collector):
+    """Without a second mark."""
+
+    def _count(self, done: Collected, keys: tuple[str, ...], known: Mark, sizes: dict[str, int]) -> list[str]:
+        return [key for key in keys if key in sizes]
+
+
+class LeansOnWhatIsCondemned(ModelPush):
+    """A plan that does not read the lists of the rounds."""
+
+    def known(self, at: GcStateAt | None) -> dict[bytes, str] | None:
+        return super().known(None)
+
+
+class DoesNotLookAgain(ModelPush):
+    """A push that does not read `gc/state` again after its intent is there."""
+
+    def is_unchanged(self, at: GcStateAt | None) -> bool:
+        return True
+
+
+class DoesNotMissItsIntent(ModelPush):
+    """A push that completes its version whoever dropped its intent."""
+
+    def intent_is_gone(self, txn: str) -> bool:
+        return False
+
+
+class KeepsItsTxn(ModelPush):
+    """A push that begins anew as the same push."""
+
+    def attempt(self, txn: str) -> int:
+        self.txn = getattr(self, "txn", txn)
+        return super().attempt(self.txn)
+
+
+def delete_without_swapping_aliases(aliases: Aliases, number: int) -> object:
+    """The deletion looks at the aliases once it has begun, and swaps none of them."""
+    aliases.swap_each = aliases.all  # type: ignore[method-assign]
+    return delete_version(aliases, number)
+
+
+HOLES: dict[str, dict[str, object]] = {
+    "no second mark": {"collector": DeletesWhatWasCondemned},
+    "a plan leans on what is condemned": {"pusher": LeansOnWhatIsCondemned},
+    "no second look at the state": {"pusher": DoesNotLookAgain},
+    "no look at the intent": {"pusher": DoesNotMissItsIntent},
+    "deletion does not swap aliases": {"delete": staticmethod(delete_without_swapping_aliases)},
+}
+
+
+@pytest.mark.parametrize("hole", HOLES, ids=lambda hole: hole.replace(" ", "_"))
+def test_the_machine_finds_a_hole(hole: str) -> None:
+    machine = type("WithAHole", (CollectionMachine,), HOLES[hole])
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=EXAMPLES_TO_A_FINDING,
+                stateful_step_count=50,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+                print_blob=False,
+            ),
+        )
