@@ -97,7 +97,7 @@ class Ledger:
                 order["note"] = self._first.setdefault(recipe, order["id"])
             case TaskKind.HOLD if draw < BY_ALIAS_SHARE:
                 order["alias"] = _at(ALIASES, pick)
-            case TaskKind.PULL | TaskKind.HOLD:
+            case TaskKind.PULL | TaskKind.HOLD | TaskKind.VERIFY:
                 order["number"] = _at(live, pick)
             case TaskKind.PROMOTE:
                 # Now and then one that is deleted, or about to be.
