@@ -125,7 +125,7 @@ class Case:
         moves = tuple(found.MoveFound(*move) for move in ((1, 0, 1), (2, 1, 3)))
         self.alias = found.AliasFound("chat", "prod", 3, 1, 2, moves)
         keys = frozenset({"chunks/000001/ab/x", "models/chat/manifests/y"})
-        self.survey = found.Survey((), (), (), (), keys, keys, (), 100)
+        self.survey = found.Survey((), (), (), (), keys, keys, keys, (), 100)
         self.promised = self.modules["judgement"].Promised(
             {f"push-{n}": FILES for n in (1, 2, 3, 4)},
             {("chat", n): f"push-{n}" for n in (1, 2, 3)},
@@ -287,7 +287,7 @@ def test_a_move_that_was_acknowledged_and_is_not_there_is_found(case: Case) -> N
 
 def test_an_object_that_is_needed_and_not_there_is_found(case: Case) -> None:
     case.survey = replace(case.survey, stored=frozenset({"models/chat/manifests/y"}))
-    assert case.wrong() == ["chunks/000001/ab/x: something leads to it, and it is not there"]
+    assert case.wrong() == ["chunks/000001/ab/x: a version needs it, and it is not there"]
 
 
 def test_a_document_that_cannot_be_read_is_found(case: Case) -> None:
@@ -353,7 +353,7 @@ def test_the_same_seed_gives_the_same_tasks_and_moments(modules: dict[str, Modul
     killed = [task.killed_at for task in drawn if task.killed_at is not None]
     assert 0.75 < len(killed) / len(drawn) < 0.85
     assert 0 <= min(killed) < 0.02
-    assert 0.98 < max(killed) < 1
+    assert 1.05 < max(killed) < 1.1
 
 
 def test_contents_follow_from_their_recipe_and_share_what_did_not_change(

@@ -53,14 +53,16 @@ class AliasFound:
 @dataclass(frozen=True, slots=True)
 class Survey:
     """All of storage at a moment when nothing else ran. intents: txns. rounds: of the collector, that are not over.
-    stored: keys of chunks and manifests. reachable: those that a version leads to which is not deleted, or an intent.
-    unreadable: documents, and why. bytes_read: of objects, each once."""
+    stored: keys of chunks and manifests. needed: those that a version leads to which is not deleted. reachable: these,
+    and what an intent names, which may be yet to come. unreadable: documents, and why. bytes_read: of objects, each
+    once."""
 
     versions: tuple[VersionFound, ...]
     aliases: tuple[AliasFound, ...]
     intents: tuple[str, ...]
     rounds: tuple[int, ...]
     stored: frozenset[str] = field(repr=False)
+    needed: frozenset[str] = field(repr=False)
     reachable: frozenset[str] = field(repr=False)
     unreadable: tuple[str, ...]
     bytes_read: int

@@ -52,7 +52,7 @@ def judge(survey: Survey, promised: Promised, history: History, *, last: bool) -
     present = {(alias.model, alias.alias) for alias in survey.aliases}
     found += [f"{model}@{alias}: lost: it was moved, and is not there" for model, alias in history.keys() - present]
     found += _moves(promised, history)
-    found += sorted(f"{key}: something leads to it, and it is not there" for key in survey.reachable - survey.stored)
+    found += sorted(f"{key}: a version needs it, and it is not there" for key in survey.needed - survey.stored)
     if last:
         found += _left_behind(survey)
     return found

@@ -146,7 +146,7 @@ class Ledger:
 
     def answered(self, order: Fields, told: Fields | None) -> None:
         """told: the last word of its process on it; None if it was killed before, or got no answer from storage."""
-        model, number = order["model"], order.get("number")
+        model, number = order["model"], order.get("number", 0)
         word = told["word"] if told else ""
         match TaskKind(order["kind"]), word:
             case TaskKind.PUSH, "done":

@@ -36,7 +36,7 @@ class _Surveyor:
     def __init__(self, blobs: Blobs, models: Sequence[str]) -> None:
         self._blobs, self._models = blobs, models
         self._unreadable: list[str] = []
-        self._reachable: set[str] = set()
+        self._needed: set[str] = set()
         self._objects: dict[str, bytes] = {}
         """Each is read once."""
 
@@ -46,9 +46,10 @@ class _Surveyor:
         ]
         aliases = [found for model in self._models for found in self._aliases(model)]
         intents = list(self._blobs.list_keys(INTENTS))
+        promised: set[str] = set()
         for key in intents:
             if (intent := self._document(key, Intent.unpack, max_bytes=MAX_INTENT_BYTES)) is not None:
-                self._reachable.update(intent.objects)
+                promised.update(intent.objects)
         manifests = {key for model in self._models for key in self._blobs.list_keys(f"models/{model}/manifests/")}
         return Survey(
             versions=tuple(versions),
@@ -56,7 +57,8 @@ class _Surveyor:
             intents=tuple(key.removeprefix(INTENTS) for key in intents),
             rounds=self._rounds(),
             stored=frozenset(manifests | set(self._blobs.list_keys(CHUNKS))),
-            reachable=frozenset(self._reachable),
+            needed=frozenset(self._needed),
+            reachable=frozenset(self._needed | promised),
             unreadable=tuple(self._unreadable),
             bytes_read=sum(map(len, self._objects.values())),
         )
@@ -74,10 +76,10 @@ class _Surveyor:
         seen = VersionFound(document.model, document.number, document.state.value, document.note)
         if document.state is VersionState.DELETED:
             return seen
-        self._reachable.add(document.manifest)
+        self._needed.add(document.manifest)
         try:
             manifest = registry.manifest_of(document)
-            self._reachable.update(stored.key for stored in manifest.objects)
+            self._needed.update(stored.key for stored in manifest.objects)
             return replace(seen, files=self._hashes(manifest))
         except (BlobError, MalformedDocument) as error:
             return replace(seen, broken=str(error))

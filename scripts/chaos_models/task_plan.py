@@ -40,6 +40,8 @@ MODEL_SHARES = (0.5, 0.35, 0.15)
 """How often each of MODELS comes."""
 KILLED_SHARE = 0.8
 """How many of the processes are to be killed before they are done."""
+EVEN_SHARE, LATE = 0.6, (0.7, 1.1)
+"""So many of the moments lie anywhere in the usual length of a task, the others about its end, where it is decided."""
 SQUALL = (6, 24)
 """For so many tasks as many processes as WIDTHS says run at once; then another number does."""
 WIDTHS = (1, 2, 3, 4, 6)
@@ -70,5 +72,6 @@ def plan_tasks(seed: int) -> Iterator[PlannedTask]:
             # Each task takes as many draws, whatever it is.
             kind, model = rng.choices(kinds, shares)[0], rng.choices(MODELS, MODEL_SHARES)[0]
             draws = (rng.random(), rng.random(), rng.random())
-            killed, moment, away = rng.random() < KILLED_SHARE, rng.random(), rng.uniform(*AWAY_S)
+            killed, away = rng.random() < KILLED_SHARE, rng.uniform(*AWAY_S)
+            moment = rng.random() if rng.random() < EVEN_SHARE else rng.uniform(*LATE)
             yield PlannedTask(kind, model, width, draws, moment if killed else None, away)
