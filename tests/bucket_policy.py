@@ -46,7 +46,8 @@ class Policy:
 
     def allows(self, action: str, resource: str) -> bool:
         return any(
-            action in _list(each["Action"]) and any(fnmatchcase(resource, pattern) for pattern in _list(each["Resource"]))
+            action in _list(each["Action"])
+            and any(fnmatchcase(resource, pattern) for pattern in _list(each["Resource"]))
             for each in self.statements
         )
 

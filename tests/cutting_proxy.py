@@ -30,6 +30,7 @@ class _Order:
     cut: Cut
     start: bytes
     count: int
+    skip: int
 
 
 class CuttingProxy:
@@ -57,10 +58,11 @@ class CuttingProxy:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def cut(self, cut: Cut, start: str, *, count: int = 1) -> None:
-        """Do it to the next `count` requests whose first line begins with `start`, such as "PUT /bucket/key"."""
+    def cut(self, cut: Cut, start: str, *, count: int = 1, skip: int = 0) -> None:
+        """Do it to the next `count` requests whose first line begins with `start`, such as "PUT /bucket/key", after
+        `skip` others of these."""
         with self._lock:
-            self._orders.append(_Order(cut, start.encode(), count))
+            self._orders.append(_Order(cut, start.encode(), count, skip))
 
     def cut_often(self, *cuts: Cut, every: int) -> None:
         """Do these, one after the other, to each request whose number is a multiple of `every`."""
@@ -169,6 +171,9 @@ class CuttingProxy:
             self.heads.append(data.partition(b"\r\n\r\n")[0].decode("ascii", "replace"))
             for order in self._orders:
                 if order.count and data.startswith(order.start):
+                    if order.skip:
+                        order.skip -= 1
+                        break
                     order.count -= 1
                     self.done.append(order.cut)
                     return order.cut

@@ -14,7 +14,7 @@ RATE = 1_000_000
 
 
 class SharedClock:
-    """Time for a number of threads: it goes on to the next that wants to wake up once all of them sleep or have left."""
+    """Time for a number of threads: it goes on once all of them sleep or have left, to the next that wants to wake."""
 
     def __init__(self, threads: int) -> None:
         self.now = 0.0
@@ -123,8 +123,8 @@ def test_threads_share_one_rate_and_get_equal_shares_whatever_they_ask_for_at_on
     run(clock, [worker(64), worker(16), worker(4), worker(1)])
     whole_s = 4 * each / RATE
     assert whole_s - BURST_S - GRAIN_BYTES / RATE <= clock.now <= whole_s + 0.001
-    # They had as much as each other at any time, so they end in the same round.
-    assert max(ended) - min(ended) <= 4 * GRAIN_BYTES / RATE
+    # They had as much as each other at any time, but for the round in which one began: of 64 rounds they end in two.
+    assert max(ended) - min(ended) <= 2 * 4 * GRAIN_BYTES / RATE
 
 
 def test_who_asks_for_much_does_not_hold_up_who_asks_for_little() -> None:

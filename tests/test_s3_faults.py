@@ -325,7 +325,7 @@ def test_a_complete_that_the_server_never_got_is_sent_again(
 def test_a_part_that_was_lost_or_damaged_on_its_way_is_sent_again(
     fault: Cut, proxy: CuttingProxy, uploads: S3Blobs, direct: S3Blobs, key: str, weights: Path
 ) -> None:
-    proxy.cut(fault, f"{put(key)}?partNumber=1")
+    proxy.cut(fault, f"{put(key)}?uploadId=")
     uploads.put_file(key, weights)
     assert proxy.done == [fault]
     assert read_back(direct, key, weights.stat().st_size) == weights.read_bytes()
@@ -335,7 +335,7 @@ def test_a_part_that_was_lost_or_damaged_on_its_way_is_sent_again(
 def test_an_upload_whose_parts_get_no_answer_is_given_up_and_leaves_none_open(
     proxy: CuttingProxy, uploads: S3Blobs, direct: S3Blobs, key: str, weights: Path
 ) -> None:
-    proxy.cut(Cut.LOSE_REQUEST, f"{put(key)}?partNumber=2", count=1000)
+    proxy.cut(Cut.LOSE_REQUEST, f"{put(key)}?uploadId=", count=1000)
     with pytest.raises(StorageUnavailable):
         uploads.put_file(key, weights)
     assert direct.size_of(key) is None
@@ -409,7 +409,7 @@ S3Blobs(address, parts=PartSizes(1 << 20, 5 << 20, 1)).put_file(key, Path(path))
 def test_what_a_killed_process_left_of_its_upload_is_found_and_aborted(
     seaweed: SeaweedProcess, proxy: CuttingProxy, direct: S3Blobs, key: str, weights: Path
 ) -> None:
-    proxy.cut(Cut.HOLD, f"{put(key)}?partNumber=2")
+    proxy.cut(Cut.HOLD, f"{put(key)}?uploadId=", skip=1)
     child = subprocess.Popen(
         [sys.executable, "-c", UPLOADER, proxy.url, seaweed.bucket, key, str(weights)],
         env={**os.environ, "S3_KEY": seaweed.access_key, "S3_SECRET": seaweed.secret_key},

@@ -154,7 +154,7 @@ def test_encryption_is_asked_for_with_every_object_that_is_stored(
     config.write_text(f'[storage]\nendpoint_url = "http://storage.example:8333"\n{settings}\n')
     address = configured_storage(load_settings(config))
     assert address is not None
-    recorder = recorded(replace(address, access_key="k", secret_key="s"))
+    recorder = recorded(replace(address, access_key="k", secret_key=ADDRESS.secret_key))
     path = tmp_path / "file"
     path.write_bytes(b"y" * 1001)
     recorder.blobs.put_new("key", b"body")

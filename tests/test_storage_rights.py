@@ -97,7 +97,12 @@ def push(own: S3Blobs, all_rights: S3Blobs, tmp_path: Path) -> None:
 
 
 def collect(own: S3Blobs, all_rights: S3Blobs, tmp_path: Path) -> None:
-    for key in ("intents/two", "models/collect/versions/0000000003", "models/collect/manifests/c", "chunks/000001/cc/ccc"):
+    for key in (
+        "intents/two",
+        "models/collect/versions/0000000003",
+        "models/collect/manifests/c",
+        "chunks/000001/cc/ccc",
+    ):
         all_rights.put_new(key, unique())
     all_rights.delete("gc/state")
     begin_upload(all_rights, "chunks/000001/dd/ddd")
@@ -172,7 +177,7 @@ def test_a_role_can_do_no_more_than_its_part(
 ) -> None:
     path = tmp_path / "large"
     path.write_bytes(bytes(2 << 20))
-    with pytest.raises(ConfigError, match="AccessDenied.*their rights"):
+    with pytest.raises(ConfigError, match=r"AccessDenied.*their rights"):
         refused(open_s3(seaweed, Policy(POLICIES[role][1].statements)), path)
 
 
@@ -181,8 +186,6 @@ def test_every_request_that_the_store_can_make_has_its_right_in_the_table() -> N
     source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("s3*.py"))
     client = S3Blobs(StorageAddress("http://127.0.0.1:9", "b", "us-east-1", "k", "s", "the test"))._bucket.client
     called = {
-        operation
-        for method, operation in client.meta.method_to_api_mapping.items()
-        if f"client.{method}(" in source
+        operation for method, operation in client.meta.method_to_api_mapping.items() if f"client.{method}(" in source
     }
     assert called == set(ACTIONS)

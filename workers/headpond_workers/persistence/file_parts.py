@@ -75,7 +75,9 @@ class FileParts:
             except OSError as error:
                 raise self._unreadable(error) from error
             if not piece:
-                raise ModelFileError(f"{self._path} has become shorter while it was read. Leave it alone, and try again.")
+                raise ModelFileError(
+                    f"{self._path} has become shorter while it was read. Leave it alone, and try again."
+                )
             pieces.append(piece)
             missing -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

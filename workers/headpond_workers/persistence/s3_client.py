@@ -5,8 +5,8 @@ Never the CRT client (`preferred_transfer_client`): it fails with custom endpoin
 The body of a put is not hashed for the signature (`payload_signing_enabled`), over http as over https. Its SHA-256 goes
 along as `x-amz-checksum-sha256`, a header that is signed: whoever changes the body on its way would have to sign anew,
 and hashing it once more would tell the server nothing new. Given beforehand, it also keeps the SDK from sending the
-checksum behind the body over https (`aws-chunked`), which not every server reads. What https adds is that nobody can read
-along, and that holds for a server that takes the header and does not look at it.
+checksum behind the body over https (`aws-chunked`), which not every server reads. What https adds: nobody can read
+along, and nobody can change a body that goes to a server which takes the header and does not look at it.
 """
 
 from __future__ import annotations

@@ -47,9 +47,7 @@ class S3Calls:
         self._url, self._bucket, self._where = url, bucket, configured_in
         self._timeouts = timeouts
 
-    def run(
-        self, operation: str, key: str, request: Callable[[], T], *, moved: Callable[[], int] | None = None
-    ) -> T:
+    def run(self, operation: str, key: str, request: Callable[[], T], *, moved: Callable[[], int] | None = None) -> T:
         """Run `request`, again while that may help. Every error that leaves is ours, but FlexibleChecksumError.
 
         moved: bytes that the tries so far have brought for good. Whenever they are more, the time for tries begins

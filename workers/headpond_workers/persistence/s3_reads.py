@@ -99,7 +99,8 @@ class _RangeRead:
             self._check(reply)
             self._etag = reply["ETag"]
             while self._filled < len(self._buffer):
-                got = stream.readinto(self._buffer[self._filled : self._filled + self._piece])
+                rest = self._buffer[self._filled : self._filled + self._piece]
+                got = stream.readinto(rest)  # type: ignore[arg-type]  # its stubs want a file
                 if not got:
                     raise IncompleteReadError(actual_bytes=self._filled, expected_bytes=len(self._buffer))
                 self._filled += got

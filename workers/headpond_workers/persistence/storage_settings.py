@@ -94,9 +94,7 @@ def _run_storage(settings: Settings) -> StorageAddress | None:
         if storage is None:
             return None
         url, bucket, region, access_key, secret_key = (str(storage[name]) for name in _RUN_KEYS)
-        return StorageAddress(
-            url, bucket, region, access_key, secret_key, str(run_file), **_manner(settings.storage)
-        )
+        return StorageAddress(url, bucket, region, access_key, secret_key, str(run_file), **_manner(settings.storage))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
