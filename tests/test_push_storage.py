@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cutting_proxy import Cut, CuttingProxy
-from headpond_workers.checkpoints.pushing import How
+from headpond_workers.checkpoints.pushing import How, push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import VersionState
 from headpond_workers.persistence.s3 import S3Blobs
@@ -24,7 +24,6 @@ from headpond_workers.persistence.s3_client import S3Timeouts
 from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from pushed_versions import PLAIN, check_versions, content_of, on_disk, registry_on
-from headpond_workers.checkpoints.pushing import push
 from tiny_weights import noise, write_model
 
 pytestmark = pytest.mark.slow

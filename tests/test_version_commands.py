@@ -186,7 +186,7 @@ def test_without_storage_or_configuration_the_command_says_what_to_write(tmp_pat
     (tmp_path / "headpond.toml").write_text('[models.chat]\nengine = "scripted"\n')
     done = shell.run("push", "chat", "weights")
     assert done.returncode == 2
-    assert "there is no storage" in done.stderr
+    assert "no storage" in done.stderr
     (tmp_path / "headpond.toml").write_text(
         '[storage]\nendpoint_url = "http://127.0.0.1:9"\n[models.x]\nengine = "?"\n'
     )

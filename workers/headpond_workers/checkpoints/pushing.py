@@ -16,12 +16,13 @@ from pathlib import Path
 
 from headpond.errors import BlobChanged, BlobMissing, PushOvertaken
 from headpond_workers.checkpoints.description import Description
+from headpond_workers.checkpoints.document_io import checked, new_txn, now_ms
 from headpond_workers.checkpoints.intent import MAX_INTENT_BYTES, Intent
 from headpond_workers.checkpoints.manifest import Manifest
 from headpond_workers.checkpoints.names import chunk_key, intent_key, manifest_key
 from headpond_workers.checkpoints.numbering import complete, take_number
 from headpond_workers.checkpoints.push_plan import NamedObject, lay_out, new_objects
-from headpond_workers.checkpoints.registry import Registry, checked, new_txn, now_ms
+from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.scanning import ScannedFile, digest_of, scan
 from headpond_workers.checkpoints.sending import digests_of, send
 from headpond_workers.checkpoints.source_files import Source, list_source
@@ -179,7 +180,7 @@ class _Push:
         damaged: set[str] = set()
         started, sent_bytes = time.monotonic(), 0
         while True:
-            gc = read_collected(self._blobs)
+            gc = read_collected(self._registry)
             versions = read_versions(self._registry)
             there = self._there_already(versions) or self._taken_over(versions)
             if there is not None:
@@ -188,7 +189,7 @@ class _Push:
                 return there
             plan = self._plan(txn, gc, versions, damaged)
             etag = self._put_intent(txn, plan, etag)
-            if read_gc_txn(self._blobs) != gc.txn:
+            if read_gc_txn(self._registry) != gc.txn:
                 continue
             self._counter.begin(Stage.SEND, sum(each.size for each in plan.put))
             sent = send(self._blobs, plan.put, doubtful=plan.doubtful, on_bytes=self._counter.add)

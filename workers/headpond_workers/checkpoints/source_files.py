@@ -114,8 +114,8 @@ def _file(at: Path, path: str, status: os.stat_result) -> SourceFile:
     shown = escape_controls(str(at))
     if stat.S_ISLNK(status.st_mode):
         raise ModelFileError(
-            f"{shown} is a link. A version holds plain files only, so that it is the same wherever it is pulled. Push a "
-            "copy without links, made with: cp -rL FOLDER COPY"
+            f"{shown} is a link. A version holds plain files only, so that it is the same wherever it is pulled. Push "
+            "a copy without links, made with: cp -rL FOLDER COPY"
         )
     if not stat.S_ISREG(status.st_mode):
         raise ModelFileError(f"{shown} is no regular file, so it cannot be part of a version. Move it elsewhere.")

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 
 from headpond.errors import BlobCorrupt, BlobMissing
-from headpond_workers.checkpoints.gc_documents import (
-    MAX_CONDEMNED_BYTES,
-    MAX_GC_BYTES,
-    Condemned,
-    GcState,
-)
+from headpond_workers.checkpoints.gc_state import FIRST_EPOCH, GcStore
 from headpond_workers.checkpoints.manifest import Manifest
 from headpond_workers.checkpoints.names import GC_STATE
-from headpond_workers.checkpoints.registry import Registry, VersionAt, checked
+from headpond_workers.checkpoints.parallel import THREADS, in_parallel
+from headpond_workers.checkpoints.registry import Registry, VersionAt
 from headpond_workers.checkpoints.version_document import VersionDocument, VersionState
-from headpond_workers.persistence.blobs import Blobs
 
 logger = logging.getLogger(__name__)
-FIRST_EPOCH = 1
-READERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,50 +53,38 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class StoredChunks:
-    """places: by SHA-256 (32 bytes) of the chunk. doubtful: objects of quarantined versions, one of which is damaged."""
+    """places: by SHA-256 (32 bytes) of the chunk. doubtful: objects of quarantined versions; some are damaged."""
 
     places: dict[bytes, Place] = field(repr=False)
     doubtful: frozenset[str] = field(repr=False)
 
 
-def read_collected(blobs: Blobs) -> Collected:
+def read_collected(registry: Registry) -> Collected:
     """Read this before the versions: what a round took away in between is then told by the txn, which is another."""
+    store = GcStore(registry.blobs, writer=registry.writer)
     seen = ""
-    while True:
+    while (at := store.read()) is not None:
         try:
-            body = blobs.get(GC_STATE, max_bytes=MAX_GC_BYTES).body
-        except BlobMissing:
-            return Collected()
-        state = checked(GC_STATE, partial(GcState.unpack, body))
-        try:
-            lists = [_condemned(blobs, each.list) for each in state.rounds]
+            lists = [store.condemned(each) for each in at.state.rounds]
         except BlobMissing as error:
-            if state.txn == seen:
+            if at.state.txn == seen:
                 raise BlobCorrupt(error.key, f"it is gone, and {GC_STATE} names it") from error
-            seen = state.txn  # a round ended just now, and its list with it
+            seen = at.state.txn  # a round ended just now, and its list with it
             continue
-        return Collected(state.txn, state.epoch, frozenset(key for keys in lists for key in keys))
+        return Collected(at.state.txn, at.state.epoch, frozenset(key for keys in lists for key in keys))
+    return Collected()
 
 
-def read_gc_txn(blobs: Blobs) -> str:
+def read_gc_txn(registry: Registry) -> str:
     """As in `Collected`."""
-    try:
-        body = blobs.get(GC_STATE, max_bytes=MAX_GC_BYTES).body
-    except BlobMissing:
-        return ""
-    return checked(GC_STATE, partial(GcState.unpack, body)).txn
-
-
-def _condemned(blobs: Blobs, key: str) -> tuple[str, ...]:
-    body = blobs.get(key, max_bytes=MAX_CONDEMNED_BYTES).body
-    return checked(key, partial(Condemned.unpack, body)).keys
+    at = GcStore(registry.blobs, writer=registry.writer).read()
+    return "" if at is None else at.state.txn
 
 
 def read_versions(registry: Registry) -> Versions:
     """A document that is damaged is left out: it stands in nobody's way, and `scrub` tells of it."""
-    with ThreadPoolExecutor(READERS, "read-versions") as pool:
-        found = pool.map(lambda number: _read(registry, number), registry.numbers())
-        return Versions(tuple(at for at in found if at is not None))
+    found = in_parallel(lambda number: _read(registry, number), registry.numbers(), threads=THREADS)
+    return Versions(tuple(at for at in found if at is not None))
 
 
 def _read(registry: Registry, number: int) -> VersionAt | None:
@@ -117,7 +96,7 @@ def _read(registry: Registry, number: int) -> VersionAt | None:
 
 
 def find_chunks(registry: Registry, versions: Versions, wanted: Collection[bytes], gc: Collected) -> StoredChunks:
-    """Where complete versions have the wanted chunks (SHA-256, 32 bytes), in objects that nobody condemned or doubts."""
+    """Where complete versions have the wanted chunks (SHA-256, 32 bytes), in objects that nothing speaks against."""
     doubtful = {
         stored.key
         for document in versions.of(VersionState.QUARANTINED)

@@ -23,12 +23,14 @@ from rich.progress import (
 
 from headpond.cli.exits import INTERRUPTED
 from headpond.errors import StorageUnavailable
+from headpond.jobs import check_model_name
 from headpond_workers.checkpoints.description import describe
 from headpond_workers.checkpoints.pushing import How, OnProgress, Pushed, Stage, Unchanged, push
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.cli.config_option import AsJson, Config, say
+from headpond_workers.cli.config_option import AsJson, Config, say, settings_of
 from headpond_workers.cli.sizes import shown_size
-from headpond_workers.cli.version_storage import blobs_of, settings_for, who
+from headpond_workers.cli.storage_blobs import storage_blobs
+from headpond_workers.cli.version_storage import who
 from headpond_workers.models.prepare import digest_cache
 
 INTERRUPTION = "The push was interrupted. The same command goes on with it: what was sent is not sent again."
@@ -69,9 +71,9 @@ def push_version(
 
       headpond models push chat ./chat-finetuned --json | jq '{version, sent_bytes}'
     """
-    settings = settings_for(name, config)
+    settings = settings_of(config, needed=[check_model_name(name)])
     description = describe(settings.models.get(name), path, engine=engine, note=note, digests=digest_cache())
-    blobs = blobs_of(settings)
+    blobs = storage_blobs(config)
     blobs.ensure_bucket()
     try:
         with _shown_progress(name) as on_progress:

@@ -22,7 +22,7 @@ from headpond_workers.checkpoints.version_document import VersionDocument, Versi
 from headpond_workers.cli.config_option import AsJson, Config, say
 from headpond_workers.cli.sizes import shown_size
 from headpond_workers.cli.status_tables import table_console
-from headpond_workers.cli.version_storage import registry_of, settings_for, split_version
+from headpond_workers.cli.version_storage import registry_of, split_version
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model.")]
 _STYLES = {
@@ -48,7 +48,7 @@ def list_versions(name: Name, config: Config = None, *, as_json: AsJson = False)
 
       headpond models versions chat --json | jq '.versions[] | select(.state == "complete") | .number'
     """
-    registry = registry_of(settings_for(name, config), name)
+    registry = registry_of(name, config)
     documents = [at.document for at in read_versions(registry).all]
     aliases = aliases_by_number(registry)
     if as_json:
@@ -94,7 +94,7 @@ def show_version(
       headpond models show chat@prod --json | jq -r .digest
     """
     model, wanted = split_version(version)
-    registry = registry_of(settings_for(model, config), model)
+    registry = registry_of(model, config)
     document = registry.complete(number_of(registry, wanted or PROD))
     manifest = registry.manifest_of(document)
     parent = _parent(registry, document)
@@ -122,7 +122,7 @@ def diff_versions(
 
       headpond models diff chat prod 5 --json | jq '.files[].path'
     """
-    registry = registry_of(settings_for(name, config), name)
+    registry = registry_of(name, config)
     numbers = number_of(registry, old), number_of(registry, new)
     manifests = [registry.manifest_of(registry.complete(number)) for number in numbers]
     found = compare(*manifests)

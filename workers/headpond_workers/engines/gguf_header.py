@@ -85,8 +85,8 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """metadata: key -> value. pairs: key -> first and past-the-last byte of the raw pair in the file. size_bytes: of the
-    whole file."""
+    """metadata: key -> value. pairs: key -> first and past-the-last byte of the raw pair in the file. size_bytes: of
+    the whole file."""
 
     version: int
     metadata: dict[str, Value]
@@ -142,7 +142,7 @@ def _placed(header: GgufHeader) -> list[tuple[str, tuple[int, int]]]:
     held = sorted((t for t in header.tensors if t.elements), key=lambda tensor: tensor.offset)
     following = [tensor.offset for tensor in held[1:]] + [header.size_bytes - header.data_start]
     placed = []
-    for tensor, upto in zip(held, following, strict=True):
+    for tensor, upto in zip(held, following, strict=False):  # without a tensor, none
         size = tensor.size_bytes
         length = max(1, upto - tensor.offset) if size is None else size
         begin = header.data_start + tensor.offset
