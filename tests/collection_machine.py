@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 
 from hypothesis import strategies as st
@@ -94,10 +95,8 @@ class CollectionMachine(RuleBasedStateMachine):
 
     @rule(number=versions)
     def delete_at_once(self, number: int) -> None:
-        try:
+        with suppress(*REFUSALS):
             type(self).delete(self.aliases(self.memory), number)
-        except REFUSALS:
-            pass
 
     @precondition(lambda self: len(self.actors) < MOST_ACTORS)
     @rule()
@@ -109,10 +108,8 @@ class CollectionMachine(RuleBasedStateMachine):
     @rule()
     def collect_at_once(self) -> None:
         self.started += 1
-        try:
+        with suppress(CollectionUnderWay):
             self.collect(self.memory, f"collector-{self.started}")
-        except CollectionUnderWay:
-            pass
 
     # What goes on.
 
@@ -141,10 +138,8 @@ class CollectionMachine(RuleBasedStateMachine):
     def request_of_a_dead_process_arrives(self, number: int) -> None:
         call = self.late.pop(number % len(self.late))
         assert call.late is not None
-        try:
+        with suppress(BlobChanged):
             call.late()
-        except BlobChanged:
-            pass
 
     @rule(hours=st.sampled_from([1, 25, 25, 60]))
     def time_passes(self, hours: int) -> None:

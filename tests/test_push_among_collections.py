@@ -1,5 +1,5 @@
-"""The real push with everything else between any two of its calls on storage: a deletion, whole collections, a wait that
-is longer than the grace. Whatever it says it has pushed is whole, then and after the collections that follow."""
+"""The real push, and between any two of its calls on storage a deletion, whole collections, a wait longer than the
+grace. Whatever it says it has pushed is whole, then and after the collections that follow."""
 
 from __future__ import annotations
 

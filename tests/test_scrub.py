@@ -88,7 +88,7 @@ def test_a_flipped_bit_is_found_and_every_version_that_has_it_is_quarantined(reg
     assert (finding.key, finding.versions) == (key, ("chat@1", "chat@2"))
     assert "another SHA-256" in finding.reason
     assert states(registry) == [VersionState.QUARANTINED, VersionState.QUARANTINED, VersionState.COMPLETE]
-    with pytest.raises(VersionUnusable, match="quarantined: scrub: chunks/.*another SHA-256"):
+    with pytest.raises(VersionUnusable, match=r"quarantined: scrub: chunks/.*another SHA-256"):
         Aliases(registry).move("prod", to=1, left=None, who="ada")
     again = scrub(blobs, writer="the test")
     assert (again.versions, again.findings) == (1, [])

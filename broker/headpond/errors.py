@@ -500,8 +500,8 @@ class CollectionUnderWay(BlobError):
         until = datetime.fromtimestamp(until_ms / 1000, tz=UTC)
         super().__init__(
             "gc/state",
-            f"{holder} collects just now, until {until:%Y-%m-%d %H:%M:%S} UTC at the latest. Try again when it is done; "
-            "if it was killed, after that time",
+            f"{holder} collects just now, until {until:%Y-%m-%d %H:%M:%S} UTC at the latest. Try again "
+            "when it is done, or then if it was killed",
         )
         self.holder, self.until_ms = holder, until_ms
 

@@ -242,7 +242,7 @@ class Aliases:
     def _incomplete(self, number: int, key: str, *, found: str) -> VersionUnusable:
         return VersionUnusable(
             f"{self._model}@{number}",
-            f"{key} is {found}, so no alias may name it. Look at it with: headpond models verify {self._model}@{number}",
+            f"{key} is {found}, so no alias may name it. Look at it with: headpond models verify {self._model}",
         )
 
     def _names(self) -> list[str]:

@@ -44,8 +44,8 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(slots=True)
 class Collected:
-    """What one run did. uploads: in parts, given up. kept: condemned in a round that was carried out, but live again. round: the number of the one
-    that it added; 0: none. not_before_ms: when that may be carried out."""
+    """What one run did. kept: condemned in a round that was carried out, but live again. uploads: in parts, given up.
+    round: the number of the one that it added; 0: none. not_before_ms: when that may be carried out."""
 
     intents: int = 0
     versions: int = 0
@@ -61,8 +61,8 @@ class Collected:
 
 
 class Collector:
-    """One run after another, of the whole bucket. Raises CollectionUnderWay while another one has the lease, BlobCorrupt
-    and VersionUnusable if something cannot be read that may be needed: then nothing is removed.
+    """One run after another, of the whole bucket. Raises CollectionUnderWay while another has the lease;
+    BlobCorrupt and VersionUnusable if something cannot be read that may be needed: then nothing is removed.
 
     grace_ms: how old an intent is at least when it is dropped, and how long what is condemned waits. lease_ms: how long a
     collector that was killed keeps others from their runs. now_ms: its clock;

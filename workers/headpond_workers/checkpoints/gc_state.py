@@ -24,7 +24,8 @@ class GcStateAt:
 
 
 class GcStore:
-    """Any call may raise StorageUnavailable, BlobCorrupt and UnsupportedSchema. writer: who is written into documents."""
+    """Any call may raise StorageUnavailable, BlobCorrupt and UnsupportedSchema. writer: who is written into
+    documents."""
 
     def __init__(self, blobs: Blobs, *, writer: str) -> None:
         self.blobs, self.writer = blobs, writer

@@ -38,7 +38,6 @@ def delete(
 
       headpond models delete chat 2 --force --json
     """
-    check_slug = Registry(storage_blobs(config), name, writer=writer_name())
     registry = Registry(storage_blobs(config), check_model_name(name), writer=writer_name())
     document = delete_version(Aliases(registry), version, force=force)
     if as_json:
