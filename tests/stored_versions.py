@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from headpond_workers.checkpoints.alias_document import AliasDocument
+from headpond_workers.checkpoints.alias_document import AliasDocument, Trial
 from headpond_workers.checkpoints.manifest import Manifest, StoredChunk, StoredFile, StoredObject
 from headpond_workers.checkpoints.names import alias_key, chunk_key, manifest_key, version_key
 from headpond_workers.checkpoints.registry import Registry, new_txn, now_ms
@@ -95,8 +95,10 @@ def put_documents(
     return StoredVersion(Registry(blobs, manifest.model, writer="the test"), document, manifest, files)
 
 
-def put_alias(blobs: Blobs, model: str, alias: str, to: int) -> None:
+def put_alias(blobs: Blobs, model: str, alias: str, to: int, *, trial: int = 0) -> None:
+    """trial: a version that is tried with a share of the jobs; 0 for none."""
     document = AliasDocument(
-        txn=new_txn(), created_ms=now_ms(), writer="the test", model=model, alias=alias, to=to, previous=0, seq=1
-    )
+        txn=new_txn(), created_ms=now_ms(), writer="the test", model=model, alias=alias, to=to, previous=0, seq=1,
+        trial=Trial(trial, 100, now_ms()) if trial else None,
+    )  # fmt: skip
     blobs.put_new(alias_key(model, alias), document.pack())

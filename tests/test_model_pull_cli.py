@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from headpond.cli import main
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from reading_blobs import flip
@@ -52,10 +57,27 @@ def folder(seaweed: SeaweedProcess, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def headpond(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*HEADPOND, "models", *arguments], cwd=folder, capture_output=True, text=True, timeout=DEADLINE_S, check=False
-    )
+@dataclass
+class Called:
+    """What a command said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def headpond(folder: Path, *arguments: str) -> Called:
+    """Call the command line, with `folder` as working folder."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        patch.object(sys, "argv", ["headpond", "models", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as left,
+    ):
+        main()
+    return Called(int(left.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def test_the_commands_say_how_they_are_called(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from headpond.settings import check_settings
 from headpond.tables import VersionSource
 from headpond_workers.checkpoints.names import alias_key
 from headpond_workers.checkpoints.resolving import open_storage, resolve
+from headpond_workers.checkpoints.version_document import VersionState
 from memory_blobs import MemoryBlobs
 from stored_versions import put_alias, put_version
 
@@ -19,14 +20,19 @@ FILES = {"scripted.json": b"{}"}
 
 def test_an_alias_is_the_number_that_it_names_now() -> None:
     blobs = MemoryBlobs()
+    for model, alias, number in (("chat", "prod", 3), ("chat", "next", 4), ("code", "prod", 1)):
+        put_version(blobs, model, FILES, number=number)
+        put_alias(blobs, model, alias, number)
+    found = [resolve(VersionSource.parse(text), blobs) for text in ("s3:chat", "s3:chat@next", "s3:code@prod")]
+    assert found == [3, 4, 1]
+
+
+def test_a_deletion_that_was_killed_amid_keeps_nobody_from_what_an_alias_names() -> None:
+    blobs = MemoryBlobs()
+    version = put_version(blobs, "chat", FILES, number=3, state=VersionState.DELETING)
     put_alias(blobs, "chat", "prod", 3)
-    put_alias(blobs, "chat", "next", 4)
-    put_alias(blobs, "code", "prod", 1)
-    assert [resolve(VersionSource.parse(text), blobs) for text in ("s3:chat", "s3:chat@next", "s3:code@prod")] == [
-        3,
-        4,
-        1,
-    ]
+    assert resolve(VersionSource.parse("s3:chat"), blobs) == 3
+    assert version.registry.complete(3).number == 3
 
 
 def test_a_number_is_itself_and_nobody_is_asked() -> None:
@@ -45,7 +51,7 @@ def test_an_alias_that_is_not_there_says_what_to_call() -> None:
     put_version(blobs, "chat", FILES, number=2)
     with pytest.raises(VersionMissing, match=r"no such alias. Let it .*: headpond models promote chat 2 --alias next$"):
         resolve(VersionSource.parse("s3:chat@next"), blobs)
-    put_alias(blobs, "chat", "next", 0)
+    put_alias(blobs, "chat", "next", 0, trial=2)
     with pytest.raises(VersionMissing, match=r"^chat@next: the alias names no version yet"):
         resolve(VersionSource.parse("s3:chat@next"), blobs)
 

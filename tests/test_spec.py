@@ -68,6 +68,7 @@ def test_what_a_host_decides_for_itself_does_not_count() -> None:
     changed: dict[str, Any] = {
         "workers": 5, "slots": 9, "drain_timeout_s": 1.0, "stall_timeout_s": 9.0, "tokens_per_s": 5.0,
         "prefill_tokens_per_s": 7.0, "crash_at": "end", "crash_token": 3, "crash_prompt": "x",
+        "rollover": "side-by-side",
     }  # fmt: skip
     assert set(changed) == ScriptedModel.all_host_keys()
     assert spec(ScriptedModel(engine="scripted", **changed)) == spec(plain)

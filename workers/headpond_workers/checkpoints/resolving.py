@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from headpond.errors import BlobCorrupt, BlobMissing, ConfigError, VersionMissing
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from headpond.errors import BlobCorrupt, ConfigError, VersionMissing
 from headpond.settings import CONFIG_NAME, Settings
 from headpond.tables import VersionSource
-from headpond_workers.checkpoints.alias_document import MAX_ALIAS_BYTES, AliasDocument
+from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.names import alias_key
-from headpond_workers.checkpoints.registry import Registry, checked
+from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.persistence.blobs import Blobs
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.storage_settings import Learn, storage_of
+
+if TYPE_CHECKING:
+    from headpond_workers.persistence.s3 import S3Blobs
 
 
 def open_storage(settings: Settings, *, learn: Learn | None = None) -> S3Blobs:
@@ -18,6 +24,9 @@ def open_storage(settings: Settings, *, learn: Learn | None = None) -> S3Blobs:
 
     learn: is told of each secret. Raises ConfigError, also where there is no storage.
     """
+    # boto3 takes a while to import, which no command should wait for that does not need it.
+    from headpond_workers.persistence.s3 import S3Blobs
+
     address = storage_of(settings, learn=learn)
     if address is None:
         raise ConfigError(
@@ -29,28 +38,29 @@ def open_storage(settings: Settings, *, learn: Learn | None = None) -> S3Blobs:
 
 
 def resolve(source: VersionSource, blobs: Blobs) -> int:
-    """The number of the version that is meant now. Whether it can be used is not looked at.
+    """The number of the version that is meant now. Whether it can be used is not looked at, but that a deletion which
+    its alias forbids is undone.
 
     Raises VersionMissing for an alias that is not there or names nothing yet, with what to do; StorageUnavailable.
     """
     if source.number is not None:
         return source.number
     alias = source.alias or ""
-    key = alias_key(source.name, alias)
-    try:
-        blob = blobs.get(key, max_bytes=MAX_ALIAS_BYTES)
-    except BlobMissing as error:
-        raise _missing(source, alias, blobs, "there is no such alias") from error
-    document = checked(key, lambda: AliasDocument.unpack(blob.body))
+    registry = Registry(blobs, source.name, writer=f"{socket.gethostname()}:{os.getpid()}")
+    aliases = Aliases(registry)
+    at = aliases.get(alias)
+    if at is None:
+        raise _missing(source, alias, registry, "there is no such alias")
+    document = at.document
     if (document.model, document.alias) != (source.name, alias):
-        raise BlobCorrupt(key, f"it is the alias {document.model}@{document.alias}")
+        raise BlobCorrupt(alias_key(source.name, alias), f"it is the alias {document.model}@{document.alias}")
     if not document.to:
-        raise _missing(source, alias, blobs, "the alias names no version yet")
-    return document.to
+        raise _missing(source, alias, registry, "the alias names no version yet")
+    return aliases.resolve(alias).number
 
 
-def _missing(source: VersionSource, alias: str, blobs: Blobs, what: str) -> VersionMissing:
-    numbers = Registry(blobs, source.name, writer="headpond").numbers()
+def _missing(source: VersionSource, alias: str, registry: Registry, what: str) -> VersionMissing:
+    numbers = registry.numbers()
     promote = f"headpond models promote {source.name} {numbers[-1] if numbers else 1} --alias {alias}"
     if not numbers:
         push = f"headpond models push {source.name} PATH"

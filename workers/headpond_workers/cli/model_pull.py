@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,15 +10,14 @@ from typing import Annotated
 import typer
 
 from headpond.cli.exits import INTERNAL, INTERRUPTED
-from headpond.errors import ConfigError
-from headpond.settings import CONFIG_NAME, find_config, load_settings
 from headpond.tables import VersionSource
 from headpond.terminal import escape_controls
 from headpond_workers.checkpoints.pull import pull as pull_version
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.resolving import open_storage, resolve
 from headpond_workers.checkpoints.verify import verify as verify_version
-from headpond_workers.cli.config_option import AsJson, Config, say
+from headpond_workers.cli.config_option import AsJson, Config, say, settings_of
+from headpond_workers.cli.storage_blobs import writer_name
 from headpond_workers.cli.transfer_progress import shown_transfer
 
 Version = Annotated[
@@ -126,15 +123,9 @@ def verify(version: Version, config: Config = None, *, as_json: AsJson = False) 
 def _opened(version: str, config: Path | None) -> tuple[Registry, int]:
     """The model's registry, and the number that is meant. Raises InvalidRequest, ConfigError, VersionMissing."""
     source = VersionSource.parse_version(version)
-    file = config or find_config()
-    if file is None:
-        raise ConfigError(
-            f"there is no {CONFIG_NAME} here or in a folder above; write one, or name one with --config",
-            where=str(Path.cwd()),
-        )
     # Whatever is wrong with tables of models does not matter here: a version is named by its name in storage.
-    blobs = open_storage(load_settings(file, environment=os.environ, needed=()))
-    registry = Registry(blobs, source.name, writer=f"{socket.gethostname()}:{os.getpid()}")
+    blobs = open_storage(settings_of(config, needed=()))
+    registry = Registry(blobs, source.name, writer=writer_name())
     return registry, resolve(source, blobs)
 
 
