@@ -110,9 +110,7 @@ class Fleet:
     def alias(self, target: str, previous: str = "", *, trial: str = "", permille: int = 0) -> int:
         """The alias is moved. Returns how many jobs are left in lanes of trials that are over."""
         self.seq += 1
-        reply = self.bench.queue.switch(
-            seq=self.seq, target=target, previous=previous, trial=trial, permille=permille
-        )
+        reply = self.bench.queue.switch(seq=self.seq, target=target, previous=previous, trial=trial, permille=permille)
         assert reply.seq == self.seq
         return reply.left
 

@@ -43,9 +43,7 @@ def names(inside: bool, many: int, permille: int = 100) -> list[str]:
 
 
 def lane(bench: Bench, name: str) -> set[str]:
-    return {
-        raw.decode() for band in BANDS for raw in bench.server.read("ZRANGE", bench.keys.ready(name, band), 0, -1)
-    }
+    return {raw.decode() for band in BANDS for raw in bench.server.read("ZRANGE", bench.keys.ready(name, band), 0, -1)}
 
 
 def share(bench: Bench) -> str:
@@ -309,9 +307,7 @@ def test_each_end_under_a_lease_is_noted_once_while_a_trial_has_its_share(tried:
     bench.append(one, tokens(0, 4))
     bench.clock.move(2)
     for _ in range(2):
-        bench.queue.finish(
-            one.id, one.fence, offset=4, state=JobState.FINISHED, result=b"", first_token_s=0.25
-        )
+        bench.queue.finish(one.id, one.fence, offset=4, state=JobState.FINISHED, result=b"", first_token_s=0.25)
         bench.queue.finish(two.id, two.fence, offset=0, state=JobState.FAILED, result=b"", reason="no")
     bench.submit(there)
     lease = bench.lease("a", version="3")

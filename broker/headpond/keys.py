@@ -19,7 +19,7 @@ headpond:{q}:held:<boot>           hash   id -> "<seq>:<fence>": the leases that
 headpond:{q}:spec                  hash   version -> fingerprint of what serves this name
 headpond:{q}:struck:<boot>         hash   id -> strikes before the one that this boot's silence gave
 headpond:{q}:notice:<boot>         list   at most one token: something became of a job that this worker runs
-headpond:{q}:waits                 zset   what ends a wait, by time: "s:<id>", and a lane after "lane:", "gone:", "back:"
+headpond:{q}:waits                 zset   what ends a wait, by time: "s:<id>", "lane:", "gone:", "back:" and a lane
 headpond:{q}:lanes                 set    lanes beside `any` that jobs wait in, or did
 headpond:{q}:fair:<band>           zset   tenant by the virtual time up to which its jobs are paid for
 headpond:{q}:weights               hash   tenant -> weight

@@ -299,13 +299,9 @@ class JobQueue:
         self, *, seq: int, target: str, previous: str = "", trial: str = "", permille: int = 0
     ) -> switching.SwitchReply:
         """Bring the queue's copy of an alias up to date; see `switching.switch`."""
-        return self.run(
-            switching.switch(seq=seq, target=target, previous=previous, trial=trial, permille=permille)
-        )
+        return self.run(switching.switch(seq=seq, target=target, previous=previous, trial=trial, permille=permille))
 
-    def assign(
-        self, *, boot: str, who: str, version: str, busy: int = 0, loading: str = ""
-    ) -> switching.Assignment:
+    def assign(self, *, boot: str, who: str, version: str, busy: int = 0, loading: str = "") -> switching.Assignment:
         """What a worker of an alias is to serve; see `switching.assign`."""
         return self.run(switching.assign(boot=boot, who=who, version=version, busy=busy, loading=loading))
 

@@ -57,7 +57,9 @@ class Switch:
     def effective(self) -> str:
         """The version that workers go for: the target, or the previous one where the target alone was refused."""
         refused = self.refused
-        return self.previous if self.target in refused and self.previous and self.previous not in refused else self.target
+        return (
+            self.previous if self.target in refused and self.previous and self.previous not in refused else self.target
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,7 @@ class Outcome:
     generate_ms: int
 
 
-def switch(
-    *, seq: int, target: str, previous: str = "", trial: str = "", permille: int = 0
-) -> Operation[SwitchReply]:
+def switch(*, seq: int, target: str, previous: str = "", trial: str = "", permille: int = 0) -> Operation[SwitchReply]:
     """Bring the queue's copy of an alias to this state, if seq is not below what it has.
 
     trial: a version that gets `permille` (1 to 999) of the jobs that no version is named for; '' for none. Raises
@@ -109,9 +109,7 @@ def switch(
     return Operation("switch", args, lambda r: SwitchReply(int(r[0]), int(r[1])))
 
 
-def assign(
-    *, boot: str, who: str, version: str, busy: int = 0, loading: str = ""
-) -> Operation[Assignment]:
+def assign(*, boot: str, who: str, version: str, busy: int = 0, loading: str = "") -> Operation[Assignment]:
     """What a worker of an alias is to serve; asked before it loads, and about once a second while it serves.
 
     who: `<deployment>/<host>/<instance>`, which outlives the process. version: what it serves; '' before it has loaded.

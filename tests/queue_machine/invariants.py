@@ -175,6 +175,7 @@ def _no_tenant_lags(model: Model) -> None:
         assert not late, f"{band}: {late}"
         model.reached["tenants apart"] += any(race.most - race.least > 0 for race in shares.races.values())
 
+
 def _trials_are_over(model: Model, now: Snapshot) -> None:
     """Q5: nobody waits for a version that is neither named nor bound; ends are noted while a trial has its share."""
     share = model.server.share
@@ -187,4 +188,3 @@ def _trials_are_over(model: Model, now: Snapshot) -> None:
     outcomes = {name.encode(): value for name, value in now.hash("outcomes").items()}
     found = sorted((o.id, o.version, o.state.value) for o in parse_outcomes(outcomes)) if outcomes else []
     assert found == sorted(model.server.outcomes), f"ended as {found}, not {model.server.outcomes}"
-

@@ -25,9 +25,9 @@ class TrueJob:
     stand in its stream. claimed_offset: how many of them there were when its lease began. seq: of the claim that gave
     the lease. struck_by, strikes_before: whose silence gave the last strike, and the strikes before it.
     waiting_from_ms: since when it is queued. lane: where it waits, or waited last. front: it waited so long that it is
-    first of its band. alone: it runs as the one suspect. kept_from_ms: when its retention began; None until then. stream_until_ms:
-    until when its stream is kept, where its result holds the same. listed: among the quarantined ones. serial:
-    names this life of its id."""
+    first of its band. alone: it runs as the one suspect. kept_from_ms: when its retention began; None until then.
+    stream_until_ms: until when its stream is kept, where its result holds the same. listed: among the quarantined ones.
+    serial: names this life of its id."""
 
     entry: Entry
     serial: int

@@ -60,7 +60,8 @@ MUTATIONS = (
     Mutation("an end names the last offset", "if offset ~= r[OFFSET] then return 'gap' end", ""),
     Mutation("tenants take turns", "local start = math.max(f.v, f.last[tenant])", "local start = f.v"),
     Mutation(
-        "a returned job keeps its tag", "  local lane = lane_of(id, r)\n",
+        "a returned job keeps its tag",
+        "  local lane = lane_of(id, r)\n",
         "  local lane = lane_of(id, r)\n  r[TAG] = r[TAG] + 1\n",
     ),
     Mutation("a server that comes back has a higher incarnation", "inc = math.max(now, inc + 1000)", "inc = inc"),
@@ -111,11 +112,6 @@ MUTATIONS = (
         "a trial that is over gives back its share",
         "        if r and bound_version(r) == '' then",
         "        if false then",
-    ),
-    Mutation(
-        "a trial that nobody serves loses its share",
-        "if trial and version_of(lane) == trial then stop_share() end",
-        "",
     ),
     Mutation(
         "who claims for one lane wakes those who read the others",

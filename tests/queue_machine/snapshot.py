@@ -130,9 +130,7 @@ def parse(raw: bytes) -> Snapshot:
     return snapshot
 
 
-_HASHES = frozenset(
-    {"meta", "data", "run", "result", "workers", "spec", "attempts", "weights", "switch", "outcomes"}
-)
+_HASHES = frozenset({"meta", "data", "run", "result", "workers", "spec", "attempts", "weights", "switch", "outcomes"})
 _HASHES_OF_BOOTS = ("held:", "struck:")
 
 

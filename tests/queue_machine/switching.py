@@ -102,9 +102,7 @@ class Switching(Calls):
             self._follow_share(after)
             return told is None
 
-        self.call(
-            switching.refuse(who=_who(at), version=version, reason="it is damaged"), expect, again=again
-        )
+        self.call(switching.refuse(who=_who(at), version=version, reason="it is damaged"), expect, again=again)
 
     @property
     def alias(self) -> Switch | None:

@@ -61,9 +61,7 @@ class JobStream:
         """Wait until the server has all tokens; False if the lease was lost first."""
         return self._writer.wait_sent(self)
 
-    def finish(
-        self, state: JobState, result: bytes, reason: str = "", *, first_token_s: float | None = None
-    ) -> bool:
+    def finish(self, state: JobState, result: bytes, reason: str = "", *, first_token_s: float | None = None) -> bool:
         """End the job after its last token. Waits for a server that is away; False if the lease was lost."""
         job_id, fence = self.held.key
         done = finish(

@@ -184,7 +184,7 @@ else
   -- It may have been woken by a lane that it read until a moment ago: somebody else must be.
   if own_lane == 1 then
     for _, lane in ipairs({ 'any', 'suspect' }) do
-      if has_jobs(lane) and not (suspect and is_suspect(lane)) then wake(lane) end
+      if not (suspect and is_suspect(lane)) and has_jobs(lane) then wake(lane) end
     end
   end
 end
