@@ -10,6 +10,8 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from headpond_workers.rollover.in_place import begin_anew
 
 PROGRAM = """
@@ -30,26 +32,33 @@ if len(open(lives).readlines()) == 1:
     os.set_inheritable(leaked, True)
     kept, other = os.pipe()
     print(kept, flush=True)
-    threading.Thread(target=threading.Event().wait, daemon=True).start()
-    # It comes in the last moment of the first life.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    os.kill(os.getpid(), signal.SIGTERM)
+    if sys.argv[2] == "threads":
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    # It comes in the last moment of the first life. The one thread or the other takes it.
+    become = os.execv
+
+    def with_a_signal(*words):
+        os.kill(os.getpid(), signal.SIGTERM)
+        become(*words)
+
+    os.execv = with_a_signal
     begin_anew(threading.Event(), keep=[kept])
     raise SystemExit(5)
 """
 
 
-def test_pid_arguments_environment_and_a_late_signal_stay_and_open_files_do_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", ["threads", "one thread"])
+def test_pid_arguments_environment_and_a_late_signal_stay_and_open_files_do_not(tmp_path: Path, threads: str) -> None:
     lives = tmp_path / "lives"
     # Of a library that opens files as C programs do.
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(lives), "one", "two words"], env={**os.environ, "WORD": "said"},
+        [sys.executable, "-c", PROGRAM, str(lives), threads, "two words"], env={**os.environ, "WORD": "said"},
         stdout=subprocess.PIPE, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0
     first, second = (json.loads(line) for line in lives.read_text().splitlines())
     assert first["pid"] == second["pid"]
-    assert first["arguments"] == second["arguments"] == ["one", "two words"]
+    assert first["arguments"] == second["arguments"] == [threads, "two words"]
     assert first["word"] == second["word"] == "said"
     assert (first["heard"], second["heard"]) == ([], [signal.SIGTERM])
     assert first["open"] == []

@@ -14,10 +14,12 @@ from headpond.queue import JobQueue
 from headpond.tables import ModelTable
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.engines.protocol import DeviceUse
-from headpond_workers.rollover.pair_line import BESIDE
 from headpond_workers.totals import Totals
 
 logger = logging.getLogger(__name__)
+
+BESIDE = "+"
+"""Ends the instance name of a worker that is beside another one of the same name, for as long as it is."""
 
 
 def _nothing() -> int:

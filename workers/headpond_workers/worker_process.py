@@ -92,6 +92,8 @@ class WorkerProcess:
         learn_references(secrets, table)
         self._model, self._started = model, started
         self._leave, self._hang_up = threading.Event(), threading.Event()
+        self._news = threading.Event()
+        """Set when there is something to look at before the next look is due."""
         self._storage = has_storage(settings)
         self._server = Server(redis_of(settings, learn=secrets.learn))
         self._name = NameKeeper(
@@ -107,11 +109,11 @@ class WorkerProcess:
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. Returns the exit code. Raises NameTaken."""
         for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, lambda *_: self._leave.set())
+            signal.signal(signum, lambda *_: self._hear(self._leave))
         # The end of the terminal in which it was started ends a worker; any other SIGHUP means a new configuration.
         at_terminal = self._started is Started.BY_HAND and sys.stdin is not None and sys.stdin.isatty()
         hung_up = self._leave if at_terminal else self._hang_up
-        signal.signal(signal.SIGHUP, lambda *_: hung_up.set())
+        signal.signal(signal.SIGHUP, lambda *_: self._hear(hung_up))
         hear_signals()
         queue = self._meet()
         if queue is None:
@@ -127,6 +129,10 @@ class WorkerProcess:
         except (EngineError, ModelFileError, VersionError, BlobError, ConfigError, MemoryError) as error:
             return self._not_loaded(error, serving, queue)
         return self._serve(engine, queue, serving)
+
+    def _hear(self, told: threading.Event) -> None:
+        told.set()
+        self._news.set()
 
     def _meet(self) -> JobQueue | None:
         """The model's queue, however long the server takes to come; None if told to leave first.
@@ -196,7 +202,7 @@ class WorkerProcess:
         row.announce(queue, WorkerState.READY, fingerprint=fingerprint)
         watch = None
         if serving is not None and serving.follows:
-            watch = VersionWatch(serving, busy=service.busy, own_lane=service.claim_own_lane)
+            watch = VersionWatch(serving, busy=service.busy, own_lane=service.claim_own_lane, on_wanted=self._news.set)
             self._look_first(watch)
         if self._pair is not None:
             # Before the first claim: a parent that has not heard it may kill this process at no cost.
@@ -226,7 +232,8 @@ class WorkerProcess:
         """What goes on beside the jobs, until this worker is to serve no more."""
         row, pair, looked = self._row, self._pair, time.monotonic()
         fingerprint = service.broker.fingerprint
-        while not self._leave.wait(WATCH_INTERVAL_S):
+        while not self._leave.is_set():
+            self._news.clear()
             service.check()
             if watch is not None and not watch.is_alive():
                 raise RuntimeError("the thread that asks for versions has died; its traceback is above")
@@ -248,6 +255,7 @@ class WorkerProcess:
                     return _Left(version=version)
                 if pair.alone:
                     pair.ask_for_another()
+            self._news.wait(WATCH_INTERVAL_S)
         return _Left()
 
     def _look_first(self, watch: VersionWatch) -> None:

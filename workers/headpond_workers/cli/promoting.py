@@ -128,7 +128,7 @@ class _Promotion:
         self._server.close()
 
     def check_pushed(self, number: int) -> None:
-        """Raises VersionMissing, VersionUnusable; DeploymentError, with what to do, for a model that was never pushed."""
+        """Raises VersionMissing, VersionUnusable; DeploymentError, with what to do, for one that was never pushed."""
         try:
             self._followed.registry.complete(number)
         except HeadpondError as error:

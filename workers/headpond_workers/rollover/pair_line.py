@@ -19,8 +19,6 @@ SWITCH = "switch"
 READY = "ready"
 ALONE = "alone"
 _NOT_ALONE = "beside"
-BESIDE = "+"
-"""Ends the instance name of a worker that is beside another one of the same name, for as long as it is."""
 
 
 def environment_of(parent: int, descriptor: int, *, alone: bool) -> dict[str, str]:

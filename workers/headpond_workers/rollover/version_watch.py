@@ -15,6 +15,8 @@ from headpond_workers.rollover.serving_version import ServingVersion
 logger = logging.getLogger(__name__)
 
 ASK_INTERVAL_S = 1.0
+FETCHED_INTERVAL_S = 0.1
+"""How often it is looked whether a fetch is over."""
 FETCH_RETRY_S = 5.0
 
 
@@ -23,18 +25,20 @@ class VersionWatch(threading.Thread):
     machine; '' for none. While Redis is away all stays as it is."""
 
     def __init__(
-        self, serving: ServingVersion, *, busy: Callable[[], int], own_lane: Callable[[bool], None]
+        self, serving: ServingVersion, *, busy: Callable[[], int], own_lane: Callable[[bool], None],
+        on_wanted: Callable[[], None],
     ) -> None:  # fmt: skip
-        """busy: leases held. own_lane: told whether to claim the jobs of the own version alone."""
+        """busy: leases held. own_lane: told whether to claim the jobs of the own version alone. on_wanted: called when
+        `wanted` is set."""
         super().__init__(name="version-watch", daemon=True)
-        self._serving, self._busy, self._own_lane = serving, busy, own_lane
+        self._serving, self._busy, self._own_lane, self._on_wanted = serving, busy, own_lane, on_wanted
         self._stop = threading.Event()
         self._fetch: _Fetch | None = None
         self._fault = ""
         self.wanted = ""
 
     def run(self) -> None:
-        while not self._stop.wait(ASK_INTERVAL_S):
+        while self._pause():
             try:
                 self.look()
                 self._fault = ""
@@ -59,6 +63,18 @@ class VersionWatch(threading.Thread):
         if fetch.failure:
             self._serving.give_up(fetch.version, fetch.failure)
         self.wanted = found.version if fetch.held is not None else ""
+        if self.wanted:
+            self._on_wanted()
+
+    def _pause(self) -> bool:
+        """Until the next question, or until what is fetched is there. False once it is to ask no more."""
+        until = time.monotonic() + ASK_INTERVAL_S
+        while not self._stop.is_set() and (left_s := until - time.monotonic()) > 0:
+            fetching = self._fetch is not None and not self.wanted
+            self._stop.wait(min(left_s, FETCHED_INTERVAL_S) if fetching else left_s)
+            if fetching and self._fetch is not None and self._fetch.held is not None:
+                break
+        return not self._stop.is_set()
 
     def stop(self) -> None:
         """Ask no more."""

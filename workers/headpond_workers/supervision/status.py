@@ -9,8 +9,8 @@ from typing import Any
 from headpond.switching import Switch
 from headpond.upkeep import Depths
 from headpond.workers import WorkerRow, WorkerState
+from headpond_workers.own_row import BESIDE
 from headpond_workers.rollover.alias_state import AliasState
-from headpond_workers.rollover.pair_line import BESIDE
 from headpond_workers.supervision.programs import WORKER_ENDS_FOR_GOOD, split_worker_name
 from headpond_workers.supervision.supervisor import Process, ProcessState
 
