@@ -505,8 +505,8 @@ def recorded(modules: dict[str, ModuleType], **changes: Any) -> Any:
         "parameters": {"kills": 3, "seconds": None, "grace_s": 2.0, "survey_kills": 50},
         "machine": {"commit": "0123456789abcdef", "dirty": False, "cpu": "a cpu", "cores": 2, "memory_gib": 4.0,
                     "python": "3.11.0", "versions": {"headpond": "0.1.0"}},
-        "kills": [[0.5, "push", "chat", 0.4, 0.1, 1], [0.9, "collect", "chat", 0.9, 0.2, 0],
-                  [1.2, "server", "", 0.0, 1.2, 4]],
+        "kills": [[0.5, "push", "chat", 0.4, 0.1, 1, "new version"], [0.9, "collect", "chat", 0.9, 0.2, 0, ""],
+                  [1.2, "server", "", 0.0, 1.2, 4, ""]],
         "outcomes": {"push": {"killed": 1, "done": 3}, "collect": {"done": 1}}, "usual_s": {"push": 0.31},
         "left": {"intents": 2, "pending": 1, "deleting": 0, "orphans": 7},
         "surveys": [[1.5, 4, 4, 1, 2, 9, 3 << 20], [2.5, 5, 4, 1, 2, 9, 4 << 20]],
@@ -520,7 +520,7 @@ def test_a_record_with_models_is_read_as_it_was_written(modules: dict[str, Modul
     written = recorded(modules, wrong=["chat@1: lost"])
     text = record.to_json(written)
     assert record.from_json(text, where="x") == written
-    assert '[ 0.5, "push", "chat", 0.4, 0.1, 1 ]' in text
+    assert '[ 0.5, "push", "chat", 0.4, 0.1, 1, "new version" ]' in text
     assert written.counted() == {"push": 1, "server": 1}
 
 
@@ -561,5 +561,6 @@ def test_the_page_shows_each_run_with_models_and_what_was_wrong(modules: dict[st
     assert "    - x: lost" in text
     assert "`0123456789ab`" in text
     assert "push 4 (done 3, killed 1)" in text
+    assert "before its kill, by process: push (new version 1)." in text
     assert "nothing went wrong" in page.render([("models-1.json", recorded(modules))])
     assert "No run is recorded yet" in page.render([])

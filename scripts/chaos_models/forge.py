@@ -53,6 +53,10 @@ class Child:
         """The first of what it said that begins with one of `words`."""
         return next((told for told in self.words if told["word"] in words), None)
 
+    def last(self, word: str, name: str) -> str:
+        """A field of the newest of what it said that begins with this word; empty for none."""
+        return next((str(told[name]) for told in reversed(self.words) if told["word"] == word), "")
+
     @property
     def ended(self) -> bool:
         return bool(select.select([self.pidfd], [], [], 0)[0])

@@ -50,7 +50,7 @@ def _row(name: str, record: Record, kinds: Sequence[TaskKind]) -> str:
 
 
 def _details(name: str, record: Record) -> list[str]:
-    machine, p, left = record.machine, record.parameters, record.left
+    machine, p = record.machine, record.parameters
     changes = ", with changes that are in no commit" if machine["dirty"] else ""
     versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
     ended = ", ".join(
@@ -60,8 +60,18 @@ def _details(name: str, record: Record) -> list[str]:
     return [
         f"- `{name.removesuffix('.json')}`: seed {record.seed}, {record.started[:10]}, commit "
         f"`{(machine['commit'] or 'unknown')[:12]}`{changes}, {record.seconds:.0f} s, grace {p['grace_s']:g} s. Tasks: "
-        f"{ended}. Surveys met {left['intents']:,} intents of killed pushes, {left['pending']:,} pending versions and "
-        f"{left['deleting']:,} deletions that were cut off. {machine['cpu']}, {machine['cores']} cores, "
+        f"{ended}. Last change in storage before its kill, by process: {_changes(record)}. {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gib']:g} GiB, Python {machine['python']}, {versions}.",
         *(f"    - {what}" for what in record.wrong),
     ]
+
+
+def _changes(record: Record) -> str:
+    """Where in its work each kind of process was killed."""
+    told = []
+    for kind in TaskKind:
+        changes = record.changes(kind)
+        if changes and kind not in (TaskKind.SERVER, TaskKind.WORKER):
+            each = ", ".join(f"{change or 'none'} {count:,}" for change, count in changes.most_common())
+            told.append(f"{kind} ({each})")
+    return "; ".join(told)

@@ -5,7 +5,8 @@ seed, parameters  the same seed gives the same plan; kills, seconds, grace_s, su
 started, seconds  UTC, and how long tasks were begun
 machine           commit, versions and machine, as in the files of benchmarks
 kills             each: at_s, kind, model, moment (part of the usual length after which it was planned), after_s (since
-                  it had begun), hit (processes whose work was under way; 0 does not count)
+                  it had begun), hit (processes whose work was under way; 0 does not count), change (the last that it
+                  had made in storage)
 outcomes          by kind of task, then by how it ended: killed, done, refused, unavailable
 usual_s           how long each kind of task took at the end
 left              what killed processes had left in storage, as surveys met it: intents, pending, deleting, unheard
@@ -33,7 +34,7 @@ from headpond.errors import MalformedDocument
 
 SCHEMA = "headpond/chaos-models"
 VERSION = 1
-KILL_FIELDS = ("at_s", "kind", "model", "moment", "after_s", "hit")
+KILL_FIELDS = ("at_s", "kind", "model", "moment", "after_s", "hit", "change")
 SURVEY_FIELDS = ("at_s", "versions", "complete", "aliases", "moves", "objects", "bytes_read")
 PATTERN = "models*.json"
 
@@ -61,10 +62,23 @@ class Record:
         kind, hit = KILL_FIELDS.index("kind"), KILL_FIELDS.index("hit")
         return Counter(row[kind] for row in self.kills if row[hit])
 
+    def changes(self, kind: str) -> Counter[str]:
+        """Counted kills of a kind of process, by the last change that it had made in storage."""
+        at = {name: KILL_FIELDS.index(name) for name in ("kind", "hit", "change")}
+        return Counter(row[at["change"]] for row in self.kills if row[at["kind"]] == kind and row[at["hit"]])
+
 
 def kill_rows(kills: Sequence[Kill]) -> list[list[Any]]:
     return [
-        [round(kill.at_s, 2), kill.kind.value, kill.model, round(kill.moment, 3), round(kill.after_s, 4), kill.hit]
+        [
+            round(kill.at_s, 2),
+            kill.kind.value,
+            kill.model,
+            round(kill.moment, 3),
+            round(kill.after_s, 4),
+            kill.hit,
+            kill.change,
+        ]
         for kill in kills
     ]
 

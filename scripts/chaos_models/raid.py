@@ -39,7 +39,8 @@ PROGRESS_INTERVAL_S = 5.0
 @dataclass(frozen=True, slots=True)
 class Kill:
     """One SIGKILL. moment: at which part of its usual length it was planned; 0 for the server. after_s: after it had
-    begun, or after the run had. hit: processes whose work was under way, itself or, for the server, all."""
+    begun, or after the run had. hit: processes whose work was under way, itself or, for the server, all. change: the
+    last that it had made in storage, such as `new version`; empty for none."""
 
     at_s: float
     kind: TaskKind
@@ -47,6 +48,7 @@ class Kill:
     moment: float
     after_s: float
     hit: int
+    change: str = ""
 
     @property
     def counted(self) -> bool:
@@ -202,7 +204,7 @@ class Raid:
         self.kills.append(
             Kill(
                 running.killed_at - self._began, running.kind, running.order["model"], running.moment,
-                running.killed_at - running.begun, int(running.under_way),
+                running.killed_at - running.begun, int(running.under_way), running.child.last("changed", "what"),
             )
         )  # fmt: skip
 

@@ -10,16 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from forge import Fields, Say
-from headpond_workers.checkpoints.aliases import Aliases
-from headpond_workers.checkpoints.cache import VersionCache
-from headpond_workers.checkpoints.delete import delete_version
-from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.gc import Collector
-from headpond_workers.checkpoints.pull import pull
-from headpond_workers.checkpoints.pushing import push
-from headpond_workers.checkpoints.scrub import scrub
-from headpond_workers.checkpoints.verify import verify
 from task_plan import TaskKind
+from telling_blobs import TellingBlobs
 from town import MODEL
 from weights import Recipe, hashes_of_folder, write
 
@@ -27,9 +19,19 @@ from headpond.connections import RedisAddress
 from headpond.errors import HeadpondError, StorageUnavailable, VersionMissing, VersionUnusable
 from headpond.queue import Server
 from headpond_workers.checkpoints.alias_document import AliasDocument
+from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.cache import VersionCache
+from headpond_workers.checkpoints.delete import delete_version
+from headpond_workers.checkpoints.description import Description
+from headpond_workers.checkpoints.gc import Collector
+from headpond_workers.checkpoints.pull import pull
+from headpond_workers.checkpoints.pushing import push
 from headpond_workers.checkpoints.registry import Registry, now_ms
+from headpond_workers.checkpoints.scrub import scrub
+from headpond_workers.checkpoints.verify import verify
 from headpond_workers.checkpoints.version_document import VersionState
 from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.rollover.alias_copy import copy_alias
 
 WHO = "chaos"
 LEASE_S = 3.0
@@ -53,7 +55,7 @@ class Tools:
         logging.basicConfig(format=f"%(asctime)s {order['id']} %(message)s", level=logging.INFO)
         folder = Path(order["folder"])
         folder.mkdir(parents=True)
-        task = _Task(self, order, folder)
+        task = _Task(self, order, folder, TellingBlobs(self.blobs, lambda change: say("changed", what=change)))
         if order["kind"] == TaskKind.PUSH:
             write(Recipe.of(order["recipe"]), task.source)
         say("begun")
@@ -76,9 +78,9 @@ class Unsound(Exception):
 class _Task:
     """One order. Each method returns what is said with `done`."""
 
-    def __init__(self, tools: Tools, order: Fields, folder: Path) -> None:
-        self._tools, self._order, self._folder = tools, order, folder
-        self._registry = Registry(tools.blobs, order["model"], writer=f"{WHO}:{os.getpid()}")
+    def __init__(self, tools: Tools, order: Fields, folder: Path, blobs: Blobs) -> None:
+        self._tools, self._order, self._folder, self._blobs = tools, order, folder, blobs
+        self._registry = Registry(blobs, order["model"], writer=f"{WHO}:{os.getpid()}")
         self._aliases = Aliases(self._registry)
 
     @property
@@ -113,7 +115,7 @@ class _Task:
                 return self._scrub()
             case TaskKind.COLLECT:
                 Collector(
-                    self._tools.blobs, writer=self._registry.writer, now_ms=now_ms,
+                    self._blobs, writer=self._registry.writer, now_ms=now_ms,
                     grace_ms=int(self._tools.grace_s * 1000), lease_ms=int(LEASE_S * 1000),
                 ).collect()  # fmt: skip
             case TaskKind.WORKER | TaskKind.SERVER as other:
@@ -157,15 +159,13 @@ class _Task:
     def _moved(self, document: AliasDocument) -> dict[str, Any]:
         """As the commands do: storage first, then the queue's copy."""
         if self._tools.redis is not None:
-            from headpond_workers.rollover.alias_copy import copy_alias
-
             with closing(Server(self._tools.redis)) as server:
                 copy_alias(server.queue(MODEL, storage=True), document)
         return {"seq": document.seq, "to": document.to}
 
     def _scrub(self) -> dict[str, Any]:
         """Nothing here is damaged, whoever deletes and collects meanwhile."""
-        scrubbed = scrub(self._tools.blobs, writer=self._registry.writer)
+        scrubbed = scrub(self._blobs, writer=self._registry.writer)
         if scrubbed.findings:
             raise Unsound(f"scrub found damage: {scrubbed.findings}")
         return {}
