@@ -350,6 +350,7 @@ def test_the_same_seed_gives_the_same_tasks_and_moments(modules: dict[str, Modul
     assert {task.kind for task in drawn} == set(plan.SHARES)
     assert {task.model for task in drawn} == set(modules["weights"].MODELS)
     assert {task.width for task in drawn} == set(plan.WIDTHS)
+    assert {task.trigger for task in drawn} == set(plan.Trigger)
     killed = [task.killed_at for task in drawn if task.killed_at is not None]
     assert 0.75 < len(killed) / len(drawn) < 0.85
     assert 0 <= min(killed) < 0.02
@@ -377,7 +378,7 @@ def test_contents_follow_from_their_recipe_and_share_what_did_not_change(
 
 def task(modules: dict[str, ModuleType], kind: str, *draws: float) -> Any:
     plan = modules["task_plan"]
-    return plan.PlannedTask(plan.TaskKind(kind), "chat", 1, (*draws, 0.5, 0.5, 0.5)[:3], None, 0.0)
+    return plan.PlannedTask(plan.TaskKind(kind), "chat", 1, (*draws, 0.5, 0.5, 0.5)[:3], None, plan.Trigger.TIME, 0.0)
 
 
 def pushed(modules: dict[str, ModuleType], ledger: Any, count: int) -> list[str]:

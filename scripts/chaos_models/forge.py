@@ -57,6 +57,10 @@ class Child:
         """A field of the newest of what it said that begins with this word; empty for none."""
         return next((str(told[name]) for told in reversed(self.words) if told["word"] == word), "")
 
+    def count(self, word: str) -> int:
+        """How often it has said this word."""
+        return sum(told["word"] == word for told in self.words)
+
     @property
     def ended(self) -> bool:
         return bool(select.select([self.pidfd], [], [], 0)[0])

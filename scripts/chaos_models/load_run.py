@@ -22,7 +22,7 @@ from models_record import Record, kill_rows
 from models_run import Surveys, clear, outcomes_of, storage_of, versions_of
 from raid import Kill, Raid
 from storm import Limit
-from task_plan import PlannedTask, TaskKind
+from task_plan import BY_CHANGE_SHARE, PlannedTask, TaskKind, Trigger
 from tasks import Tools
 from town import MODEL, ChaosError, running_town
 from verdict import judge
@@ -79,7 +79,8 @@ def plan_acts(seed: int) -> Iterator[PlannedAct]:
         # The third draw of a ledger's pick: neither a deletion nor a version that is deleted.
         kind, draws = rng.choices(kinds, shares)[0], (rng.random(), rng.random(), 0.6)
         killed, moment, draw = rng.random() < KILLED_SHARE, rng.random(), rng.random()
-        yield PlannedAct(after_s, PlannedTask(kind, ANSWERS, 1, draws, moment if killed else None, 0.0), draw)
+        trigger = Trigger.CHANGE if rng.random() < BY_CHANGE_SHARE else Trigger.TIME
+        yield PlannedAct(after_s, PlannedTask(kind, ANSWERS, 1, draws, moment if killed else None, trigger, 0.0), draw)
 
 
 def run_load(p: LoadParameters, folder: Path, *, progress: Callable[[str], None]) -> Record:
@@ -155,7 +156,7 @@ def run_load(p: LoadParameters, folder: Path, *, progress: Callable[[str], None]
 def _begin(raid: Raid, town: LoadTown) -> None:
     """The first version, named by the alias, and served. Raises ChaosError."""
     for kind in (TaskKind.PUSH, TaskKind.PROMOTE):
-        told = raid.do(_order(raid.ledger, PlannedTask(kind, ANSWERS, 1, (0.9, 0.0, 0.6), None, 0.0)))
+        told = raid.do(_order(raid.ledger, PlannedTask(kind, ANSWERS, 1, (0.9, 0.0, 0.6), None, Trigger.TIME, 0.0)))
         if told is None or told["word"] != "done":
             raise ChaosError(f"The first {kind} did not succeed: {told}")
     town.all_serve("1")
@@ -206,7 +207,7 @@ class _Load:
             if act.task.kind is TaskKind.WORKER:
                 self._kill_worker(act.draw)
             else:
-                raid.start(_order(raid.ledger, act.task), act.task.killed_at)
+                raid.start(_order(raid.ledger, act.task), act.task.killed_at, act.task.trigger)
         raid.settle()
 
     def _tend(self, *, until_s: float) -> None:

@@ -60,7 +60,8 @@ def _details(name: str, record: Record) -> list[str]:
     return [
         f"- `{name.removesuffix('.json')}`: seed {record.seed}, {record.started[:10]}, commit "
         f"`{(machine['commit'] or 'unknown')[:12]}`{changes}, {record.seconds:.0f} s, grace {p['grace_s']:g} s. Tasks: "
-        f"{ended}. Last change in storage before its kill, by process: {_changes(record)}. {machine['cpu']}, {machine['cores']} cores, "
+        f"{ended}. Last change in storage before its kill, by process: {_changes(record)}. "
+        f"{machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gib']:g} GiB, Python {machine['python']}, {versions}.",
         *(f"    - {what}" for what in record.wrong),
     ]

@@ -18,7 +18,7 @@ from models_record import Record, kill_rows
 from raid import Raid
 from storm import Limit
 from survey import take_survey
-from task_plan import PlannedTask, TaskKind, plan_tasks
+from task_plan import PlannedTask, TaskKind, Trigger, plan_tasks
 from tasks import Tools
 from town import ChaosError
 from weights import MODELS
@@ -149,7 +149,7 @@ def _open(raid: Raid) -> None:
     """
     opening = [(model, kind) for kind in OPENING for model in MODELS]
     for number, (model, kind) in enumerate(opening):
-        task = PlannedTask(kind, model, 1, (0.9, number / len(opening), 0.6), None, 0.0)
+        task = PlannedTask(kind, model, 1, (0.9, number / len(opening), 0.6), None, Trigger.TIME, 0.0)
         told = raid.do(raid.ledger.order(task))
         if told is None or told["word"] != "done":
             raise ChaosError(f"Before anything was killed, {kind} of {model} did not succeed: {told}")

@@ -19,7 +19,7 @@ from forge import Child, Fields, Forge
 from ledger import Ledger
 from refusals import unfit_refusal
 from storm import Limit
-from task_plan import PlannedTask, TaskKind
+from task_plan import PlannedTask, TaskKind, Trigger
 from weights import hashes_of_folder
 
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess
@@ -29,8 +29,10 @@ USUAL_S = {
     TaskKind.DELETE: 0.08, TaskKind.COLLECT: 0.3, TaskKind.SCRUB: 0.5, TaskKind.VERIFY: 0.1,
 }  # fmt: skip
 """From its beginning to its end, until the run has seen for itself how long each takes."""
+USUAL_CHANGES = {TaskKind.PUSH: 6, TaskKind.PROMOTE: 1, TaskKind.ROLLBACK: 1, TaskKind.DELETE: 4, TaskKind.COLLECT: 8}
+"""In storage, likewise; a task of another kind makes none."""
 USUAL_WEIGHT = 0.25
-"""Of the newest length in the usual one."""
+"""Of the newest length in the usual one, and of the newest number of changes."""
 STUCK_S = 120.0
 LAST_WORDS = ("done", "refused", "unavailable", "wrong", "crashed")
 PROGRESS_INTERVAL_S = 5.0
@@ -63,6 +65,7 @@ class Running:
     child: Child
     started: float
     moment: float | None
+    trigger: Trigger
     begun: float | None = None
     killed_at: float | None = None
 
@@ -93,6 +96,7 @@ class Raid:
     outcomes: Counter[tuple[TaskKind, str]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     usual_s: dict[TaskKind, float] = field(default_factory=lambda: dict(USUAL_S))
+    usual_changes: dict[TaskKind, float] = field(default_factory=lambda: dict(USUAL_CHANGES))
     _running: list[Running] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
     _outage: tuple[float, float] = (0.0, 0.0)
@@ -116,7 +120,7 @@ class Raid:
             if task.kind is TaskKind.SERVER:
                 self._kill_server(task.away_s)
             else:
-                self.start(self.ledger.order(task), task.killed_at)
+                self.start(self.ledger.order(task), task.killed_at, task.trigger)
         self.settle()
 
     def settle(self) -> None:
@@ -140,9 +144,12 @@ class Raid:
 
     # ---- processes
 
-    def start(self, order: Fields, moment: float | None) -> Running:
+    def start(self, order: Fields, moment: float | None, trigger: Trigger = Trigger.TIME) -> Running:
+        """moment, trigger: see `PlannedTask`."""
         order["folder"] = str(self.folder / order["id"])
-        running = Running(order, self.forge.start(order), time.monotonic(), moment)
+        if order["kind"] not in self.usual_changes:
+            trigger = Trigger.TIME
+        running = Running(order, self.forge.start(order), time.monotonic(), moment, trigger)
         self._running.append(running)
         return running
 
@@ -165,7 +172,7 @@ class Raid:
                 self._finish(running)
                 continue
             at = self._due(running)
-            if at is not None and time.monotonic() >= at and running.killed_at is None:
+            if at is not None and time.monotonic() >= at:
                 running.child.kill()
                 running.killed_at = time.monotonic()
         if self.seconds - self._said >= PROGRESS_INTERVAL_S:
@@ -173,11 +180,14 @@ class Raid:
             self.progress(self.told())
 
     def _due(self, running: Running) -> float | None:
-        """When it is to be killed."""
+        """When it is to be killed; 0 for now."""
         if running.killed_at is not None:
             return None
         if running.moment is None or running.begun is None:
             return running.started + STUCK_S
+        if running.trigger is Trigger.CHANGE:
+            wanted = 1 + int(running.moment * self.usual_changes[running.kind])
+            return 0.0 if running.child.count("changed") >= wanted else running.started + STUCK_S
         return running.begun + running.moment * self.usual_s[running.kind]
 
     def _finish(self, running: Running) -> None:
@@ -186,7 +196,7 @@ class Raid:
         word = running.last_word
         what = f"{running.kind} {running.order['id']} of {running.order['model']}"
         if running.killed_at is not None:
-            stuck = running.moment is None or running.begun is None
+            stuck = running.killed_at - running.started >= STUCK_S
             if stuck and word is None:
                 self.wrong.append(f"{what} had not ended after {STUCK_S:g} s")
             if not stuck:
@@ -223,6 +233,8 @@ class Raid:
             case {"word": "done", "at": at} if running.begun is not None and not disturbed:
                 length_s = at - running.begun
                 self.usual_s[kind] += USUAL_WEIGHT * (length_s - self.usual_s[kind])
+                if kind in self.usual_changes and (changes := running.child.count("changed")):
+                    self.usual_changes[kind] += USUAL_WEIGHT * (changes - self.usual_changes[kind])
             case _:
                 pass
         if word is not None and word["word"] == "done" and (files := word.get("files")) is not None:

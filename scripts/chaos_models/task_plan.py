@@ -32,6 +32,16 @@ class TaskKind(StrEnum):
     """SIGKILL of the storage server. It is started again on the same ports and data."""
 
 
+class Trigger(StrEnum):
+    """What the moment of a kill is a part of."""
+
+    TIME = "time"
+    """The usual length of such a task."""
+    CHANGE = "change"
+    """The changes that such a task usually makes in storage: it is killed as soon as it has said that it made one. A
+    task that makes none is killed by the time."""
+
+
 SHARES = {
     TaskKind.PUSH: 0.31, TaskKind.PULL: 0.06, TaskKind.HOLD: 0.12, TaskKind.PROMOTE: 0.16, TaskKind.ROLLBACK: 0.07,
     TaskKind.DELETE: 0.13, TaskKind.COLLECT: 0.07, TaskKind.VERIFY: 0.04, TaskKind.SCRUB: 0.02, TaskKind.SERVER: 0.02,
@@ -40,8 +50,9 @@ MODEL_SHARES = (0.5, 0.35, 0.15)
 """How often each of MODELS comes."""
 KILLED_SHARE = 0.8
 """How many of the processes are to be killed before they are done."""
-EVEN_SHARE, LATE = 0.6, (0.7, 1.1)
-"""So many of the moments lie anywhere in the usual length of a task, the others about its end, where it is decided."""
+BY_CHANGE_SHARE = 0.5
+"""How many kills come after a change; most of the time of a task goes before its first one."""
+MOMENTS = (0.0, 1.1)
 SQUALL = (6, 24)
 """For so many tasks as many processes as WIDTHS says run at once; then another number does."""
 WIDTHS = (1, 2, 3, 4, 6)
@@ -51,14 +62,15 @@ AWAY_S = (0.0, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class PlannedTask:
-    """width: processes that may run at once. draws: of the pick, each in [0, 1). killed_at: when it gets SIGKILL, in
-    usual lengths of such a task after it began; None lets it come to its end. away_s: of a killed server."""
+    """width: processes that may run at once. draws: of the pick, each in [0, 1). killed_at: when it gets SIGKILL, as
+    a part of what `trigger` says; None lets it come to its end. away_s: of a killed server."""
 
     kind: TaskKind
     model: str
     width: int
     draws: tuple[float, float, float]
     killed_at: float | None
+    trigger: Trigger
     away_s: float
 
 
@@ -73,5 +85,6 @@ def plan_tasks(seed: int) -> Iterator[PlannedTask]:
             kind, model = rng.choices(kinds, shares)[0], rng.choices(MODELS, MODEL_SHARES)[0]
             draws = (rng.random(), rng.random(), rng.random())
             killed, away = rng.random() < KILLED_SHARE, rng.uniform(*AWAY_S)
-            moment = rng.random() if rng.random() < EVEN_SHARE else rng.uniform(*LATE)
-            yield PlannedTask(kind, model, width, draws, moment if killed else None, away)
+            moment, by_change = rng.uniform(*MOMENTS), rng.random() < BY_CHANGE_SHARE
+            trigger = Trigger.CHANGE if by_change else Trigger.TIME
+            yield PlannedTask(kind, model, width, draws, moment if killed else None, trigger, away)
