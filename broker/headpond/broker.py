@@ -149,8 +149,9 @@ class HeadpondBroker(dramatiq.Broker):
                 queue, held, boot=self.boot, lease_s=self.lease_s, row=self.row,
                 full_version=lambda: self.full_version(queue_name),
             )  # fmt: skip
-            self._renewals[queue_name] = renewals
+            # Started first: `keeps_leases` takes a thread that is not alive for one that has died.
             renewals.start()
+            self._renewals[queue_name] = renewals
         consumer = HeadpondConsumer(self, queue, self._held[queue_name])
         self._consumers.add(consumer)
         return consumer
