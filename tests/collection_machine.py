@@ -11,7 +11,15 @@ from functools import lru_cache
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from headpond.errors import AliasMoved, BlobChanged, CollectionUnderWay, VersionInUse, VersionMissing, VersionUnusable
+from headpond.errors import (
+    AliasMoved,
+    BlobChanged,
+    CollectionUnderWay,
+    InvalidRequest,
+    VersionInUse,
+    VersionMissing,
+    VersionUnusable,
+)
 from headpond_workers.checkpoints.alias_document import AliasDocument, Trial
 from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.delete import delete_version
@@ -26,15 +34,19 @@ from model_pusher import ModelPush
 from stepped_blobs import Actor, Call
 
 MODEL = "chat"
-CHUNKS = (b"first", b"second", b"third")
-MOST_ACTORS = 6
+CHUNKS = (b"first", b"second", b"third", b"fourth")
+BEGINNINGS = ("push", "push", "collect", "collect", "delete", "promote", "rollback", "trial")
+"""What may begin, the likelier the oftener it stands here."""
+MOST_ACTORS = 4
+CALLS = ("list_sizes", "put_if", "put_new", "put_once", "size_of", "delete")
 GRACE_MS = 24 * HOUR_MS
-REFUSALS = (AliasMoved, CollectionUnderWay, VersionInUse, VersionMissing, VersionUnusable)
+REFUSALS = (AliasMoved, CollectionUnderWay, InvalidRequest, VersionInUse, VersionMissing, VersionUnusable)
 
-actor_numbers = st.integers(0, MOST_ACTORS - 1)
-versions = st.integers(1, 4)
+numbers = st.integers(0, 3)
+recent = st.sampled_from([0, 0, 1, 2])
+"""How many versions are newer."""
 aliases = st.sampled_from(["prod", "next"])
-contents = st.sets(st.sampled_from(CHUNKS), min_size=1).map(sorted)
+contents = st.sets(st.sampled_from(CHUNKS), min_size=1, max_size=2).map(sorted)
 
 
 class CollectionMachine(RuleBasedStateMachine):
@@ -43,6 +55,8 @@ class CollectionMachine(RuleBasedStateMachine):
     pusher: type[ModelPush] = ModelPush
     collector: type[Collector] = Collector
     delete: Callable[[Aliases, int], object] = staticmethod(delete_version)
+    cast: tuple[tuple[str, int], ...] = ()
+    """What has begun at the start, each with the version that it is about; nothing else begins then."""
 
     @initialize()
     def start(self) -> None:
@@ -50,7 +64,11 @@ class CollectionMachine(RuleBasedStateMachine):
         self.clock_ms = 1_000 * HOUR_MS
         self.actors: list[Actor] = []
         self.late: list[Call] = []
-        self.started = 0
+        self.collections = 0
+        for chunks in (CHUNKS[:2], CHUNKS[1:3]):
+            self.process("push", list(chunks), "", 0)(self.memory)
+        for what, number in self.cast:
+            self.begin_process(what, list(CHUNKS[number - 1 : number + 1]), "prod", number)
 
     def teardown(self) -> None:
         for actor in getattr(self, "actors", []):
@@ -58,75 +76,43 @@ class CollectionMachine(RuleBasedStateMachine):
 
     # What may begin.
 
-    @precondition(lambda self: len(self.actors) < MOST_ACTORS)
-    @rule(chunks=contents)
-    def begin_push(self, chunks: list[bytes]) -> None:
-        self.begin("push", lambda blobs: self.pusher(blobs, MODEL, chunks, now_ms=self.now_ms).run())
+    @precondition(lambda self: not self.cast and len(self.actors) < MOST_ACTORS)
+    @rule(what=st.sampled_from(BEGINNINGS), chunks=contents, alias=aliases, number=recent)
+    def begin(self, what: str, chunks: list[bytes], alias: str, number: int) -> None:
+        self.begin_process(what, chunks, alias, self.version(number))
 
-    @rule(chunks=contents)
-    def push_at_once(self, chunks: list[bytes]) -> None:
-        self.pusher(self.memory, MODEL, chunks, now_ms=self.now_ms).run()
-
-    @precondition(lambda self: len(self.actors) < MOST_ACTORS)
-    @rule(alias=aliases, number=versions)
-    def begin_promote(self, alias: str, number: int) -> None:
-        self.begin("promote", lambda blobs: self.aliases(blobs).move(alias, to=number, left=None, who="p"))
-
-    @precondition(lambda self: len(self.actors) < MOST_ACTORS)
-    @rule(alias=aliases)
-    def begin_rollback(self, alias: str) -> None:
-        self.begin("rollback", lambda blobs: self.aliases(blobs).rollback(alias, left=None, who="r"))
-
-    @precondition(lambda self: len(self.actors) < MOST_ACTORS)
-    @rule(alias=aliases, number=versions)
-    def begin_trial(self, alias: str, number: int) -> None:
-        def run(blobs: Blobs) -> object:
-            at = self.aliases(blobs).get(alias)
-            if at is not None and at.document.to == number:
-                return None
-            return self.aliases(blobs).begin_trial(alias, Trial(number, 100, self.clock_ms), who="t")
-
-        self.begin("trial", run)
-
-    @precondition(lambda self: len(self.actors) < MOST_ACTORS)
-    @rule(number=versions)
-    def begin_delete(self, number: int) -> None:
-        self.begin("delete", lambda blobs: type(self).delete(self.aliases(blobs), number))
-
-    @rule(number=versions)
-    def delete_at_once(self, number: int) -> None:
+    @precondition(lambda self: not self.cast)
+    @rule(what=st.sampled_from(("push", "delete", "delete", "collect")), chunks=contents, number=recent)
+    def happen_at_once(self, what: str, chunks: list[bytes], number: int) -> None:
         with suppress(*REFUSALS):
-            type(self).delete(self.aliases(self.memory), number)
-
-    @precondition(lambda self: len(self.actors) < MOST_ACTORS)
-    @rule()
-    def begin_collection(self) -> None:
-        self.started += 1
-        writer = f"collector-{self.started}"
-        self.begin("collect", lambda blobs: self.collect(blobs, writer))
-
-    @rule()
-    def collect_at_once(self) -> None:
-        self.started += 1
-        with suppress(CollectionUnderWay):
-            self.collect(self.memory, f"collector-{self.started}")
+            self.process(what, chunks, "prod", self.version(number))(self.memory)
 
     # What goes on.
 
     @precondition(lambda self: self.actors)
-    @rule(number=actor_numbers, times=st.integers(1, 12))
-    def step(self, number: int, times: int) -> None:
-        self.actor(number).step(times)
+    @rule(number=numbers, name=st.sampled_from(CALLS))
+    def go_on_until(self, number: int, name: str) -> None:
+        """To a point where it matters who comes next."""
+        actor = self.actor(number)
+        actor.step()
+        while actor.call is not None and actor.call.name != name:
+            actor.step()
         self.bury()
 
     @precondition(lambda self: self.actors)
-    @rule(number=actor_numbers)
+    @rule(number=numbers, times=st.integers(1, 6))
+    def go_on(self, number: int, times: int) -> None:
+        self.actor(number).step(times)
+        self.bury()
+
+    @precondition(lambda self: self.actors and not self.cast)
+    @rule(number=numbers)
     def finish(self, number: int) -> None:
         self.actor(number).finish()
         self.bury()
 
-    @precondition(lambda self: self.actors)
-    @rule(number=actor_numbers, arrives_late=st.booleans())
+    @precondition(lambda self: self.actors and not self.cast)
+    @rule(number=numbers, arrives_late=st.booleans())
     def crash(self, number: int, arrives_late: bool) -> None:
         call = self.actor(number).crash()
         if arrives_late and call is not None and call.late is not None:
@@ -134,16 +120,18 @@ class CollectionMachine(RuleBasedStateMachine):
         self.bury()
 
     @precondition(lambda self: self.late)
-    @rule(number=st.integers(0, 3))
+    @rule(number=numbers)
     def request_of_a_dead_process_arrives(self, number: int) -> None:
         call = self.late.pop(number % len(self.late))
         assert call.late is not None
         with suppress(BlobChanged):
             call.late()
 
-    @rule(hours=st.sampled_from([1, 25, 25, 60]))
-    def time_passes(self, hours: int) -> None:
+    @rule(hours=st.sampled_from([1, 25]))
+    def time_passes_and_it_is_collected(self, hours: int) -> None:
         self.clock_ms += hours * HOUR_MS
+        with suppress(CollectionUnderWay):
+            self.collect(self.memory)
 
     # What holds.
 
@@ -195,12 +183,36 @@ class CollectionMachine(RuleBasedStateMachine):
     def aliases(self, blobs: Blobs) -> Aliases:
         return Aliases(Registry(blobs, MODEL, writer="a"), threads=1, pause=lambda seconds: None)
 
-    def collect(self, blobs: Blobs, writer: str) -> object:
+    def collect(self, blobs: Blobs) -> object:
+        self.collections += 1
+        writer = f"collector-{self.collections}"
         return self.collector(blobs, writer=writer, now_ms=self.now_ms, grace_ms=GRACE_MS, threads=1).collect()
 
-    def begin(self, what: str, run: Callable[[Blobs], object]) -> None:
-        self.actors.append(Actor(f"{what}-{len(self.actors)}", self.memory, run))
+    def process(self, what: str, chunks: list[bytes], alias: str, number: int) -> Callable[[Blobs], object]:
+        def try_version(blobs: Blobs) -> object:
+            at = self.aliases(blobs).get(alias)
+            if at is not None and at.document.to == number:
+                return None
+            return self.aliases(blobs).begin_trial(alias, Trial(number, 100, self.clock_ms), who="t")
+
+        runs: dict[str, Callable[[Blobs], object]] = {
+            "push": lambda blobs: self.pusher(blobs, MODEL, chunks, now_ms=self.now_ms).run(),
+            "collect": self.collect,
+            "delete": lambda blobs: type(self).delete(self.aliases(blobs), number),
+            "promote": lambda blobs: self.aliases(blobs).move(alias, to=number, left=None, who="p"),
+            "rollback": lambda blobs: self.aliases(blobs).rollback(alias, left=None, who="r"),
+            "trial": try_version,
+        }
+        return runs[what]
+
+    def begin_process(self, what: str, chunks: list[bytes], alias: str, number: int) -> None:
+        self.actors.append(Actor(what, self.memory, self.process(what, chunks, alias, number)))
         self.bury()
+
+    def version(self, number: int) -> int:
+        """One of the newest few."""
+        newest = len(self.documents("versions", _version))
+        return max(1, newest - number)
 
     def actor(self, number: int) -> Actor:
         return self.actors[number % len(self.actors)]
@@ -227,7 +239,7 @@ class CollectionMachine(RuleBasedStateMachine):
             self.request_of_a_dead_process_arrives(0)
         for _ in range(3):
             self.clock_ms += 2 * GRACE_MS
-            self.collect(self.memory, "the last one")
+            self.collect(self.memory)
         needed = set()
         for version in self.documents("versions", _version):
             assert version.state is not VersionState.PENDING

@@ -8,10 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
+from typing import TypeVar
 
 from headpond.errors import BlobChanged, BlobCorrupt, BlobMissing, StorageUnavailable
 from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob, Blobs, check_size
 from headpond_workers.persistence.file_parts import FileParts
+
+T = TypeVar("T")
 
 
 class MemoryBlobs:
@@ -99,7 +102,7 @@ class FaultyBlobs:
     def __init__(self, inner: Blobs) -> None:
         self._inner = inner
         self._armed: dict[str, Fault] = {}
-        self._late: list[Callable[[], str]] = []
+        self._late: list[Callable[[], object]] = []
 
     def fail_next_put(self, fault: Fault, *, key_part: str) -> None:
         self._armed[key_part] = fault
@@ -113,7 +116,7 @@ class FaultyBlobs:
         for put in late:
             try:
                 put()
-            except BlobChanged:
+            except (BlobChanged, BlobCorrupt):
                 continue
 
     def get(self, key: str, *, max_bytes: int = MAX_BLOB_BYTES) -> Blob:
@@ -126,7 +129,7 @@ class FaultyBlobs:
         return self._put(key, lambda: self._inner.put_if(key, body, etag=etag))
 
     def put_once(self, key: str, body: bytes) -> None:
-        self._inner.put_once(key, body)
+        self._put(key, lambda: self._inner.put_once(key, body))
 
     def read_into(self, key: str, buffer: memoryview, *, offset: int = 0) -> None:
         self._inner.read_into(key, buffer, offset=offset)
@@ -135,7 +138,7 @@ class FaultyBlobs:
         return self._inner.size_of(key)
 
     def put_file(self, key: str, path: Path) -> None:
-        self._inner.put_file(key, path)
+        self._put(key, lambda: self._inner.put_file(key, path))
 
     def abort_uploads(self, prefix: str, *, older_than_s: float) -> int:
         return self._inner.abort_uploads(prefix, older_than_s=older_than_s)
@@ -149,7 +152,7 @@ class FaultyBlobs:
     def delete(self, key: str) -> None:
         self._inner.delete(key)
 
-    def _put(self, key: str, put: Callable[[], str]) -> str:
+    def _put(self, key: str, put: Callable[[], T]) -> T:
         part = next((part for part in self._armed if part in key), None)
         if part is None:
             return put()

@@ -16,6 +16,7 @@ from headpond.errors import BlobChanged, BlobCorrupt, BlobMissing, ConfigError, 
 from headpond.settings import load_settings
 from headpond_workers.persistence import s3
 from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.persistence.byte_rate import ByteRate, Rates
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.s3_uploads import PartSizes
 from headpond_workers.persistence.storage_settings import StorageAddress, configured_storage
@@ -35,7 +36,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess
         yield process
 
 
-def open_s3(seaweed: SeaweedProcess, url: str | None = None) -> S3Blobs:
+def open_s3(seaweed: SeaweedProcess, url: str | None = None, *, rates: Rates | None = None) -> S3Blobs:
     return S3Blobs(
         StorageAddress(
             url or seaweed.url,
@@ -46,6 +47,7 @@ def open_s3(seaweed: SeaweedProcess, url: str | None = None) -> S3Blobs:
             configured_in="the test",
         ),
         parts=SMALL_PARTS,
+        rates=rates,
     )
 
 
@@ -319,6 +321,38 @@ def test_what_was_acknowledged_outlives_the_kill_of_the_server(tmp_path: Path) -
         for number, etag in etags.items():
             found = blobs.get(f"kept/{number}")
             assert (found.body, found.etag) == (b"%d" % number * 500, etag)
+
+
+class Counted(ByteRate):
+    """Holds nobody up, and knows what went through."""
+
+    def __init__(self) -> None:
+        super().__init__(1e6, clock=lambda: 0.0, sleep=lambda _: None)
+        self.taken = 0
+
+    def take(self, size: int) -> None:
+        self.taken += size
+        super().take(size)
+
+
+@pytest.mark.slow
+def test_every_byte_that_goes_or_comes_keeps_to_its_rate(seaweed: SeaweedProcess, key: str, tmp_path: Path) -> None:
+    rates = Rates(up=Counted(), down=Counted())
+
+    def counted() -> tuple[int, int]:
+        return rates.up.taken, rates.down.taken  # type: ignore[union-attr]
+
+    blobs = open_s3(seaweed, rates=rates)
+    etag = blobs.put_new(key, b"x" * 1000)
+    blobs.put_if(key, b"y" * 500_000, etag=etag)
+    assert counted() == (501_000, 0)
+    blobs.get(key)
+    blobs.read_into(key, memoryview(bytearray(1234)), offset=5)
+    assert counted() == (501_000, 501_234)
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(FILE_BYTES))
+    blobs.put_file(key + "-2", path)
+    assert counted() == (501_000 + FILE_BYTES, 501_234)
 
 
 @pytest.mark.slow

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headpond.errors import InvalidRequest, ModelFileError, PushOvertaken
+from headpond.errors import (
+    BlobChanged,
+    BlobCorrupt,
+    InvalidRequest,
+    ModelFileError,
+    PushOvertaken,
+    StorageUnavailable,
+)
 from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.gc_documents import GcState
 from headpond_workers.checkpoints.intent import Intent
@@ -391,6 +402,66 @@ def test_a_push_killed_at_any_write_is_gone_on_with(tmp_path: Path, stored: bool
     assert {How.NEW, How.RESUMED, How.UNCHANGED} == set(outcomes)
 
 
+class Unlucky(MemoryBlobs):
+    """The outcome of its n-th write is unknown to the caller."""
+
+    def __init__(self, objects: dict[str, bytes], at: int, fault: Fault) -> None:
+        super().__init__()
+        self.objects, self._left, self._fault, self._counting = objects, at, fault, threading.Lock()
+        self._late: list[Callable[[], object]] = []
+
+    def release(self) -> None:
+        """What was on its way arrives."""
+        for write in self._late:
+            with contextlib.suppress(BlobChanged, BlobCorrupt):
+                write()
+
+    def _write(self, write: Callable[[], Any]) -> Any:
+        with self._counting:
+            self._left -= 1
+            unlucky = self._left == 0
+        if not unlucky:
+            return write()
+        if self._fault is Fault.REPLY_LOST:
+            write()
+        elif self._fault is Fault.STORED_LATE:
+            self._late.append(write)
+        raise StorageUnavailable("http://memory", configured_in="the test", reason=self._fault.value)
+
+    def put_new(self, key: str, body: bytes) -> str:
+        return self._write(lambda: MemoryBlobs.put_new(self, key, body))  # type: ignore[no-any-return]
+
+    def put_if(self, key: str, body: bytes, *, etag: str) -> str:
+        return self._write(lambda: MemoryBlobs.put_if(self, key, body, etag=etag))  # type: ignore[no-any-return]
+
+    def put_once(self, key: str, body: bytes) -> None:
+        self._write(lambda: MemoryBlobs.put_new(self, key, body))
+
+    def delete(self, key: str) -> None:
+        self._write(lambda: MemoryBlobs.delete(self, key))
+
+
+@pytest.mark.parametrize("fault", Fault, ids=[fault.name for fault in Fault])
+def test_a_write_of_unknown_outcome_makes_no_second_version(tmp_path: Path, fault: Fault) -> None:
+    model = write_model(tmp_path / "model", {"a": noise(1, 5 * MIB), "b": noise(2, 100 * KIB)})
+    failed = []
+    for at in itertools.count(1):
+        blobs = MemoryBlobs()
+        unlucky = Unlucky(blobs.objects, at, fault)
+        try:
+            pushed(unlucky, model)
+        except StorageUnavailable:
+            failed.append(at)
+            assert pushed(blobs, model).number == 1
+        unlucky.release()
+        assert check_versions(registry_on(blobs)) == {VersionState.COMPLETE: [1]}
+        if unlucky._left > 0:
+            break
+    # Intent, two objects and manifest: the caller repeats the push. A number that was taken and a version that was
+    # completed are found again at once, and an intent that stays is the collector's.
+    assert failed == [1, 2, 3, 4]
+
+
 def killed_while_pending(blobs: MemoryBlobs, model: Path, **how: object) -> None:
     """Leaves a pending version whose push is dead."""
     for at in range(1, 50):
@@ -497,6 +568,26 @@ def test_no_more_objects_are_in_flight_than_are_put_at_once(tmp_path: Path) -> N
     model = write_model(tmp_path / "model", {f"t{n}": noise(n, SMALL_CHUNK_BYTES) for n in range(7)})
     pushed(Slow(), model)  # with the pack of the header: eight objects
     assert most == PARALLEL_PUTS
+
+
+def test_memory_is_bounded_however_large_the_files_are(tmp_path: Path) -> None:
+    class Forgetful(MemoryBlobs):
+        def put_once(self, key: str, body: bytes) -> None:
+            super().put_once(key, body if key.startswith("models/") else b"")
+
+    model = write_model(tmp_path / "model", {"tiny": b"x" * 100})
+    large = {f"t{n}": bytes([n]) * MAX_OBJECT_BYTES for n in range(10)}
+    small = {f"s{n}": bytes([n, 1]) * (MIB // 2) for n in range(40)}
+    (model / "model.safetensors").write_bytes(safetensors(large | small))
+    del large, small
+    tracemalloc.start()
+    try:
+        assert pushed(Forgetful(), model).document.size_bytes > 200 * MIB
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Four objects on their way, and one that is put together from its chunks.
+    assert peak < (PARALLEL_PUTS + 2) * MAX_OBJECT_BYTES
 
 
 # -- Files that change, and files that are refused

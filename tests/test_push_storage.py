@@ -122,37 +122,54 @@ def pusher(arguments: Sequence[str]) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+class Killing:
+    """Pushes one set of files, each time killed at another moment, until it is left alone."""
+
+    def __init__(self, arguments: Sequence[str], draws: random.Random) -> None:
+        self._arguments, self._draws = arguments, draws
+        self.kills = dict.fromkeys(("hashing", "sending"), 0)
+
+    def kill(self) -> int | None:
+        """The number of the version if the push was quicker than the kill."""
+        process = pusher(self._arguments)
+        assert process.stderr is not None
+        stage = self._draws.choice(("hashing", "sending"))
+        said = ""
+        while stage not in said and (line := process.stderr.readline()):
+            said += line
+        try:
+            process.wait(self._draws.uniform(0.0, 0.8))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        output, told = process.communicate()
+        if process.returncode == 0:
+            return int(json.loads(output)["number"])
+        assert process.returncode == -9, said + told
+        self.kills[stage] += 1
+        return None
+
+    def leave_alone(self) -> int:
+        output, told = pusher(self._arguments).communicate(timeout=120)
+        assert told.count("Traceback") == 0
+        return int(json.loads(output)["number"])
+
+
 def test_a_pusher_that_is_killed_at_any_moment_loses_no_version(
     registry: Registry, config: Path, tmp_path: Path
 ) -> None:
     draws = random.Random(6)
+    model = tmp_path / "model"
+    killing = Killing([registry.model, str(model), "--config", str(config), "--json"], draws)
     acknowledged: dict[int, dict[str, bytes]] = {}
-    model, kills, spared = tmp_path / "model", 0, 0
-    while kills < KILLS or spared == 0:
-        if spared == 0:
-            spared = draws.randint(1, 4)  # so often killed, then left alone
-            write_model(model, {f"t{n}": draws.randbytes(5 * MIB) for n in range(7)} | {"bias": b"x" * 300})
-        process = pusher([registry.model, str(model), "--config", str(config), "--json"])
-        assert process.stderr is not None
-        assert "hashing" in process.stderr.readline()
-        try:
-            # After the last kill, and when it was killed often enough, it may end.
-            last = spared == 1 or kills == KILLS
-            output, told = process.communicate(timeout=60 if last else draws.uniform(0.0, 1.5))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, told = process.communicate()
-        if process.returncode == 0:
-            acknowledged[json.loads(output)["number"]] = on_disk(model)
-            spared = 0
-            if kills == KILLS:
-                break
-        else:
-            assert process.returncode == -9, told
-            kills += 1
-            spared -= 1
+    while sum(killing.kills.values()) < KILLS or killing.kills["sending"] < KILLS // 3:
+        write_model(model, {f"t{n}": draws.randbytes(4 * MIB + n) for n in range(6)} | {"bias": draws.randbytes(300)})
+        number = None
+        for _ in range(draws.randint(2, 5)):
+            number = number or killing.kill()
+        again = killing.leave_alone()
+        assert number in (None, again), "the same files are no other version"
+        acknowledged[again] = on_disk(model)
     found = check_versions(registry)
     assert set(found) <= {VersionState.COMPLETE, VersionState.PENDING}
-    for number, content in acknowledged.items():
-        assert number in found[VersionState.COMPLETE]
-        assert content_of(registry, number) == content
+    assert {*acknowledged} <= {*found[VersionState.COMPLETE]}
+    assert all(content_of(registry, number) == content for number, content in acknowledged.items())

@@ -23,7 +23,7 @@ from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.s3_uploads import PartSizes
 from headpond_workers.persistence.storage_settings import StorageAddress, configured_storage, storage_of
 from headpond_workers.supervision import embedded_seaweed
-from headpond_workers.supervision.embedded_seaweed import running_seaweed
+from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 
 ADDRESS = StorageAddress("http://storage.example:8333", "pond", "eu-1", "the-key", "the-secret", "the test")
 
@@ -81,6 +81,8 @@ def recorded(address: StorageAddress) -> Recorder:
         ("http://storage.example:8333", "virtual", "pond", "http://pond.storage.example:8333/a/key"),
         ("https://s3.example.org", "virtual", "pond", "https://pond.s3.example.org/a/key"),
         ("https://s3.eu-1.amazonaws.com", "auto", "pond", "https://pond.s3.eu-1.amazonaws.com/a/key"),
+        # No certificate covers a name with more dots.
+        ("https://s3.eu-1.amazonaws.com", "auto", "my.pond", "https://s3.eu-1.amazonaws.com/my.pond/a/key"),
         ("https://s3.eu-1.amazonaws.com", "path", "pond", "https://s3.eu-1.amazonaws.com/pond/a/key"),
         (None, "auto", "pond", "https://pond.s3.eu-1.amazonaws.com/a/key"),
         (None, "virtual", "pond", "https://pond.s3.eu-1.amazonaws.com/a/key"),
@@ -191,7 +193,8 @@ def test_the_settings_of_storage_reach_the_address_also_of_the_embedded_server(t
         ('encryption = "sse-s3"\nkms_key_id = "k"', 'kms_key_id names a key for encryption = "sse-kms"'),
         ('encryption = "aes"', "encryption: "),
         ('addressing = "host"', "addressing: "),
-        ('addressing = "virtual"', "needs an endpoint_url"),
+        ('addressing = "virtual"', 'addressing = "virtual" needs an endpoint_url'),
+        ('encryption = "sse-kms"', 'encryption = "sse-kms" needs an endpoint_url'),
         ("upload_mb_per_s = 0", "upload_mb_per_s: "),
         ("download_mb_per_s = -1", "download_mb_per_s: "),
         ("upload_mb_per_s = inf", "upload_mb_per_s: "),
@@ -206,60 +209,68 @@ def test_settings_that_do_not_fit_are_refused_with_their_place(text: str, said: 
     assert "[storage]" in str(caught.value)
 
 
-@pytest.mark.slow
-def test_a_server_with_a_host_name_for_each_bucket_is_reached_by_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepare, lookup = embedded_seaweed.prepare, socket.getaddrinfo
+@pytest.fixture(scope="module")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess]:
+    """A server that knows its buckets by host names below localhost too."""
+    prepare = embedded_seaweed.prepare
 
     def with_host_names(folder: Path, *, bucket: str) -> embedded_seaweed.EmbeddedSeaweed:
         server = prepare(folder, bucket=bucket)
         return replace(server, argv=(*server.argv, "-s3.domainName=localhost"))
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded_seaweed, "prepare", with_host_names)
+        with running_seaweed(tmp_path_factory.mktemp("seaweed")) as process:
+            yield process
+
+
+@pytest.mark.slow
+def test_a_server_with_a_host_name_for_each_bucket_is_reached_by_it(
+    seaweed: SeaweedProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookup = socket.getaddrinfo
+
     def resolve(host: str, *arguments: Any, **options: Any) -> Any:
         # Not every resolver knows that all of .localhost is this machine.
         return lookup("127.0.0.1" if host.endswith(".localhost") else host, *arguments, **options)
 
-    monkeypatch.setattr(embedded_seaweed, "prepare", with_host_names)
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    with running_seaweed(tmp_path) as seaweed:
-        url = f"http://localhost:{urlsplit(seaweed.url).port}"
-        address = StorageAddress(url, seaweed.bucket, seaweed.region, seaweed.access_key, seaweed.secret_key)
-        hosts: list[str] = []
-        blobs = S3Blobs(replace(address, addressing="virtual"), parts=PartSizes(1 << 20, 5 << 20))
-        blobs._bucket.client.meta.events.register(
-            "before-send.s3", lambda request, **_: hosts.append(urlsplit(request.url).hostname or "")
-        )
-        etag = blobs.put_new("a/key", b"body")
-        blobs.put_if("a/key", b"other", etag=etag)
-        path = tmp_path / "file"
-        path.write_bytes(b"y" * (6 << 20))
-        blobs.put_file("a/file", path)
-        assert list(blobs.list_sizes("a/")) == [("a/file", 6 << 20), ("a/key", 5)]
-        assert set(hosts) == {"headpond.localhost"}
-        assert S3Blobs(replace(address, endpoint_url=seaweed.url)).get("a/key").body == b"other"
+    url = f"http://localhost:{urlsplit(seaweed.url).port}"
+    address = StorageAddress(url, seaweed.bucket, seaweed.region, seaweed.access_key, seaweed.secret_key)
+    hosts: list[str] = []
+    blobs = S3Blobs(replace(address, addressing="virtual"), parts=PartSizes(1 << 20, 5 << 20))
+    blobs._bucket.client.meta.events.register(
+        "before-send.s3", lambda request, **_: hosts.append(urlsplit(request.url).hostname or "")
+    )
+    etag = blobs.put_new("a/key", b"body")
+    blobs.put_if("a/key", b"other", etag=etag)
+    path = tmp_path / "file"
+    path.write_bytes(b"y" * (6 << 20))
+    blobs.put_file("a/file", path)
+    assert list(blobs.list_sizes("a/")) == [("a/file", 6 << 20), ("a/key", 5)]
+    assert set(hosts) == {"headpond.localhost"}
+    assert S3Blobs(replace(address, endpoint_url=seaweed.url)).get("a/key").body == b"other"
 
 
 @pytest.mark.slow
-def test_the_embedded_server_encrypts_what_it_is_asked_to(tmp_path: Path) -> None:
-    with running_seaweed(tmp_path / "server") as seaweed:
-        address = StorageAddress(seaweed.url, seaweed.bucket, seaweed.region, seaweed.access_key, seaweed.secret_key)
-        bodies = {name: secrets.token_bytes((5 << 20) + 1000) for name in ("plain", "encrypted")}
-        for name, encryption in (("plain", "none"), ("encrypted", "sse-s3")):
-            blobs = S3Blobs(replace(address, encryption=encryption), parts=PartSizes(6 << 20, 5 << 20))
-            blobs.put_new(name, bodies[name])
-            path = tmp_path / name
-            path.write_bytes(bodies[name] * 2)
-            blobs.put_file(f"{name}-file", path)
-        reader = S3Blobs(address)
-        for name, body in bodies.items():
-            assert reader.get(name).body == body
-            found = bytearray(2 * len(body))
-            reader.read_into(f"{name}-file", memoryview(found))
-            assert found == body * 2
-            found = bytearray(100)
-            reader.read_into(f"{name}-file", memoryview(found), offset=(5 << 20) + 950)
-            assert found == (body * 2)[(5 << 20) + 950 :][:100]
-        stored = b"".join(path.read_bytes() for path in seaweed.folder.rglob("*.dat"))
-        assert stored.count(bodies["plain"][:64]) == 3
-        assert bodies["encrypted"][:64] not in stored
+def test_the_embedded_server_encrypts_what_it_is_asked_to(seaweed: SeaweedProcess, tmp_path: Path) -> None:
+    address = StorageAddress(seaweed.url, seaweed.bucket, seaweed.region, seaweed.access_key, seaweed.secret_key)
+    bodies = {name: secrets.token_bytes((5 << 20) + 1000) for name in ("plain", "encrypted")}
+    for name, encryption in (("plain", "none"), ("encrypted", "sse-s3")):
+        blobs = S3Blobs(replace(address, encryption=encryption), parts=PartSizes(6 << 20, 5 << 20))
+        blobs.put_new(name, bodies[name])
+        path = tmp_path / name
+        path.write_bytes(bodies[name] * 2)
+        blobs.put_file(f"{name}-file", path)
+    reader = S3Blobs(address)
+    for name, body in bodies.items():
+        assert reader.get(name).body == body
+        found = bytearray(2 * len(body))
+        reader.read_into(f"{name}-file", memoryview(found))
+        assert found == body * 2
+        found = bytearray(100)
+        reader.read_into(f"{name}-file", memoryview(found), offset=(5 << 20) + 950)
+        assert found == (body * 2)[(5 << 20) + 950 :][:100]
+    stored = b"".join(path.read_bytes() for path in seaweed.folder.rglob("*.dat"))
+    assert stored.count(bodies["plain"][:64]) == 3
+    assert bodies["encrypted"][:64] not in stored

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from headpond.cli import exits
+from headpond.cli.app import build_app
+from headpond.errors import HeadpondError
 from headpond_workers.checkpoints.alias_document import AliasDocument
 from headpond_workers.checkpoints.description import engine_of_files
 from headpond_workers.checkpoints.names import alias_key
@@ -41,6 +45,13 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedProcess
         yield process
 
 
+@dataclass(frozen=True)
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @dataclass
 class Shell:
     """A folder with a headpond.toml, and the commands that are run there."""
@@ -48,14 +59,12 @@ class Shell:
     folder: Path
     blobs: S3Blobs
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("HEADPOND_")}
-        done = subprocess.run(
-            [*HEADPOND, "models", *arguments],
-            cwd=self.folder, env=clean, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr
-        return done
+    def run(self, *arguments: str) -> Ended:
+        result = CliRunner().invoke(build_app(), ["models", *arguments])
+        if isinstance(result.exception, HeadpondError):
+            return Ended(exits.exit_code(result.exception), result.stdout, f"{result.stderr}{result.exception}\n")
+        assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+        return Ended(result.exit_code, result.stdout, result.stderr)
 
     def json(self, *arguments: str) -> dict[str, object]:
         done = self.run(*arguments, "--json")
@@ -65,7 +74,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(seaweed: SeaweedProcess, tmp_path: Path) -> Shell:
+def shell(seaweed: SeaweedProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    monkeypatch.chdir(tmp_path)
     bucket = f"b{os.urandom(6).hex()}"
     for name, value in (("access", seaweed.access_key), ("secret", seaweed.secret_key)):
         (tmp_path / name).touch(mode=0o600)
@@ -177,7 +187,10 @@ def test_errors_say_what_to_do_and_their_codes_tell_them_apart(shell: Shell) -> 
     assert "quarantined" in shell.run("versions", "chat").stdout
 
 
-def test_without_storage_or_configuration_the_command_says_what_to_write(tmp_path: Path) -> None:
+def test_without_storage_or_configuration_the_command_says_what_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     shell = Shell(tmp_path, None)  # type: ignore[arg-type]
     write_model(tmp_path / "weights", {"a": noise(1, KIB)})
     done = shell.run("push", "chat", "weights")

@@ -105,10 +105,15 @@ class StorageSettings(Table):
     def _fits(self) -> Self:
         if self.kms_key_id is not None and self.encryption != "sse-kms":
             raise ValueError('kms_key_id names a key for encryption = "sse-kms"; set that too, or leave the key out')
-        if self.addressing == "virtual" and self.endpoint_url is None:
-            raise ValueError(
-                'addressing = "virtual" needs an endpoint_url: the embedded SeaweedFS has no host name for a bucket'
-            )
+        if self.endpoint_url is None:
+            for key, value, lacking in (
+                ("addressing", "virtual", "host name for a bucket"),
+                ("encryption", "sse-kms", "key service"),
+            ):
+                if getattr(self, key) == value:
+                    raise ValueError(
+                        f'{key} = "{value}" needs an endpoint_url: the embedded SeaweedFS has no {lacking}'
+                    )
         return self
 
 

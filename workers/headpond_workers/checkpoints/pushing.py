@@ -14,7 +14,7 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 
-from headpond.errors import BlobChanged, BlobMissing, PushOvertaken
+from headpond.errors import BlobChanged, BlobMissing, PushOvertaken, StorageUnavailable
 from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.document_io import checked, new_txn, now_ms
 from headpond_workers.checkpoints.intent import MAX_INTENT_BYTES, Intent
@@ -185,7 +185,7 @@ class _Push:
             there = self._there_already(versions) or self._taken_over(versions)
             if there is not None:
                 if etag:
-                    self._blobs.delete(intent_key(txn))
+                    self._drop_intent(txn)
                 return there
             plan = self._plan(txn, gc, versions, damaged)
             etag = self._put_intent(txn, plan, etag)
@@ -202,7 +202,7 @@ class _Push:
         self._source.check_unchanged()
         self._blobs.put_once(manifest_key(self._registry.model, txn), plan.manifest)
         at = complete(self._registry, take_number(self._registry, partial(self._draft, txn, plan)))
-        self._blobs.delete(intent_key(txn))
+        self._drop_intent(txn)
         return Pushed(
             at.document.number,
             How.NEW,
@@ -218,7 +218,7 @@ class _Push:
         if newest is None or newest.model_digest != self._digest or self._unchanged is Unchanged.NEW_VERSION:
             return None
         # Its push may have been killed just before this, its last step.
-        self._blobs.delete(intent_key(newest.push))
+        self._drop_intent(newest.push)
         return Pushed(newest.number, How.UNCHANGED, newest, self._source.left_out)
 
     def _taken_over(self, versions: Versions) -> Pushed | None:
@@ -232,9 +232,16 @@ class _Push:
             )
             if document.state is VersionState.PENDING and same and self._is_ours(document.push):
                 document = complete(self._registry, at).document
-                self._blobs.delete(intent_key(document.push))
+                self._drop_intent(document.push)
                 return Pushed(document.number, How.RESUMED, document, self._source.left_out)
         return None
+
+    def _drop_intent(self, txn: str) -> None:
+        """Of a push that is over. One that stays keeps objects from being collected until a collector removes it."""
+        try:
+            self._blobs.delete(intent_key(txn))
+        except StorageUnavailable as error:
+            logger.warning("intent_left model=%s txn=%s error=%s", self._registry.model, txn, error)
 
     def _is_ours(self, txn: str) -> bool:
         """Whether the intent of a push is there, and of this host."""

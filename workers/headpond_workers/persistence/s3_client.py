@@ -12,7 +12,7 @@ along, and nobody can change a body that goes to a server which takes the header
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import boto3
@@ -42,9 +42,10 @@ def connect(address: StorageAddress, timeouts: S3Timeouts) -> S3Client:
     """A client that never retries. Contacts nobody. Raises ConfigError if the address cannot be one."""
     host = _host(address)
     amazon = host is None or host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-    style: Literal["auto", "path", "virtual"] = address.addressing
-    if style == "auto" and not amazon:
-        style = "path"  # other servers seldom have a host name for each bucket
+    style = address.addressing
+    if style == "auto":
+        # Other servers seldom have a host name for each bucket. The SDK's own "auto" is the path for any endpoint.
+        style = "virtual" if amazon else "path"
     try:
         return boto3.session.Session().client(
             "s3",
