@@ -6,9 +6,8 @@ import hashlib
 import logging
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
@@ -22,6 +21,7 @@ from headpond_workers.checkpoints.manifest import Manifest
 from headpond_workers.checkpoints.names import chunk_key, intent_key, manifest_key
 from headpond_workers.checkpoints.numbering import complete, take_number
 from headpond_workers.checkpoints.push_plan import NamedObject, lay_out, new_objects
+from headpond_workers.checkpoints.push_progress import Counter, OnProgress, Stage
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.scanning import ScannedFile, digest_of, scan
 from headpond_workers.checkpoints.sending import digests_of, send
@@ -36,20 +36,11 @@ from headpond_workers.checkpoints.stored_chunks import (
 )
 from headpond_workers.checkpoints.version_document import VersionDocument, VersionState
 
+__all__ = ["How", "OnProgress", "Pushed", "Stage", "Unchanged", "push"]
+
 logger = logging.getLogger(__name__)
 BEGINNINGS = 3
 """How often one push begins anew because a collector overtook it."""
-
-
-class Stage(Enum):
-    """What a push does just now."""
-
-    HASH = "hashing"
-    SEND = "sending"
-
-
-OnProgress = Callable[[Stage, int, int], None]
-"""Is told bytes that are done, and of how many. Called from several threads, one at a time."""
 
 
 class Unchanged(Enum):
@@ -72,7 +63,8 @@ class How(Enum):
 @dataclass(frozen=True, slots=True)
 class Pushed:
     """What came of a push. new_bytes: of chunks that no version had. sent_bytes: of objects that were put now; the rest
-    of the new ones an interrupted push had sent. left_out: hidden entries of the folder."""
+    of the new ones an interrupted push had sent. left_out: hidden entries of the folder. hash_s, send_s: seconds until
+    all was hashed, and from then on."""
 
     number: int
     how: How
@@ -100,7 +92,7 @@ def push(
     PushOvertaken if collectors overtook it again and again.
     """
     source = list_source(path)
-    counter = _Counter(on_progress)
+    counter = Counter(on_progress)
     started = time.monotonic()
     counter.begin(Stage.HASH, source.size_bytes)
     files = scan(source, counter.add)
@@ -123,24 +115,6 @@ def push(
             if beginnings == BEGINNINGS:
                 raise
         beginnings += 1
-
-
-class _Counter:
-    """Adds up what threads have done."""
-
-    def __init__(self, on_progress: OnProgress) -> None:
-        self._tell, self._lock = on_progress, threading.Lock()
-        self._stage, self._done, self._total = Stage.HASH, 0, 0
-
-    def begin(self, stage: Stage, total: int) -> None:
-        with self._lock:
-            self._stage, self._done, self._total = stage, 0, total
-            self._tell(stage, 0, total)
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            self._tell(self._stage, self._done, self._total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +141,7 @@ class _Push:
         *,
         unchanged: Unchanged,
         host: str,
-        counter: _Counter,
+        counter: Counter,
     ) -> None:
         self._registry, self._blobs = registry, registry.blobs
         self._source, self._files, self._digest = source, files, digest_of(files)
