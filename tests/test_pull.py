@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import DEADLINE_S
+from cutting_proxy import Cut, CuttingProxy
 from headpond.errors import (
     ConfigError,
     InvalidRequest,
@@ -29,8 +30,10 @@ from headpond.errors import (
 )
 from headpond_workers.checkpoints import fetching
 from headpond_workers.checkpoints.chunk_reads import MOST_GAP_BYTES, reads_of
+from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES
 from headpond_workers.checkpoints.pull import pull
+from headpond_workers.checkpoints.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.verify import MOST_DAMAGE, verify
 from headpond_workers.checkpoints.version_document import VersionState
@@ -237,6 +240,23 @@ def test_a_damaged_manifest_quarantines_too(blobs: ReadingBlobs, tmp_path: Path)
     assert state_of(other)[0] is VersionState.QUARANTINED
 
 
+def test_a_version_that_is_deleted_amid_a_pull_is_not_called_damaged(blobs: ReadingBlobs, tmp_path: Path) -> None:
+    version = many_reads(blobs)
+
+    def delete(count: int) -> None:
+        if count == 10:
+            at = version.registry.read(1)
+            version.registry.swap(version.registry.swap(at, VersionState.DELETING), VersionState.DELETED)
+            for stored in version.manifest.objects:
+                blobs.delete(stored.key)
+
+    blobs.before = delete
+    with pytest.raises(VersionUnusable, match=r"^m@1: the version is deleted by now: chunks/.* no such object"):
+        pull(version.registry, 1, tmp_path / "w", progress=silent)
+    assert state_of(version)[0] is VersionState.DELETED
+    assert not (tmp_path / "w").exists()
+
+
 class ReadOnlyBlobs(ReadingBlobs):
     """Keys without the right to write."""
 
@@ -390,7 +410,9 @@ def test_who_watches_may_end_a_pull(blobs: ReadingBlobs, tmp_path: Path) -> None
 PULLING = """
 import sys, threading
 from pathlib import Path
+from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.pull import pull
+from headpond_workers.checkpoints.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from reading_blobs import ReadingBlobs
 from test_pull import s3_of, silent
@@ -439,6 +461,56 @@ def test_a_pulling_process_that_is_killed_leaves_no_folder_and_the_next_goes_on(
     # Of what the two had asked for, at most one read a thread was not written yet.
     assert 41 - (3 + 17) <= len(blobs.reads) <= 41 - (17 - 3)
     assert os.listdir(tmp_path) == ["w"]
+
+
+@pytest.mark.slow
+def test_replies_that_are_cut_or_damaged_cost_time_and_nothing_else(
+    seaweed: SeaweedProcess, model: str, tmp_path: Path
+) -> None:
+    version = many_reads(open_s3(seaweed), model)
+    chunks = f"GET /{seaweed.bucket}/chunks"
+    with CuttingProxy(int(seaweed.url.rpartition(":")[2])) as proxy:
+        registry = Registry(s3_of(proxy.url, *seaweed_keys(seaweed)), model, writer="the test")
+        proxy.cut(Cut.CUT_REPLY, chunks, count=3)
+        proxy.cut(Cut.LOSE_REPLY, chunks, count=2)
+        proxy.cut(Cut.ANSWER_503, chunks)
+        proxy.cut(Cut.DAMAGE, chunks)
+        pull(registry, 1, tmp_path / "w", progress=silent)
+        assert sorted(cut.name for cut in proxy.done) == [
+            "ANSWER_503",
+            *["CUT_REPLY"] * 3,
+            "DAMAGE",
+            *["LOSE_REPLY"] * 2,
+        ]
+        proxy.cut(Cut.DAMAGE, chunks)
+        assert verify(registry, 1, progress=silent).error is None
+    assert found_in(tmp_path / "w") == dict(version.files)
+    assert state_of(version)[0] is VersionState.COMPLETE
+
+
+def seaweed_keys(seaweed: SeaweedProcess) -> tuple[str, str, str]:
+    return seaweed.bucket, seaweed.access_key, seaweed.secret_key
+
+
+def test_what_was_pushed_is_pulled_byte_for_byte(blobs: ReadingBlobs, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "config.json").write_bytes(b"{}")
+    (source / "empty").touch()
+    (source / "deep" / "vocabulary.txt").write_bytes(bytes_of("v", 3 << 20))
+    registry = Registry(blobs, "m", writer="the test")
+    push(registry, source, Description())
+    with (source / "deep" / "vocabulary.txt").open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"changed")
+    push(registry, source, Description())
+    pull(registry, 2, tmp_path / "two", progress=silent)
+    assert found_in(tmp_path / "two") == found_in(source)
+    for number in (1, 2):
+        assert verify(registry, number, progress=silent).error is None
+    pull(registry, 1, tmp_path / "one", progress=silent)
+    one = found_in(tmp_path / "one")
+    assert one["deep/vocabulary.txt"] == bytes_of("v", 3 << 20)
 
 
 def test_a_sound_version_is_verified_whole(anywhere: Blobs, model: str) -> None:

@@ -70,6 +70,9 @@ def load(own: S3Blobs, all_rights: S3Blobs, tmp_path: Path) -> None:
     own.read_into("chunks/000001/aa/aab", memoryview(bytearray(50)), offset=50)
     swap(own, "models/load/aliases/prod")
     swap(own, "models/load/versions/0000000001")
+    all_rights.delete("gc/state")
+    own.put_new("gc/state", unique())
+    swap(own, "gc/state")
 
 
 def push(own: S3Blobs, all_rights: S3Blobs, tmp_path: Path) -> None:

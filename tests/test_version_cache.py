@@ -18,10 +18,11 @@ from conftest import DEADLINE_S, eventually
 from headpond.errors import ConfigError, ModelFileError, StorageUnavailable, VersionMissing, VersionUnusable
 from headpond.settings import check_settings
 from headpond_workers.checkpoints.cache import HeldVersion, VersionCache
+from headpond_workers.checkpoints.cache_entry import CacheEntry
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import VersionState
 from headpond_workers.engines import weights_digest
-from headpond_workers.engines.weights_digest import digest_of, remembered_digest_of
+from headpond_workers.engines.weights_digest import digest_of, read_sidecar, remembered_digest_of
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
@@ -321,6 +322,28 @@ def test_an_interrupted_pull_is_gone_on_with(blobs: ReadingBlobs, tmp_path: Path
     with hold(cache, version) as held:
         assert found_in(held.path) == FOLDER
     assert blobs.read_bytes == SIZE
+
+
+@pytest.mark.parametrize("last_step", ["discard", "note_name", "tell_engines"])
+def test_a_process_that_ends_amid_the_last_steps_costs_no_byte(
+    blobs: ReadingBlobs, last_step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = put_version(blobs, "m", {"model.gguf": bytes_of("g", 2 << 20)})
+    cache = cache_at(tmp_path)
+
+    def ends(*arguments: object, **keys: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CacheEntry, last_step, ends)
+    with pytest.raises(KeyboardInterrupt):
+        hold(cache, version)
+    monkeypatch.undo()
+    with hold(cache, version) as held:
+        assert held.path.read_bytes() == version.files["model.gguf"]
+        assert digest_of(held.path) == version.manifest.files[0].sha256.hex()
+        assert read_sidecar(held.path) is not None
+    assert blobs.read_bytes == version.manifest.size_bytes
+    assert entries(tmp_path) == {version.document.model_digest}
 
 
 def test_a_half_made_version_that_nobody_makes_any_more_gives_way(blobs: ReadingBlobs, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ secret_key = {file = "/run/secrets/s3"}
 slots = 4                                # any key of a model's table
 [models.chat]
 engine = "llamacpp"
-source = "smollm2-135m:Q8_0"             # or path = "..."
+source = "smollm2-135m:Q8_0"             # or path = "...", or source = "s3:chat@prod"
 
 Layers, weakest first: built-in defaults, HEADPOND_DEFAULTS__*, [defaults], `--set defaults.*`, the model's table, its
 own HEADPOND_MODELS__<NAME>__*, `--set <name>.*`. Secrets stay references until the process that needs them asks.

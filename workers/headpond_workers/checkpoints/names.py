@@ -75,8 +75,8 @@ def check_path(path: str) -> str:
     size = len(path.encode("utf-8", "surrogateescape"))
     if not path or size > MAX_PATH_BYTES or any(not _is_good(part) for part in parts):
         raise ModelFileError(
-            f"{path[:200]!r} cannot be the path of a file of a version: parts of 1 to {MAX_PART_BYTES} bytes, joined by "
-            "'/', without '.', '..', a backslash or control characters. Rename the file."
+            f"{path[:200]!r} cannot be the path of a file of a version: parts of 1 to {MAX_PART_BYTES} bytes, joined "
+            "by '/', without '.', '..', a backslash or control characters. Rename the file."
         )
     return path
 
