@@ -51,20 +51,27 @@ def open_s3(seaweed: SeaweedProcess, url: str | None = None, *, rates: Rates | N
     )
 
 
-@pytest.fixture(
-    params=["memory", pytest.param("s3", marks=pytest.mark.slow), pytest.param("cut s3", marks=pytest.mark.slow)]
-)
-def blobs(request: pytest.FixtureRequest) -> Iterator[Blobs]:
-    if request.param == "memory":
-        yield MemoryBlobs()
-        return
-    seaweed: SeaweedProcess = request.getfixturevalue("seaweed")
-    if request.param == "s3":
-        yield open_s3(seaweed)
-        return
+@pytest.fixture(scope="module")
+def s3_blobs(seaweed: SeaweedProcess) -> S3Blobs:
+    return open_s3(seaweed)
+
+
+@pytest.fixture(scope="module")
+def cut_blobs(seaweed: SeaweedProcess) -> Iterator[S3Blobs]:
+    """Behind a network that loses a quarter of all requests, or their replies."""
     with CuttingProxy(urlsplit(seaweed.url).port or 0) as proxy:
         proxy.cut_often(Cut.LOSE_REPLY, Cut.ANSWER_503, Cut.LOSE_REQUEST, every=4)
         yield open_s3(seaweed, proxy.url)
+
+
+@pytest.fixture(
+    params=["memory", pytest.param("s3", marks=pytest.mark.slow), pytest.param("cut s3", marks=pytest.mark.slow)]
+)
+def blobs(request: pytest.FixtureRequest) -> Blobs:
+    if request.param == "memory":
+        return MemoryBlobs()
+    found: Blobs = request.getfixturevalue("s3_blobs" if request.param == "s3" else "cut_blobs")
+    return found
 
 
 @pytest.fixture
@@ -268,8 +275,10 @@ def test_what_is_no_readable_file_is_refused_with_its_path(blobs: Blobs, key: st
     assert blobs.size_of(key) is None
 
 
-def test_of_many_writers_that_create_one_key_exactly_one_wins(blobs: Blobs, key: str) -> None:
-    for number in range(10):
+def test_of_many_writers_that_create_one_key_exactly_one_wins(
+    blobs: Blobs, key: str, request: pytest.FixtureRequest
+) -> None:
+    for number in range(3 if behind_cuts(request) else 10):
         name = f"{key}-{number}"
 
         def create(writer: str, name: str = name) -> str:

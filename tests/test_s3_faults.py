@@ -49,7 +49,7 @@ def open_s3(seaweed: SeaweedProcess, url: str, timeouts: S3Timeouts | None = Non
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def direct(seaweed: SeaweedProcess) -> S3Blobs:
     return open_s3(seaweed, seaweed.url)
 
@@ -500,7 +500,7 @@ def test_a_range_that_never_comes_whole_is_storage_unavailable(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1000, 1 << 20], ids=["at once", "in blocks"])
+@pytest.mark.parametrize("size", [1000, 1 << 20], ids=["small", "large"])
 def test_a_body_damaged_on_its_way_is_refused_by_the_server_and_sent_again(
     size: int, proxy: CuttingProxy, cut: S3Blobs, direct: S3Blobs, key: str
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from botocore.exceptions import ClientError
 
@@ -14,13 +14,7 @@ from headpond_workers.persistence.s3_client import S3Timeouts, connect, shown_ur
 from headpond_workers.persistence.s3_failures import S3Calls, code_of
 from headpond_workers.persistence.storage_settings import StorageAddress
 
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
 logger = logging.getLogger(__name__)
-
-WHOLE_BYTES = 256 << 10
-"""Bodies up to here are handed to the socket at once."""
 
 
 class S3Bucket:
@@ -38,11 +32,9 @@ class S3Bucket:
         self.stored: dict[str, Any] = {"ContentType": "application/octet-stream", **_encryption(address)}
         """What every new object is told, put at once or in parts."""
 
-    def sent(self, body: bytes) -> bytes | SentBody:
+    def sent(self, body: bytes) -> bytes | PacedBody:
         """The body of one request. Each try makes its own."""
-        if self.rates.up is None and len(body) <= WHOLE_BYTES:
-            return body
-        return SentBody(body, self.rates.up)
+        return body if self.rates.up is None else PacedBody(body, self.rates.up)
 
     def ensure(self) -> None:
         """Make the bucket if there is none."""
@@ -68,21 +60,16 @@ class S3Bucket:
         self.calls.run("make bucket", "", make)
 
 
-class SentBody(io.BytesIO):
-    """A body that goes out block by block, each when its rate allows.
+class PacedBody(io.BytesIO):
+    """A body that goes out as fast as its rate allows: the SDK reads it block by block."""
 
-    A time-out of the socket is for one hand-over, however much that is. Of a whole body it would ask that 16 MiB are
-    gone within the time of one try to connect.
-    """
-
-    def __init__(self, body: ReadableBuffer, rate: ByteRate | None) -> None:
+    def __init__(self, body: bytes, rate: ByteRate) -> None:
         super().__init__(body)
         self._rate = rate
 
     def read(self, size: int | None = -1, /) -> bytes:
         block = super().read(size)
-        if self._rate is not None:
-            self._rate.take(len(block))
+        self._rate.take(len(block))
         return block
 
 
