@@ -149,8 +149,8 @@ class HeadpondBroker(dramatiq.Broker):
                 queue, held, boot=self.boot, lease_s=self.lease_s, row=self.row,
                 full_version=lambda: self.full_version(queue_name),
             )  # fmt: skip
-            # Started first: `keeps_leases` takes a thread that is not alive for one that has died.
             renewals.start()
+            # Last: whoever sees it sees it alive.
             self._renewals[queue_name] = renewals
         consumer = HeadpondConsumer(self, queue, self._held[queue_name])
         self._consumers.add(consumer)
