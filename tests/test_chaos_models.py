@@ -560,6 +560,12 @@ def test_the_page_shows_each_run_with_models_and_what_was_wrong(modules: dict[st
     assert "**4 counted kills in 2 runs, 2,468 acknowledged versions; 0 of them lost, 1 went wrong.**" in text
     assert "| [models-1](reliability/models-1.json) | 1 | 1 | 1,234 | 1 | 2 | 2 | 7 MiB | 0 |" in text
     assert "    - x: lost" in text
+    assert "With workers" not in text
+    jobs = {"submitted": 1500, "not_finished": 0, "versions": 8, "began_anew": 3, "most_leases": 4, "moves": 20,
+            "workers_started": 41}  # fmt: skip
+    loaded = recorded(modules, jobs=jobs, parameters={"grace_s": 2.0, "workers": 3, "rollover": "in-place"})
+    row = "| [models-load](reliability/models-load.json) | 3, in-place | 20 | 8 | 1,500 | 0 | 3 | 4 | 41 |"
+    assert row in page.render([("models-load.json", loaded)])
     assert "`0123456789ab`" in text
     assert "push 4 (done 3, killed 1)" in text
     assert "before its kill, by process: push (new version 1)." in text

@@ -28,6 +28,7 @@ def render(records: Sequence[tuple[str, Record]]) -> str:
         f"|{'---|' * (len(kinds) + 7)}",
         *(_row(name, record, kinds) for name, record in records),
         "",
+        *_under_load([(name, record) for name, record in records if record.jobs]),
         *(line for name, record in records for line in _details(name, record)),
     ]
     return "\n".join(lines) + "\n"
@@ -47,6 +48,27 @@ def _row(name: str, record: Record, kinds: Sequence[TaskKind]) -> str:
         f"{len(record.wrong)}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _under_load(records: Sequence[tuple[str, Record]]) -> list[str]:
+    """Runs with workers: what became of their jobs."""
+    if not records:
+        return []
+    lines = [
+        "With workers that follow an alias:\n",
+        "| run | workers, rollover | moves of the alias | versions that answered | jobs | not finished | begun anew on "
+        "another version | most leases of a job | worker processes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, record in records:
+        jobs, p = record.jobs, record.parameters
+        cells = [
+            f"[{name.removesuffix('.json')}](reliability/{name})", f"{p['workers']}, {p['rollover']}",
+            *(f"{jobs[field]:,}" for field in ("moves", "versions", "submitted", "not_finished", "began_anew",
+                                               "most_leases", "workers_started")),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _details(name: str, record: Record) -> list[str]:
