@@ -164,30 +164,30 @@ class LoadTown:
     # ---- what goes wrong
 
     def kill_worker(self, place: Place, draw: float) -> WorkerHit:
-        """SIGKILL of one process of it. What it hit is looked up once it is dead: its leases still show it.
+        """SIGKILL of one process of it. What it hit is looked up just before.
 
-        draw: in [0, 1), which one: the parent, whose workers then die too, or a worker.
+        draw: in [0, 1), which one: the parent, whose workers then end too, or a worker. Two workers of one parent have
+        rows with its pid, so both are taken for hit: one of them serves, and the other loads or drains.
         """
         if place.process is None:
             return WorkerHit(0, changing=False)
         family = [psutil.Process(place.process.pid), *_family(place.process.pid)]
         victim = family[int(draw * len(family))]
-        # With its parent a worker is told to die by the kernel.
-        dead = {process.pid for process in (family if victim is family[0] else [victim])}
-        rows = {row.boot: row for row in self.queue.workers() if row.pid in dead}
         place.killed = True
+        rows = {row.boot: row for row in self.queue.workers() if row.pid == place.process.pid}
+        hit = WorkerHit(self._running(set(rows)), changing=any(row.state in CHANGING for row in rows.values()))
         victim.kill()
-        psutil.wait_procs([process for process in family if process.pid in dead], LEAVE_TIMEOUT_S)
         if victim.pid == place.process.pid:
+            # Else the place is held until they have ended.
+            psutil.wait_procs(family, LEAVE_TIMEOUT_S)
             place.process.wait()
-        return WorkerHit(self._running(set(rows)), changing=any(row.state in CHANGING for row in rows.values()))
+        return hit
 
     def may_be_hit(self, place: Place) -> bool:
         """Whether it stands, and no job of it would be quarantined by the rule: see `town.on_its_last_chance`."""
         if place.process is None or place.process.poll() is not None:
             return False
-        pids = {place.process.pid, *(process.pid for process in _family(place.process.pid))}
-        boots = {row.boot for row in self.queue.workers() if row.pid in pids}
+        boots = {row.boot for row in self.queue.workers() if row.pid == place.process.pid}
         return not any(row.worker in boots and on_its_last_chance(row) for row in self._rows())
 
     def _rows(self) -> list[RunRow]:
