@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
+from botocore.httpsession import URLLib3SSLError
 
 from headpond.errors import BlobMissing, StorageUnavailable
 from headpond_workers.persistence import s3_failures
@@ -125,3 +126,22 @@ def test_an_answer_that_no_try_will_change_is_passed_on_at_once(clock: Clock, ca
     with pytest.raises(BlobMissing):
         calls.run("get", "key", failing(clock, 0.01, lambda: refusal(404, "NoSuchKey")))
     assert not clock.slept
+
+
+@pytest.mark.parametrize(
+    "error",
+    [silence, nobody, lambda: URLLib3SSLError("bad record"), lambda: refusal(409, "ConditionalRequestConflict")],
+    ids=["silence", "nobody", "broken TLS", "conflict"],
+)
+def test_a_request_without_a_clear_answer_is_sent_again(
+    error: Callable[[], Exception], clock: Clock, calls: S3Calls
+) -> None:
+    tries = iter([error, error])
+
+    def request() -> str:
+        for failure in tries:
+            raise failure()
+        return "answer"
+
+    assert calls.run("put", "key", request) == "answer"
+    assert len(clock.slept) == 2

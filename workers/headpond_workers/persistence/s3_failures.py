@@ -23,8 +23,8 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.httpsession import URLLib3SSLError  # type: ignore[attr-defined]  # its stubs name own classes alone
 from botocore.parsers import ResponseParserError
-from urllib3.exceptions import HTTPError
 
 from headpond.errors import BlobError, BlobMissing, ConfigError, HeadpondError, StorageUnavailable
 from headpond_workers.persistence.s3_client import S3Timeouts
@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 RESENT_CODES = frozenset({"RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch", "SlowDown", "IncompleteBody"})
 """Refusals that the same request may survive: the bytes came late or damaged, or the server is busy."""
-FAILURES = (ClientError, BotoCoreError, ResponseParserError, HTTPError)
+FAILURES = (ClientError, BotoCoreError, ResponseParserError, URLLib3SSLError)
+"""The last one is what a stream raises whose TLS broke: the SDK hands it on as it is."""
 SLOW_TRIES = 3
 """How many tries may each take longer than the deadline itself without using it up: a silent server ends a try
 sooner, so in these bytes went over a slow line, or a limited one."""
@@ -114,7 +115,7 @@ def transient(error: Exception) -> str | None:
         return f"{status} {code}" if busy or is_conflict(error) else None
     if isinstance(error, ConnectionError):
         return "no connection"
-    if isinstance(error, HTTPClientError | IncompleteReadError | ResponseParserError | HTTPError):
+    if isinstance(error, HTTPClientError | IncompleteReadError | ResponseParserError | URLLib3SSLError):
         return "no complete reply"
     return None
 
