@@ -55,8 +55,9 @@ class CollectionMachine(RuleBasedStateMachine):
     pusher: type[ModelPush] = ModelPush
     collector: type[Collector] = Collector
     delete: Callable[[Aliases, int], object] = staticmethod(delete_version)
-    cast: tuple[tuple[str, int], ...] = ()
-    """What has begun at the start, each with the version that it is about; nothing else begins then."""
+    cast: tuple[tuple[str, int, str], ...] = ()
+    """What has begun at the start, each with the version that it is about, and the call that it stands before (empty:
+    its first); nothing else begins then."""
 
     @initialize()
     def start(self) -> None:
@@ -67,8 +68,10 @@ class CollectionMachine(RuleBasedStateMachine):
         self.collections = 0
         for chunks in (CHUNKS[:2], CHUNKS[1:3]):
             self.process("push", list(chunks), "", 0)(self.memory)
-        for what, number in self.cast:
+        for what, number, call in self.cast:
             self.begin_process(what, list(CHUNKS[number - 1 : number + 1]), "prod", number)
+            if call:
+                self.actors[-1].until(call, "")
 
     def teardown(self) -> None:
         for actor in getattr(self, "actors", []):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from headpond.errors import BlobCorrupt, CollectionUnderWay, UnsupportedSchema, VersionUnusable
+from headpond.errors import BlobCorrupt, CollectionUnderWay, ConfigError, UnsupportedSchema, VersionUnusable
 from headpond.wire import pack_document
 from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.delete import delete_version
@@ -391,6 +391,39 @@ def test_content_that_was_damaged_is_put_anew_by_a_push_after_the_quarantine(pon
     assert pond.push(b"content") == 2
     assert pond.objects_of(2) != [key]
     assert pond.memory.objects[pond.objects_of(2)[0]] == b"content"
+
+
+class NoRightToTheState(MemoryBlobs):
+    """As a worker may have it."""
+
+    def put_if(self, key: str, body: bytes, *, etag: str) -> str:
+        if key == "gc/state":
+            raise ConfigError("refused (AccessDenied)", where="the test")
+        return super().put_if(key, body, etag=etag)
+
+
+def test_a_quarantine_without_rights_to_the_state_is_made_up_for_by_the_next_collection(pond: Pond) -> None:
+    pond.push(b"content", b"more")
+    pond.collect()
+    damaged = pond.objects_of(1)[0]
+    pond.memory.objects[damaged] = b"CONTENT"
+    worker = NoRightToTheState()
+    worker.objects = pond.memory.objects
+    epoch = pond.gc.epoch
+    assert Registry(worker, "chat", writer="a worker").quarantine(1, reason="a chunk is damaged")
+    assert pond.state_of(1) is VersionState.QUARANTINED
+    assert pond.gc.epoch == epoch
+    pond.collect()
+    assert pond.push(b"content", b"more") == 2
+    assert set(pond.objects_of(2)).isdisjoint(pond.objects_of(1))
+
+
+def test_a_damaged_state_keeps_nobody_from_a_quarantine(pond: Pond) -> None:
+    pond.push(b"content")
+    pond.memory.objects["gc/state"] = b"nonsense"
+    assert pond.registry().quarantine(1, reason="a chunk is damaged")
+    assert pond.state_of(1) is VersionState.QUARANTINED
+    assert not pond.registry().quarantine(1, reason="once more")
 
 
 def test_the_status_counts_what_is_stored_needed_condemned_and_yet_to_be(pond: Pond) -> None:

@@ -15,7 +15,7 @@ from headpond_workers.checkpoints.gc import Collected, Collector
 from headpond_workers.checkpoints.gc_mark import Mark
 from model_pusher import ModelPush
 
-EXAMPLES_TO_A_FINDING = 1500
+EXAMPLES_TO_A_FINDING = 600
 STEPS_TO_A_FINDING = 12
 
 
@@ -60,15 +60,15 @@ def delete_without_swapping_aliases(aliases: Aliases, number: int) -> object:
 HOLES: dict[str, dict[str, object]] = {
     "no second mark": {
         "collector": DeletesWhatWasCondemned,
-        "cast": (("push", 3), ("collect", 0)),
+        "cast": (("push", 3, ""), ("collect", 0, "list_sizes")),
     },
     "no look at the intent": {
         "pusher": DoesNotMissItsIntent,
-        "cast": (("push", 3),),
+        "cast": (("push", 3, "put_once"),),
     },
     "deletion does not swap aliases": {
         "delete": staticmethod(delete_without_swapping_aliases),
-        "cast": (("promote", 2), ("delete", 2)),
+        "cast": (("promote", 2, ""), ("delete", 2, "")),
     },
 }
 """Each with a cast that it takes, so that few examples do."""

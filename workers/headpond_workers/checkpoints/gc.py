@@ -15,7 +15,6 @@ from typing import Any
 from headpond.errors import BlobChanged, BlobCorrupt, BlobMissing, CollectionUnderWay, StorageUnavailable
 from headpond_workers.checkpoints.gc_documents import MAX_ROUNDS, Round
 from headpond_workers.checkpoints.gc_mark import (
-    MODELS,
     Mark,
     collectable,
     mark,
@@ -120,8 +119,7 @@ class Collector:
 
     def _run(self, at: GcStateAt, done: Collected) -> None:
         self._drop_intents(done)
-        for prefix in (CHUNKS, MODELS):
-            done.uploads += self._blobs.abort_uploads(prefix, older_than_s=self._grace_ms / 1000)
+        done.uploads = self._blobs.abort_uploads(CHUNKS, older_than_s=self._grace_ms / 1000)
         known = self._mark(done)
         # Rounds of the state from before the mark: a round that was added since was not marked for.
         lists = self._lists(at.state.rounds)
@@ -131,7 +129,7 @@ class Collector:
         self._carry_out(due, known, sizes, done)
         waiting = {round_: keys for round_, keys in lists.items() if round_ not in due}
         dead = self._dead(known, sizes, waiting)
-        self._settle(at, due, dead, done)
+        self._settle(at, due, dead, done, doubtful=known.has_quarantined)
         self._count_new(done, dead if done.round else (), sizes)
 
     def _lease(self) -> GcStateAt:
@@ -209,8 +207,19 @@ class Collector:
             for key in dead:
                 del sizes[key]
 
-    def _settle(self, at: GcStateAt, due: dict[Round, tuple[str, ...]], dead: tuple[str, ...], done: Collected) -> None:
-        """End the rounds that were carried out, add one for what is dead now, and give the lease back: one swap."""
+    def _settle(
+        self,
+        at: GcStateAt,
+        due: dict[Round, tuple[str, ...]],
+        dead: tuple[str, ...],
+        done: Collected,
+        *,
+        doubtful: bool,
+    ) -> None:
+        """End the rounds that were carried out, add one for what is dead now, and give the lease back: one swap.
+
+        doubtful: whether a version is quarantined. Whoever did that may have had no right to raise the epoch.
+        """
         number = at.state.next_round
         while True:
             found = self._store.read()
@@ -232,6 +241,8 @@ class Collector:
                 changes |= {
                     "rounds": (*changes["rounds"], new), "next_round": number + 1, "epoch": highest + 1,
                 }  # fmt: skip
+            elif doubtful:
+                changes["epoch"] = state.epoch + 1
             with suppress(BlobChanged):
                 self._store.swap(found, **changes)
                 if added:

@@ -34,6 +34,10 @@ class Mark:
     versions: tuple[VersionAt, ...] = field(repr=False)
     headless: tuple[VersionAt, ...] = ()
 
+    @property
+    def has_quarantined(self) -> bool:
+        return any(at.document.state is VersionState.QUARANTINED for at in self.versions)
+
 
 def mark(blobs: Blobs, *, threads: int) -> Mark:
     """Raises BlobCorrupt and UnsupportedSchema for a document that cannot be read: then nothing is known to be dead."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,8 @@ from headpond.errors import (
     BlobChanged,
     BlobCorrupt,
     BlobMissing,
+    ConfigError,
+    UnsupportedSchema,
     VersionMissing,
     VersionUnusable,
 )
@@ -24,6 +27,8 @@ from headpond_workers.checkpoints.version_document import (
     VersionState,
 )
 from headpond_workers.persistence.blobs import Blobs
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Registry", "VersionAt", "checked", "new_txn", "now_ms"]
 
@@ -115,13 +120,17 @@ class Registry:
         call that quarantined it. reason: not empty.
 
         The epoch is raised first: a push of the same content would else find the damaged object there already, by the
-        name that it is looking for.
+        name that it is looking for. Where that cannot be done, for want of rights
+        to `gc/state` say, the next collection does it.
         """
         raised = False
         while (at := self.read(number)).document.state is VersionState.COMPLETE:
             if not raised:
-                GcStore(self.blobs, writer=self.writer).raise_epoch()
                 raised = True
+                try:
+                    GcStore(self.blobs, writer=self.writer).raise_epoch()
+                except (ConfigError, BlobCorrupt, UnsupportedSchema) as error:
+                    logger.warning("epoch_not_raised model=%s version=%d error=%s", self.model, number, error)
             try:
                 self.swap(at, VersionState.QUARANTINED, reason=reason or "damaged")
                 return True
