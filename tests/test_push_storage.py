@@ -162,9 +162,9 @@ def test_a_pusher_that_is_killed_at_any_moment_loses_no_version(
     killing = Killing([registry.model, str(model), "--config", str(config), "--json"], draws)
     acknowledged: dict[int, dict[str, bytes]] = {}
     while sum(killing.kills.values()) < KILLS or killing.kills["sending"] < KILLS // 3:
-        write_model(model, {f"t{n}": draws.randbytes(4 * MIB + n) for n in range(6)} | {"bias": draws.randbytes(300)})
+        write_model(model, {f"t{n}": draws.randbytes(4 * MIB + n) for n in range(4)} | {"bias": draws.randbytes(300)})
         number = None
-        for _ in range(draws.randint(2, 5)):
+        for _ in range(draws.randint(3, 6)):
             number = number or killing.kill()
         again = killing.leave_alone()
         assert number in (None, again), "the same files are no other version"

@@ -20,7 +20,7 @@ from headpond.cli.app import build_app
 from headpond.errors import HeadpondError
 from headpond_workers.checkpoints.alias_document import AliasDocument
 from headpond_workers.checkpoints.description import engine_of_files
-from headpond_workers.checkpoints.names import alias_key
+from headpond_workers.checkpoints.names import alias_key, version_key
 from headpond_workers.checkpoints.registry import new_txn, now_ms
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.storage_settings import StorageAddress
@@ -174,7 +174,7 @@ def test_errors_say_what_to_do_and_their_codes_tell_them_apart(shell: Shell) -> 
     none = shell.run("versions", "chat")
     assert (none.returncode, none.stdout) == (0, "")
     assert "headpond models push chat PATH" in none.stderr
-    assert shell.json("versions", "chat") == {"model": "chat", "versions": []}
+    assert shell.json("versions", "chat") == {"model": "chat", "versions": [], "unreadable": []}
     for missing in ("chat@7", "chat@prod"):
         done = shell.run("show", missing)
         assert done.returncode == 1
@@ -185,6 +185,12 @@ def test_errors_say_what_to_do_and_their_codes_tell_them_apart(shell: Shell) -> 
     assert damaged.returncode == 1
     assert "quarantined: a chunk is damaged" in damaged.stderr
     assert "quarantined" in shell.run("versions", "chat").stdout
+    shell.blobs.put_new(version_key("chat", 2), b"no document")
+    assert shell.run("push", "chat", "weights").stdout == "chat@3\n", "it stands in nobody's way"
+    listed = shell.run("versions", "chat")
+    assert len(listed.stdout.splitlines()) == 3
+    assert "versions/0000000002" in listed.stderr
+    assert shell.json("versions", "chat")["unreadable"] == [version_key("chat", 2)]
 
 
 def test_without_storage_or_configuration_the_command_says_what_to_write(

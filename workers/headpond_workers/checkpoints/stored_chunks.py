@@ -28,9 +28,10 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """The versions of a model that could be read, by number."""
+    """The versions of a model that could be read, by number. unreadable: the errors of the others."""
 
     all: tuple[VersionAt, ...] = field(repr=False)
+    unreadable: tuple[BlobCorrupt, ...] = ()
 
     def of(self, state: VersionState) -> list[VersionDocument]:
         """Those in one state, the newest first."""
@@ -82,17 +83,24 @@ def read_gc_txn(registry: Registry) -> str:
 
 
 def read_versions(registry: Registry) -> Versions:
-    """A document that is damaged is left out: it stands in nobody's way, and `scrub` tells of it."""
+    """A document that is damaged stands in nobody's way."""
     found = in_parallel(lambda number: _read(registry, number), registry.numbers(), threads=THREADS)
-    return Versions(tuple(at for at in found if at is not None))
+    read: list[VersionAt] = []
+    unreadable: list[BlobCorrupt] = []
+    for at in found:
+        if isinstance(at, BlobCorrupt):
+            unreadable.append(at)
+        else:
+            read.append(at)
+    return Versions(tuple(read), tuple(unreadable))
 
 
-def _read(registry: Registry, number: int) -> VersionAt | None:
+def _read(registry: Registry, number: int) -> VersionAt | BlobCorrupt:
     try:
         return registry.read(number)
     except BlobCorrupt as error:
         logger.warning("version_unreadable model=%s number=%d error=%s", registry.model, number, error)
-        return None
+        return error
 
 
 def find_chunks(registry: Registry, versions: Versions, wanted: Collection[bytes], gc: Collected) -> StoredChunks:

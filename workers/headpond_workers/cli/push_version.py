@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,7 +139,7 @@ def _tell(pushed: Pushed) -> None:
 @contextmanager
 def _shown_progress(model: str) -> Iterator[OnProgress]:
     """A bar with the rate on a terminal; elsewhere one line a stage."""
-    console = Console(file=sys.stderr)
+    console = Console(stderr=True)
     if not console.is_terminal:
         yield _stage_lines(model)
         return

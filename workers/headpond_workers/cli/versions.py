@@ -49,11 +49,14 @@ def list_versions(name: Name, config: Config = None, *, as_json: AsJson = False)
       headpond models versions chat --json | jq '.versions[] | select(.state == "complete") | .number'
     """
     registry = registry_of(name, config)
-    documents = [at.document for at in read_versions(registry).all]
+    versions = read_versions(registry)
+    documents = [at.document for at in versions.all]
+    for error in versions.unreadable:
+        say(f"the document of a version cannot be read: {error}")
     aliases = aliases_by_number(registry)
     if as_json:
         found = [_summary(document, aliases.get(document.number, [])) for document in documents]
-        typer.echo(json.dumps({"model": name, "versions": found}))
+        typer.echo(json.dumps({"model": name, "versions": found, "unreadable": [e.key for e in versions.unreadable]}))
         return
     if not documents:
         say(f"{name} has no version in storage. Push one with: headpond models push {name} PATH")
