@@ -29,10 +29,10 @@ class Follower:
     own_lane: bool = False
     busy: int = 0
     draining: bool = False
+    who: str = ""
 
-    @property
-    def who(self) -> str:
-        return f"site/host/{self.name}"
+    def __post_init__(self) -> None:
+        self.who = f"site/host/{self.name}"
 
     def row(self) -> WorkerRow:
         state = WorkerState.DRAINING if self.draining else WorkerState.READY if self.version else WorkerState.LOADING

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from fleet import VERSION_WAIT_S, Fleet, told
+from fleet import VERSION_WAIT_S, Fleet, Follower, told
 from headpond import JobState
 from headpond.errors import MalformedDocument
 from headpond.switching import Assignment, Serve, parse_outcomes, parse_switch, switch
@@ -485,3 +485,21 @@ def test_a_copy_that_cannot_be_read_is_refused(fields: dict[bytes, bytes]) -> No
 def test_an_outcome_that_cannot_be_read_is_refused(row: list[object]) -> None:
     with pytest.raises(MalformedDocument):
         parse_outcomes({b"4": b"1", b"4:1": pack(row)})
+
+
+@pytest.mark.parametrize("trial", [False, True])
+def test_a_process_that_is_loaded_beside_another_is_the_same_worker(fleet: Fleet, *, trial: bool) -> None:
+    first, second = fleet.serving("3", "a", "b")
+    if trial:
+        fleet.alias("3", trial="4", permille=100)
+    else:
+        fleet.alias("4", "3")
+    assert told(first.ask()) == go("4")
+    beside = Follower(fleet.bench, "a+", "beside")
+    fleet.workers["a+"] = beside
+    beside.who = first.who
+    assert beside.starts("beside") == "4"
+    assert told(first.ask()) == go("4"), "what loads the version is this worker itself"
+    assert told(second.ask()) == stay("3")
+    beside.serves()
+    assert told(second.ask()) == (stay("3") if trial else go("4"))

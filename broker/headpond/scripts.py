@@ -13,6 +13,8 @@ _ALL_PARTS = ("head", "rows", "journal", "streams", "lanes", "versions", "ends",
 _FEW_PARTS = {
     "append": ("head", "rows", "streams", "lanes", "preemption"),
     "submit": ("head", "rows", "journal", "lanes"),
+    "claim": ("head", "rows", "journal", "streams", "lanes", "versions", "ends", "sweep"),
+    "finish": ("head", "rows", "journal", "streams", "lanes", "ends"),
     "switch": ("head", "rows", "lanes", "versions", "switching"),
     "assign": ("head", "rows", "lanes", "versions", "switching"),
     "refuse": ("head", "rows", "lanes", "versions", "switching"),

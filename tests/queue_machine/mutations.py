@@ -104,8 +104,8 @@ MUTATIONS = (
     Mutation("a claim sees to what is due", "if due ~= 0 and last_tick", "if last_tick"),
     Mutation(
         "a version is waited for while a worker loads its model",
-        "if worker.version == version or worker.state == 'loading' then",
-        "if worker.version == version then",
+        "(row[8] == 'loading' and LOADING_MS or math.max(SERVING_MS, 2 * lease_ms))",
+        "math.max(SERVING_MS, 2 * lease_ms)",
     ),
     Mutation("the time between ends counts no wait for work", "math.min(earliest or now, r[CLAIMED])", "0"),
     Mutation(
@@ -125,9 +125,9 @@ MUTATIONS = (
     ),
     Mutation(
         "virtual time does not pass what a claim for one lane does not see",
-        "math.min(r[TAG], least[r[BAND]] or r[TAG])",
+        "least and math.min(r[TAG], least[r[BAND]] or r[TAG]) or r[TAG]",
         "r[TAG]",
     ),
     Mutation("one worker at a time has the turn", "(mine or (not copy.turn and not stays()))", "(mine or not stays())"),
-    Mutation("a copy of an alias does not go back", "if known and seq < known then return { known, 0 } end", ""),
+    Mutation("a copy of an alias is newer than the last", "if not known or seq > known then", "if true then"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgpack
 from hypothesis import strategies as st
@@ -10,13 +11,17 @@ from hypothesis.stateful import precondition, rule
 
 from headpond import operations as ops
 from headpond import switching
+from headpond.jobs import Priority
+from headpond.keys import queue_keys
 from headpond.switching import Assignment, Serve, Switch, SwitchReply, parse_switch
 from queue_machine import answers
-from queue_machine.calls import SEATS, Calls, seldom
+from queue_machine.calls import NAMES, SEATS, seldom
 from queue_machine.jobs import TrueJob
 from queue_machine.model import LOADING_MS, QUEUE, SERVING_MS
+from queue_machine.producers import Producers, entry
 from queue_machine.snapshot import Snapshot
 from queue_machine.workers import Process
+from queue_machine.writers import Writers
 
 ALIASES: tuple[tuple[str, str, str, int], ...] = (
     ("1", "", "2", 300), ("1", "", "2", 700), ("2", "1", "", 0), ("1", "2", "", 0), ("2", "1", "1", 100),
@@ -26,7 +31,26 @@ ALIASES: tuple[tuple[str, str, str, int], ...] = (
 lost = st.booleans()
 
 
-class Switching(Calls):
+class Switching(Producers, Writers):
+    @seldom("one lane", 12)
+    @rule(at=st.integers(0, len(SEATS) - 1), again=lost)
+    def a_worker_claims_for_one_lane_while_others_have_work(self, at: int, again: bool) -> None:
+        """It was woken by a lane that it read until a moment ago."""
+        self.step("one lane")
+        process = self.seats[at]
+        free = [job_id for job_id in NAMES if job_id not in self.model.jobs]
+        if not process.version or len(free) < 3:
+            return
+        pins = ("", "", process.version)
+        jobs = [entry(job_id, Priority.NORMAL, "", 7, pinned=pin) for job_id, pin in zip(free, pins, strict=False)]
+        self.submit(jobs, 0, again=again)
+        if self.now.has_token("any"):
+            client: Any = self.world.server.redis
+            assert client.lpop(queue_keys(QUEUE).wake("any")) == b"1"
+            self.model.server.owed.add("any")
+        process.own_lane = True
+        self.claim(process, [], max(1, process.free), fate="again" if again else "read")
+
     @seldom("switch", 15)
     @rule(to=st.sampled_from(ALIASES), stale=st.integers(0, 7), again=lost)
     def the_alias_moves(self, to: tuple[str, str, str, int], stale: int, again: bool) -> None:

@@ -38,7 +38,8 @@ local visiting = visits ~= nil and visits == version
 
 local target, probe = effective(), trial_version()
 
--- The other workers: those that serve, and by name all that come to serve. Who drains is on its way elsewhere, or leaves.
+-- The other workers: those that serve, and by name all that come to serve. One that drains is on its way elsewhere, or
+-- leaves.
 local serving, coming, live = {}, {}, 1
 
 local function comes(one, to)

@@ -1,8 +1,8 @@
 -- claim: settle leases that are over, then lease the best waiting jobs to one worker (Q3, Q5, Q6, Q7, Q11, Q12).
 -- ARGV: now, a msgpack array: boot, seq, nonce, slots (0: only settle), version and fingerprint ('' where tokens do not
---       depend on them), host, lease_ms (0 leaves it), why jobs with tokens begin anew here ('' if they go on), own_lane
---       (1: only lanes of its version are read), then for each settlement: id, fence, what ('finished' | 'failed' end
---       the job; 'parked' | 'preempted' | 'faulty' put it back), offset, reason
+--       depend on them), host, lease_ms (0 leaves it), why jobs with tokens begin anew here ('' if they go on), whether
+--       only lanes of its version are read (1 or 0), then for each settlement: id, fence, what ('finished' | 'failed'
+--       end the job; 'parked' | 'preempted' | 'faulty' put it back), offset, reason
 -- Reply: a msgpack array: state, next_due ms or -1, now, the statuses of all settlements as one array, then for each
 --        job: id, fence, attempt, gen, offset, submitted_ms, data entry
 -- Keeps: the same (boot, seq) gets the same leases again, so a lost reply leaves no ghost lease. Each lease has
@@ -79,8 +79,9 @@ else
   local v = { interactive = counters[2], normal = counters[3], batch = counters[4] }
 
   -- Virtual time does not pass what waits where this worker does not look: who comes next would stand behind it (Q6).
-  local least = {}
+  local least
   if own_lane == 1 then
+    least = {}
     for _, band in ipairs(BANDS) do
       least[band] = tonumber(call('ZRANGE', ready_key('any', band), 0, 0, 'WITHSCORES')[2])
     end
@@ -143,7 +144,8 @@ else
         put('ZREM', waits, 's:' .. id)
       end
       forget_strike(id, r)
-      v[r[BAND]] = math.max(tonumber(v[r[BAND]]) or 0, math.min(r[TAG], least[r[BAND]] or r[TAG]))
+      local tag = least and math.min(r[TAG], least[r[BAND]] or r[TAG]) or r[TAG]
+      v[r[BAND]] = math.max(tonumber(v[r[BAND]]) or 0, tag)
       r[STATE], r[FENCE], r[WORKER], r[HOST] = 'running', nonce .. '.' .. #jobs, boot, host
       r[ATTEMPT], r[CLAIMED] = r[ATTEMPT] + 1, now
       if r[OFFSET] > 0 and r[FINGERPRINT] ~= fingerprint then

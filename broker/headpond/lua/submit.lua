@@ -41,22 +41,21 @@ local function new_row(band, pinned)
 end
 
 -- What is new is written with few commands, however many jobs there are.
-local bodies, rows, members, new, encoders, used = {}, {}, {}, {}, {}, {}
+local bodies, rows, members, new, encoders = {}, {}, {}, {}, {}
 for n, id in ipairs(ids) do
   if replies[n] == 'new' then
     local i = n * 9 - 8
     local band, pinned, delay, deadline = batch[i + 4], batch[i + 5], batch[i + 7], batch[i + 8]
     new[#new + 1] = id
     bodies[#bodies + 1], bodies[#bodies + 2] = id, batch[i + 1]
-    if pinned == '' and delay == 0 and deadline == 0 then
-      -- The usual job, in as little as can be: it differs from those of its band and lane in its tag alone.
-      local lane = trial and share_lane(id) or 'any'
-      local key, tag = ready_key(lane, band), fair_tag(band, batch[i + 3], batch[i + 6])
+    local usual = pinned == '' and delay == 0 and deadline == 0
+    if usual and not (trial and lane_of(id, new_row(band, pinned)) ~= 'any') then
+      -- The usual job, in as little as can be: it differs from those of its band in its tag alone.
+      local key, tag = ready_key('any', band), fair_tag(band, batch[i + 3], batch[i + 6])
       local list = members[key]
       if not list then
-        local r = new_row(band, pinned)
-        r[LANE], list = lane, {}
-        members[key], encoders[key], used[lane] = list, encoder_by_tag(r), true
+        list = {}
+        members[key], encoders[key] = list, encoder_by_tag(new_row(band, pinned))
       end
       list[#list + 1], list[#list + 2] = tag, id
       rows[#rows + 1], rows[#rows + 2] = id, encoders[key](tag)
@@ -83,10 +82,7 @@ if #new > 0 then
   call('HSET', data, unpack(bodies))
   call('HSET', run, unpack(rows))
   for key, list in pairs(members) do call('ZADD', key, unpack(list)) end
-  for lane in pairs(used) do
-    if lane ~= 'any' then name_lane(lane, now) end
-    wake(lane)
-  end
+  if next(members) then wake('any') end
   pay()
   for _, id in ipairs(new) do write_journal('submit', id, now) end
   call('HINCRBY', meta, 'submitted', #new)

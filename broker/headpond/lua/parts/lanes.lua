@@ -17,23 +17,14 @@ local function bound_version(r)
   return r[OFFSET] > 0 and r[SERVED_BY] or ''
 end
 
--- The version whose workers read this lane; '' for one that any worker reads.
-local function version_of(lane)
-  if lane == 'any' then return '' end
-  return is_suspect(lane) and string.sub(lane, 9) or lane
-end
-
--- A trial has its share of the jobs that no version is bound to, by their ids: one that comes back goes where it was.
-local function share_lane(id)
-  if trial and tonumber(string.sub(redis.sha1hex(id), 1, 8), 16) % 1000 < share then return trial end
-  return 'any'
-end
-
+-- A trial has its share of the jobs that are bound to no version, by their ids: one that comes back goes where it was.
 local function lane_of(id, r)
   local version = bound_version(r)
   -- A suspect is no trial's any more: it may be the trial that it dies of.
   if r[STRIKES] >= SUSPECT_STRIKES then return version == '' and 'suspect' or 'suspect@' .. version end
-  return version == '' and share_lane(id) or version
+  if version ~= '' then return version end
+  if trial and tonumber(string.sub(redis.sha1hex(id), 1, 8), 16) % 1000 < share then return trial end
+  return 'any'
 end
 
 local function has_jobs(lane)
@@ -47,23 +38,18 @@ local function wake_all()
   end
 end
 
--- A lane beside `any` begins to hold jobs, or has more of them.
-local function name_lane(lane, now)
-  call('SADD', lanes, lane)
-  -- One timer a lane, not a job: it asks whether anybody serves the version, first after a lease.
-  if version_of(lane) ~= '' and not call('ZSCORE', waits, 'gone:' .. lane) then
-    call('ZADD', waits, 'NX', now + lease_ms, 'lane:' .. lane)
-  end
-end
-
 -- A job begins to wait. It keeps its first tag, so one that comes back stands before what was submitted later.
 local function make_ready(id, r, now)
   local lane = lane_of(id, r)
   r[STATE], r[LANE] = 'queued', lane
   call('ZADD', ready_key(lane, r[BAND]), r[TAG], id)
   if lane ~= 'any' then
-    name_lane(lane, now)
+    call('SADD', lanes, lane)
     if is_suspect(lane) then call('ZADD', waits, now + suspect_wait_ms, 's:' .. id) end
+    -- One timer a lane, not a job: it asks whether anybody serves the version, first after a lease.
+    if lane ~= 'suspect' and not call('ZSCORE', waits, 'gone:' .. lane) then
+      call('ZADD', waits, 'NX', now + lease_ms, 'lane:' .. lane)
+    end
   end
   -- While a suspect runs, no other can be claimed, so nobody is woken for one.
   if not (suspect and is_suspect(lane)) then wake(lane) end

@@ -1,26 +1,24 @@
 -- Q8: due jobs become ready, deadlines end jobs, ended leases come back, retention ends. Run by every claim,
 -- renewal, waiting reader and persister, so that it happens with no worker alive.
 
--- Why a pinned job fails: nobody has served its version for version_wait_ms.
-local function gone_reason(version)
-  local refused = call('HGET', prefix .. 'switch', 'refused:' .. version)
-  local why = refused and ': it did not load: ' .. refused or ''
-  return 'no worker serves version ' .. version .. ' any more' .. why
-end
-
 -- Q5: nobody has served this lane's version for version_wait_ms. Pinned jobs fail; the others begin anew anywhere.
 -- Returns how many jobs it moved.
-local function give_up_version(lane, limit, now)
-  local moved = 0
+local function give_up_version(lane, version, limit, now)
+  local moved, refused = 0, call('HGET', prefix .. 'switch', 'refused:' .. version)
+  local reason = 'no worker serves version ' .. version .. ' any more'
+  if refused then reason = reason .. ': it did not load: ' .. refused end
   -- Else its share would come back here. Whoever serves the trial next begins it anew.
-  if trial and version_of(lane) == trial then stop_share() end
+  if version == trial then
+    call('HDEL', meta, 'trial')
+    trial = false
+  end
   for _, band in ipairs(BANDS) do
     for _, id in ipairs(call('ZRANGE', ready_key(lane, band), 0, limit - moved - 1)) do
       moved = moved + 1
       local r = load_run(id)
       if not r then call('ZREM', ready_key(lane, band), id)
       elseif r[PINNED] ~= '' then
-        end_job(id, r, 'failed', gone_reason(r[PINNED]), now)
+        end_job(id, r, 'failed', reason, now)
       else
         unqueue(id, r)
         -- Its tokens stay until somebody claims it: should the same model come back, they are still good.
@@ -55,11 +53,14 @@ local function end_wait(member, limit, now)
     call('SREM', lanes, name)
     return 1
   end
-  local version = version_of(name)
-  if is_served(version, now) then call('ZADD', waits, now + lease_ms, 'lane:' .. name)
+  local version, served = is_suspect(name) and string.match(name, '@(.*)$') or name, false
+  for _, worker in ipairs(live_workers(now)) do
+    served = served or worker.version == version or worker.state == 'loading'
+  end
+  if served then call('ZADD', waits, now + lease_ms, 'lane:' .. name)
   elseif kind == 'lane' then call('ZADD', waits, now + version_wait_ms, 'gone:' .. name)
   else
-    local moved = give_up_version(name, limit, now)
+    local moved = give_up_version(name, version, limit, now)
     if has_jobs(name) then call('ZADD', waits, now, 'gone:' .. name) else call('SREM', lanes, name) end
     return moved
   end

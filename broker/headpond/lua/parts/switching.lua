@@ -19,6 +19,18 @@ local function forget(field)
   end
 end
 
+-- The version whose workers read this lane; '' for one that any worker reads.
+local function version_of(lane)
+  if lane == 'any' then return '' end
+  return is_suspect(lane) and string.sub(lane, 9) or lane
+end
+
+-- From now on the trial's lane gets no more jobs for its share.
+local function stop_share()
+  call('HDEL', meta, 'trial')
+  trial = false
+end
+
 local function is_refused(version) return copy['refused:' .. version] ~= nil end
 
 -- The version that workers go for: the target, or the one before where the target did not load.

@@ -3,7 +3,8 @@ local SERVING_MS = 5000      -- a worker that said nothing for so long, and for 
 local LOADING_MS = 900000    -- so long one that loads its model, which it does in silence, may be what is waited for
 local SWEEP_LIMIT = 100      -- jobs that one sweep moves, or one call of switch
 
--- The workers that were heard of of late. who: names a worker also after its process.
+-- The workers that were heard of of late. who: names a worker, also after its process; one that is loaded beside another
+-- of its name has a + behind its instance, and is the same.
 local function live_workers(now)
   local fields, found, all = {}, {}, call('HGETALL', workers)
   for i = 1, #all, 2 do fields[all[i]] = all[i + 1] end
@@ -13,25 +14,13 @@ local function live_workers(now)
     if ok and type(row) == 'table' then
       local silent = now - (tonumber(fields[all[i] .. ':seen']) or 0)
       if silent < (row[8] == 'loading' and LOADING_MS or math.max(SERVING_MS, 2 * lease_ms)) then
+        local name = string.gsub(tostring(row[5]), '%+$', '')
         found[#found + 1] = { boot = all[i], version = tostring(row[2]), state = row[8],
-          who = (row[16] or '') .. '/' .. tostring(row[3]) .. '/' .. tostring(row[5]) }
+          who = (row[16] or '') .. '/' .. tostring(row[3]) .. '/' .. name }
       end
     end
   end
   return found
-end
-
-local function is_served(version, now)
-  for _, worker in ipairs(live_workers(now)) do
-    if worker.version == version or worker.state == 'loading' then return true end
-  end
-  return false
-end
-
--- From now on the trial's lane gets no more jobs for its share.
-local function stop_share()
-  call('HDEL', meta, 'trial')
-  trial = false
 end
 
 -- Jobs that wait in a version's lane for a trial's share alone go where they belong now. Returns how many moved, and
