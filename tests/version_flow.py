@@ -14,10 +14,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from headpond_workers.checkpoints.aliases import Aliases
-from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.pushing import push
-
 from conftest import Deployment, WorkerChild, eventually
 from headpond import Client, Job, JobState, Result
 from headpond.requests import Message
@@ -26,6 +22,9 @@ from headpond.switching import Switch
 from headpond.tables import ScriptedModel
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.checkpoints.alias_document import AliasDocument
+from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.description import Description
+from headpond_workers.checkpoints.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.detokenizer import Detokenizer
 from headpond_workers.engines.protocol import Sequence, Verdict
@@ -43,7 +42,7 @@ TABLE = """
 engine = "scripted"
 source = "s3:chat@prod"
 tokens_per_s = 200
-lease_s = 2
+lease_s = 1
 {more}
 """
 

@@ -202,7 +202,9 @@ class WorkerProcess:
         row.announce(queue, WorkerState.READY, fingerprint=fingerprint)
         watch = None
         if serving is not None and serving.follows:
-            watch = VersionWatch(serving, busy=service.busy, own_lane=service.claim_own_lane, on_wanted=self._news.set)
+            # Beside another worker it goes on with its jobs while that loads, so none of them is a reason to wait.
+            busy = service.busy if self._pair is None else _nothing
+            watch = VersionWatch(serving, busy=busy, own_lane=service.claim_own_lane, on_wanted=self._news.set)
             self._look_first(watch)
         if self._pair is not None:
             # Before the first claim: a parent that has not heard it may kill this process at no cost.
@@ -318,6 +320,10 @@ class WorkerProcess:
     def _begin_anew(self) -> None:
         """Returns only if told to leave."""
         begin_anew(self._leave, keep=() if self._pair is None else (self._pair.descriptor,))
+
+
+def _nothing() -> int:
+    return 0
 
 
 def one_line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from headpond.switching import Switch
@@ -139,7 +139,7 @@ def join(
             row = next(beside, None)
         if row is not None and not process.state.ended:
             matched.add(row.boot)
-            found.append(_from_row(row, silent_s=silent_s(row), here=True))
+            found.append(replace(_from_row(row, silent_s=silent_s(row), here=True), instance=name))
         else:
             latest = max((row for row in of_instance if row.host == host), key=lambda row: row.started_ms, default=None)
             found.append(_from_process(process, split[0], latest, host=host, last_log_line=last_log_line))
