@@ -76,7 +76,11 @@ def side_by_side(pytest_arguments: Sequence[str]) -> list[str]:
     return [] if any(word.startswith(alone) for word in pytest_arguments) else ["-n", "2", "--dist", "loadfile"]
 
 
-PROGRAMS = {"bench": ("benchmarks",), "chaos": ("chaos_runs", "benchmarks")}
+PROGRAMS = {
+    "bench": ("benchmarks",),
+    "chaos": ("chaos_runs", "benchmarks"),
+    "chaos models": ("chaos_models", "chaos_runs", "benchmarks"),
+}
 """Folders of scripts/ that are programs: each name's own folder, then those that it takes modules from."""
 
 

@@ -21,6 +21,7 @@ from headpond import JobState
 from headpond.broker import HeadpondBroker
 from headpond.connections import RedisAddress
 from headpond.errors import HeadpondError
+from headpond.held import Renewals
 from headpond.operations import Entry
 from headpond.queue import Server
 from headpond.wire import Call, RunRow, pack, pack_data
@@ -581,3 +582,20 @@ def test_a_call_is_packed_without_dramatiqs_encoder(site: Site, tmp_path: Path) 
     call = Call("note", (b"\x00\xff",), {}, {}, message.message_timestamp)
     assert data == pack_data(call, digest="")
     assert dramatiq.get_encoder() is encoder
+
+
+def test_leases_that_are_about_to_be_kept_are_not_taken_for_lost(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker looks while its consumers start, and would leave."""
+    broker = site.broker()
+    seen = []
+    start = Renewals.start
+
+    def start_late(renewals: Renewals) -> None:
+        seen.append(broker.keeps_leases())
+        start(renewals)
+
+    monkeypatch.setattr(Renewals, "start", start_late)
+    broker.declare_queue(site.queue)
+    broker.consume(site.queue, prefetch=1, timeout=50).close()
+    assert seen == [True]
+    assert broker.keeps_leases()

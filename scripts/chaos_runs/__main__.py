@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="scripts/chaos",
         description="Run jobs on real workers over a real server, and kill, stop and cut off both at random. At the "
         "end every job is checked: nothing lost, nothing twice, every id ended once.",
-        epilog="Defaults that depend on the engine are tuned so that no innocent job is quarantined by bad luck.",
+        epilog="Defaults that depend on the engine are tuned so that no innocent job is quarantined by bad luck. "
+        "The same of versions of models: scripts/chaos models --help",
         allow_abbrev=False,
     )
     parser.add_argument(

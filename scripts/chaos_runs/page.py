@@ -37,12 +37,18 @@ def generated(records: Sequence[tuple[str, Record]], runs: list[MachineRun]) -> 
 
 
 def replace_generated(text: str, generated: str) -> str:
-    """The page with its generated part anew. Raises ValueError if the markers are not there, in order, once each."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in tail or END in head:
-        raise ValueError(f"docs/reliability.md must hold, once each and in this order: {BEGIN} {END}")
-    return f"{head}{BEGIN}\n\n{generated}\n{END}{tail}"
+    """The page with its generated part anew. Raises ValueError as `replace_between`."""
+    return replace_between(text, generated, BEGIN, END)
+
+
+def replace_between(text: str, generated: str, begin: str, end: str) -> str:
+    """The page with the part between two markers anew. Raises ValueError if the markers are not there, in order, once
+    each."""
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed or begin in rest or end in tail or end in head:
+        raise ValueError(f"docs/reliability.md must hold, once each and in this order: {begin} {end}")
+    return f"{head}{begin}\n\n{generated}\n{end}{tail}"
 
 
 def _row(name: str, record: Record) -> str:

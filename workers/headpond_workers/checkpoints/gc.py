@@ -63,9 +63,9 @@ class Collector:
     """One run after another, of the whole bucket. Raises CollectionUnderWay while another has the lease;
     BlobCorrupt and VersionUnusable if something cannot be read that may be needed: then nothing is removed.
 
-    grace_ms: how old an intent is at least when it is dropped, and how long what is condemned waits. now_ms: its clock;
-    what is wrong with it costs pushes time, never a version. is_dead: whether the holder of a lease is known to be
-    gone.
+    grace_ms: how old an intent is at least when it is dropped, and how long what is condemned waits. lease_ms: how long
+    a collector that was killed keeps others from their runs. now_ms: its clock; what is wrong with it costs pushes
+    time, never a version. is_dead: whether the holder of a lease is known to be gone.
     """
 
     def __init__(
@@ -75,11 +75,13 @@ class Collector:
         writer: str,
         now_ms: Callable[[], int],
         grace_ms: int = GRACE_MS,
+        lease_ms: int = LEASE_MS,
         threads: int = THREADS,
         on_progress: OnProgress = lambda what, done, total: None,
         is_dead: Callable[[str], bool] = lambda holder: False,
     ) -> None:
         self._blobs, self._writer, self._now_ms, self._grace_ms = blobs, writer, now_ms, grace_ms
+        self._lease_ms = lease_ms
         self._threads, self._on_progress, self._is_dead = threads, on_progress, is_dead
         self._store = GcStore(blobs, writer=writer)
 
@@ -138,7 +140,7 @@ class Collector:
             if holder not in ("", self._writer) and until_ms > self._now_ms() and not self._is_dead(holder):
                 raise CollectionUnderWay(holder, until_ms=until_ms)
             with suppress(BlobChanged):
-                return self._store.swap(at, holder=self._writer, until_ms=self._now_ms() + LEASE_MS)
+                return self._store.swap(at, holder=self._writer, until_ms=self._now_ms() + self._lease_ms)
 
     def _release(self) -> None:
         at = self._store.read()

@@ -1,0 +1,112 @@
+"""The file of one run with versions of models: what was killed when, what was acknowledged, what was found. JSON.
+
+schema, v         "headpond/chaos-models", 1
+seed, parameters  the same seed gives the same plan; kills, seconds, grace_s, survey_kills, mode
+started, seconds  UTC, and how long tasks were begun
+machine           commit, versions and machine, as in the files of benchmarks
+kills             each: at_s, kind, model, moment (part of the usual length after which it was planned), after_s (since
+                  it had begun), hit (processes whose work was under way; 0 does not count), change (the last that it
+                  had made in storage)
+outcomes          by kind of task, then by how it ended: killed, done, refused, unavailable
+usual_s           how long each kind of task took at the end
+left              what killed processes had left in storage, as surveys met it: intents, pending, deleting, unheard
+                  (versions that were complete, and whose push was killed before it could say so), orphans
+surveys           each: at_s, versions, complete, aliases, moves, objects, bytes_read
+versions          acknowledged, complete (at the end), deleted, unheard, lost
+jobs              only with workers: submitted, not_finished, versions (how many answered), began_anew (jobs that
+                  another version took over from the start), most_leases, moves, workers_started
+wrong             what was found; empty if nothing
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raid import Kill
+
+from headpond.errors import MalformedDocument
+
+SCHEMA = "headpond/chaos-models"
+VERSION = 1
+KILL_FIELDS = ("at_s", "kind", "model", "moment", "after_s", "hit", "change")
+SURVEY_FIELDS = ("at_s", "versions", "complete", "aliases", "moves", "objects", "bytes_read")
+PATTERN = "models*.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """See the module. kills and surveys are rows, in the order of KILL_FIELDS and SURVEY_FIELDS."""
+
+    seed: int
+    parameters: dict[str, Any]
+    started: str
+    seconds: float
+    machine: dict[str, Any]
+    kills: list[list[Any]]
+    outcomes: dict[str, dict[str, int]]
+    usual_s: dict[str, float]
+    left: dict[str, int]
+    surveys: list[list[Any]]
+    versions: dict[str, int]
+    wrong: list[str]
+    jobs: dict[str, int] = field(default_factory=dict)
+
+    def counted(self) -> Counter[str]:
+        """Counted kills by kind of process."""
+        kind, hit = KILL_FIELDS.index("kind"), KILL_FIELDS.index("hit")
+        return Counter(row[kind] for row in self.kills if row[hit])
+
+    def changes(self, kind: str) -> Counter[str]:
+        """Counted kills of a kind of process, by the last change that it had made in storage."""
+        at = {name: KILL_FIELDS.index(name) for name in ("kind", "hit", "change")}
+        return Counter(row[at["change"]] for row in self.kills if row[at["kind"]] == kind and row[at["hit"]])
+
+
+def kill_rows(kills: Sequence[Kill]) -> list[list[Any]]:
+    return [
+        [
+            round(kill.at_s, 2),
+            kill.kind.value,
+            kill.model,
+            round(kill.moment, 3),
+            round(kill.after_s, 4),
+            kill.hit,
+            kill.change,
+        ]
+        for kill in kills
+    ]
+
+
+def to_json(record: Record) -> str:
+    text = json.dumps({"schema": SCHEMA, "v": VERSION, **asdict(record)}, indent=1, ensure_ascii=False)
+    # One line for each kill and each survey.
+    return re.sub(r"\[[^\[\]{}]*\]", lambda row: re.sub(r"\n\s*", " ", row[0]), text) + "\n"
+
+
+def from_json(text: str, *, where: str) -> Record:
+    """Raises MalformedDocument."""
+    try:
+        fields = json.loads(text)
+        if fields.pop("schema") != SCHEMA or fields.pop("v") != VERSION:
+            raise MalformedDocument(SCHEMA, f"{where} has another schema or version")
+        record = Record(**fields)
+        for rows, names in ((record.kills, KILL_FIELDS), (record.surveys, SURVEY_FIELDS)):
+            if any(len(row) != len(names) for row in rows):
+                raise MalformedDocument(SCHEMA, f"{where} has a row with other fields than {', '.join(names)}")
+        return record
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MalformedDocument(SCHEMA, f"{where}: {error!r}") from error
+
+
+def load_records(folder: Path) -> list[tuple[str, Record]]:
+    """All of a folder, by file name. Raises MalformedDocument."""
+    return [
+        (path.name, from_json(path.read_text(encoding="utf-8"), where=path.name))
+        for path in sorted(folder.glob(PATTERN))
+    ]
