@@ -143,6 +143,25 @@ def test_a_worker_that_is_the_last_of_a_version_stays_until_its_lane_is_empty(fl
     assert told(last.ask()) == go("4")
 
 
+def test_the_only_worker_begins_nothing_new_before_it_changes(fleet: Fleet) -> None:
+    (only,) = fleet.serving("3", "a")
+    only.busy = 1
+    fleet.alias("4", "3")
+    fleet.bench.submit("chat/waits")
+    assert told(only.ask()) == stay("3", Serve.OWN_LANE)
+    assert only.claim() == []
+    only.busy = 0
+    assert told(only.ask()) == go("4")
+
+
+def test_the_only_worker_goes_on_where_there_is_nothing_to_change_to(fleet: Fleet) -> None:
+    (only,) = fleet.serving("3", "a")
+    only.busy = 1
+    fleet.alias("4")
+    fleet.bench.queue.refuse(who=only.who, version="4", reason="it does not load")
+    assert told(only.ask()) == stay("3")
+
+
 def test_the_last_worker_of_a_version_does_not_stay_for_ever(fleet: Fleet) -> None:
     fleet.bench.submit("chat/pinned", pinned="3")
     (last,) = fleet.serving("3", "a")
