@@ -1,8 +1,8 @@
 """Keeps every queue's copy of its alias up to date: looks every 2 s, for the models of all deployments on a Redis.
 
 So a promotion ends that was killed between storage and queue, a queue whose server lost its data hears of its alias
-again, and an alias leaves a version that did not load while storage was away. Trials that decide by themselves are
-looked at too, every 5 s.
+again, also of another alias that the model follows from now on, and an alias leaves a version that did not load while
+storage was away. Trials that decide by themselves are looked at too, every 5 s.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.trial_watch import INTERVAL_S as TRIALS_INTERVAL_S
 from headpond_workers.checkpoints.trial_watch import TrialWatch
 from headpond_workers.persistence.blobs import Blobs
-from headpond_workers.rollover.alias_copy import copy_alias, is_copied
+from headpond_workers.rollover.alias_copy import copy_alias, is_copied, is_foreign, replace_copy
 from headpond_workers.rollover.alias_store import AliasStore
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,16 @@ class AliasFollower(threading.Thread):
     def _follow(self, model: str, source: VersionSource) -> None:
         queue = self._server.queue(model, storage=True)
         store = AliasStore(source, Registry(self._blobs, source.name, writer=self._writer), who=self._writer)
-        alias, switch = store.get(), queue.read_switch()
-        if not is_copied(switch, alias):
+        # In this order: see `is_foreign`.
+        switch = queue.read_switch()
+        alias = store.get()
+        if is_foreign(switch, alias):
+            logger.warning(
+                "alias_copy_replaced model=%s alias=%s to=%d seq=%d", model, source.version, alias.to, alias.seq
+            )
+            replace_copy(queue, alias)
+            switch = queue.read_switch()
+        elif not is_copied(switch, alias):
             logger.info("alias_copied model=%s alias=%s to=%d seq=%d", model, source.version, alias.to, alias.seq)
             copy_alias(queue, alias)
             switch = queue.read_switch()
