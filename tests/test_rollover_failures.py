@@ -95,11 +95,17 @@ def test_a_damaged_version_is_refused_before_any_worker_leaves_the_other_one(she
     shelf.promote(good)
     (child,) = shelf.start("chat-0")
     queue = shelf.deployment.queue("chat")
-    # A server that lost its data hears of the alias again.
-    queue.server.read("DEL", "headpond:{chat}:switch")
-    switch = eventually(queue.read_switch, what="the switch being there again")
-    assert switch is not None
-    assert (switch.target, switch.seq) == (good, shelf.alias().seq)
+    # A server that lost its data hears of the alias again; and so does one that knows another alias, of before.
+    for another in (None, "77"):
+        queue.server.read("DEL", "headpond:{chat}:switch")
+        if another is not None:
+            queue.switch(seq=shelf.alias().seq + 5, target=another)
+
+        def known() -> bool:
+            switch = queue.read_switch()
+            return switch is not None and (switch.target, switch.seq) == (good, shelf.alias().seq)
+
+        eventually(known, what="the alias being known again")
 
     manifest = shelf.registry.manifest_of(shelf.registry.complete(int(bad)))
     moved = shelf.aliases.move("prod", to=int(bad), left=int(good), who="a test")

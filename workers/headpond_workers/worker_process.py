@@ -31,9 +31,7 @@ from headpond.queue import JobQueue, Server
 from headpond.settings import Settings
 from headpond.tables import ModelTable, VersionedModel
 from headpond.workers import WorkerState
-from headpond_workers.checkpoints.cache import HeldVersion, VersionCache
-from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.checkpoints.resolving import open_storage
+from headpond_workers.checkpoints.cache import HeldVersion
 from headpond_workers.engines.protocol import Engine, RelayEngine
 from headpond_workers.job_service import JobService
 from headpond_workers.loading import device_use_of, load_any, renew_secrets_of, workers_of
@@ -42,11 +40,9 @@ from headpond_workers.naming.name_keeper import NameKeeper, Started
 from headpond_workers.own_row import OwnRow
 from headpond_workers.persistence.storage_settings import has_storage
 from headpond_workers.redaction import Secrets
-from headpond_workers.rollover.alias_store import AliasStore
 from headpond_workers.rollover.in_place import begin_anew, hear_signals
 from headpond_workers.rollover.pair_line import PairLine
 from headpond_workers.rollover.serving_version import ServingVersion
-from headpond_workers.rollover.version_store import VersionStore
 from headpond_workers.rollover.version_watch import VersionWatch
 from headpond_workers.secret_filter import learn_references
 
@@ -119,7 +115,7 @@ class WorkerProcess:
         if queue is None:
             return 0
         self._row.announce(queue, WorkerState.LOADING)
-        serving = self._serving_version(queue)
+        serving = ServingVersion.of(self._settings, queue, self._row, leave=self._leave, learn=self._secrets.learn)
         try:
             table = self._row.table if serving is None else self._table_of(serving)
             if table is None:
@@ -147,16 +143,6 @@ class WorkerProcess:
                 logger.warning("redis_awaited error=%s", error)
                 self._leave.wait(RECONNECT_S)
         return None
-
-    def _serving_version(self, queue: JobQueue) -> ServingVersion | None:
-        """None for a model that is no version in storage. Raises ConfigError."""
-        source, row = self._row.table.version_source, self._row
-        if source is None:
-            return None
-        who = f"{row.instance} on {row.host}"
-        registry = Registry(open_storage(self._settings, learn=self._secrets.learn), source.name, writer=who)
-        alias, store = AliasStore(source, registry, who=who), VersionStore(registry, VersionCache.of(self._settings))
-        return ServingVersion(source, alias, store, queue, row, leave=self._leave)
 
     def _table_of(self, serving: ServingVersion) -> ModelTable | None:
         """The table to load, with the version's files on this machine; None if told to leave first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headpond.keys import queue_keys
 from headpond.queue import JobQueue
 from headpond.switching import Switch
 from headpond_workers.checkpoints.alias_document import AliasDocument
@@ -23,9 +24,25 @@ def copy_alias(queue: JobQueue, alias: AliasDocument) -> None:
             return
 
 
+def replace_copy(queue: JobQueue, alias: AliasDocument) -> None:
+    """As `copy_alias`, whatever the queue's copy is of. Raises RedisUnavailable."""
+    queue.server.read("DEL", queue_keys(queue.name).named("switch"))
+    copy_alias(queue, alias)
+
+
 def is_copied(switch: Switch | None, alias: AliasDocument) -> bool:
-    """Whether the queue knows the document, or a later one."""
-    return switch is not None and switch.seq >= alias.seq
+    """Whether the queue knows the document."""
+    return switch is not None and switch.seq == alias.seq
+
+
+def is_foreign(switch: Switch | None, alias: AliasDocument) -> bool:
+    """Whether the copy is of another alias, which the model followed before, or of a storage that was put back.
+
+    alias: read after `switch`: storage is told first, so a copy of this one is never ahead of it.
+    """
+    if switch is None or switch.seq < alias.seq:
+        return False
+    return switch.seq > alias.seq or switch.target != version_name(alias.to)
 
 
 def version_name(number: int) -> str:

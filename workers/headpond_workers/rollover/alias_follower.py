@@ -1,8 +1,8 @@
 """Keeps every queue's copy of its alias up to date: looks every 2 s, for the models of all deployments on a Redis.
 
 So a promotion ends that was killed between storage and queue, a queue whose server lost its data hears of its alias
-again, and an alias leaves a version that did not load while storage was away. Trials that decide by themselves are
-looked at in the same thread.
+again, also of another alias that the model follows from now on, and an alias leaves a version that did not load while
+storage was away. Trials that decide by themselves are looked at too, every 5 s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from headpond.tables import VersionSource
 from headpond_workers.checkpoints.alias_document import AliasDocument
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.persistence.blobs import Blobs
-from headpond_workers.rollover.alias_copy import copy_alias, is_copied
+from headpond_workers.rollover.alias_copy import copy_alias, is_copied, is_foreign, replace_copy
 from headpond_workers.rollover.alias_store import AliasStore
 from headpond_workers.rollover.followed_models import followed
 from headpond_workers.rollover.trial_watch import INTERVAL_S as TRIAL_INTERVAL_S
@@ -80,8 +80,16 @@ class AliasFollower(threading.Thread):
     def _follow(self, model: str, source: VersionSource) -> None:
         queue = self._server.queue(model, storage=True)
         store = AliasStore(source, Registry(self._blobs, source.name, writer=self._writer), who=self._writer)
-        alias, switch = store.get(), queue.read_switch()
-        if not is_copied(switch, alias):
+        # In this order: see `is_foreign`.
+        switch = queue.read_switch()
+        alias = store.get()
+        if is_foreign(switch, alias):
+            logger.warning(
+                "alias_copy_replaced model=%s alias=%s to=%d seq=%d", model, source.version, alias.to, alias.seq
+            )
+            replace_copy(queue, alias)
+            switch = queue.read_switch()
+        elif not is_copied(switch, alias):
             logger.info("alias_copied model=%s alias=%s to=%d seq=%d", model, source.version, alias.to, alias.seq)
             copy_alias(queue, alias)
             switch = queue.read_switch()

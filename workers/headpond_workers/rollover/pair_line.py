@@ -61,7 +61,7 @@ class PairLine:
 
     @property
     def alone(self) -> bool:
-        """Whether no other worker is beside this one."""
+        """Whether this worker has the name: no older one is beside it. It has it still while a younger one loads."""
         self._hear()
         return self._alone
 

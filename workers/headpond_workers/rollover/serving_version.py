@@ -11,11 +11,15 @@ import threading
 
 from headpond.errors import HeadpondError, RedisUnavailable, StorageUnavailable, VersionMissing
 from headpond.queue import JobQueue
+from headpond.settings import Settings
 from headpond.switching import Assignment
 from headpond.tables import VersionSource
 from headpond.workers import WorkerState
-from headpond_workers.checkpoints.cache import HeldVersion
+from headpond_workers.checkpoints.cache import HeldVersion, VersionCache
+from headpond_workers.checkpoints.registry import Registry
+from headpond_workers.checkpoints.resolving import open_storage
 from headpond_workers.own_row import OwnRow
+from headpond_workers.persistence.storage_settings import Learn
 from headpond_workers.rollover.alias_copy import copy_alias, version_name
 from headpond_workers.rollover.alias_store import AliasStore
 from headpond_workers.rollover.failed_load import refuse_version
@@ -40,6 +44,22 @@ class ServingVersion:
         self._leave = leave
         self._who = f"{row.deployment}/{row.host}/{row.instance}"
         self.version = ""
+
+    @classmethod
+    def of(
+        cls, settings: Settings, queue: JobQueue, row: OwnRow, *, leave: threading.Event, learn: Learn
+    ) -> ServingVersion | None:
+        """None for a model that is no version in storage. learn: is told the secrets of the storage.
+
+        Contacts nobody. Raises ConfigError, also if there is no storage.
+        """
+        source = row.table.version_source
+        if source is None:
+            return None
+        who = f"{row.instance} on {row.host}"
+        registry = Registry(open_storage(settings, learn=learn), source.name, writer=who)
+        alias, store = AliasStore(source, registry, who=who), VersionStore(registry, VersionCache.of(settings))
+        return cls(source, alias, store, queue, row, leave=leave)
 
     @property
     def follows(self) -> bool:

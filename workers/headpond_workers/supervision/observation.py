@@ -9,6 +9,7 @@ from headpond.connections import redis_of
 from headpond.models import ModelRow
 from headpond.queue import JobQueue, Server
 from headpond.settings import Settings
+from headpond_workers.rollover.followed_models import followed
 from headpond_workers.supervision.status import DeploymentStatus, QueueStatus, closed_reason, join
 from headpond_workers.supervision.supervisor import Supervisor
 
@@ -22,10 +23,13 @@ def observe(
     try:
         seconds, microseconds = server.read("TIME")
         queues, rows = [], []
-        for model in sorted({*settings.models, *server.models()}):
+        known = server.models()
+        aliases = followed(known)
+        for model in sorted({*settings.models, *known}):
             # Read, never opened: looking at a queue must not change what it is.
             queue = JobQueue(server, model)
-            queues.append(QueueStatus(model, queue.depths(), closed_reason(queue.meta()), queue.read_switch()))
+            switch = queue.read_switch() if model in aliases else None
+            queues.append(QueueStatus(model, queue.depths(), closed_reason(queue.meta()), switch))
             rows += queue.workers()
     finally:
         server.close()
