@@ -63,9 +63,9 @@ class Collector:
     """One run after another, of the whole bucket. Raises CollectionUnderWay while another has the lease;
     BlobCorrupt and VersionUnusable if something cannot be read that may be needed: then nothing is removed.
 
-    grace_ms: how old an intent is at least when it is dropped, and how long what is condemned waits. lease_ms: how long a
-    collector that was killed keeps others from their runs. now_ms: its clock;
-    what is wrong with it costs pushes time, never a version.
+    grace_ms: how old an intent is at least when it is dropped, and how long what is condemned waits. lease_ms: how long
+    a collector that was killed keeps others from their runs. now_ms: its clock; what is wrong with it costs pushes
+    time, never a version.
     """
 
     def __init__(
