@@ -59,7 +59,8 @@ def chaos(*arguments: str) -> subprocess.Popen[str]:
 def test_a_dozen_kills_amid_pushes_moves_and_collections_lose_no_version(
     modules: dict[str, ModuleType], tmp_path: Path
 ) -> None:
-    process = chaos("--kills", "12", "--survey-kills", "6", "--seed", "3", "--json", str(tmp_path / "models.json"))
+    arguments = ("--kills", "12", "--survey-kills", "6", "--grace-s", "1", "--seed", "3")
+    process = chaos(*arguments, "--json", str(tmp_path / "models.json"))
     try:
         _, told = process.communicate(timeout=200)
     finally:

@@ -21,6 +21,8 @@ COPIED_SHARE = 0.4
 """How many pushes to `draft` have the files of a version of `chat`: then both put the same objects."""
 MOST_LIVE, LEAST_LIVE = 14, 3
 """Versions of a model. From the first on half of its pushes are deletions; below the other nothing is deleted."""
+SHORT_GRACE_SHARE, SHORT_GRACE = 0.4, 0.1
+"""So many collectors have only this part of the grace, which is shorter than many pushes take."""
 BY_ALIAS_SHARE = 0.5
 """How many of those that take a version from the cache ask for what an alias names."""
 
@@ -89,6 +91,8 @@ class Ledger:
             kind = TaskKind.PUSH
         order["kind"] = kind.value
         match kind:
+            case TaskKind.COLLECT:
+                order["grace"] = SHORT_GRACE if draw < SHORT_GRACE_SHARE else 1.0
             case TaskKind.PUSH:
                 recipe = self._recipe(task.model, draw, other, random.Random(f"{self.seed}:{order['id']}"))  # noqa: S311
                 self.recipes[order["id"]] = recipe

@@ -9,10 +9,10 @@ kills             each: at_s, kind, model, moment (part of the usual length afte
                   had made in storage)
 outcomes          by kind of task, then by how it ended: killed, done, refused, unavailable
 usual_s           how long each kind of task took at the end
-left              what killed processes had left in storage, as surveys met it: intents, pending, deleting, unheard
-                  (versions that were complete, and whose push was killed before it could say so), orphans
+left              what killed processes had left in storage, as surveys met it: intents, pending, deleting, orphans
 surveys           each: at_s, versions, complete, aliases, moves, objects, bytes_read
-versions          acknowledged, complete (at the end), deleted, unheard, lost
+versions          acknowledged, complete (at the end), deleted, unheard (complete, and whose push was killed before it
+                  could say so), lost
 jobs              only with workers: submitted, not_finished, versions (how many answered), began_anew (jobs that
                   another version took over from the start), most_leases, moves, workers_started
 wrong             what was found; empty if nothing

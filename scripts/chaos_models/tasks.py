@@ -114,9 +114,10 @@ class _Task:
             case TaskKind.SCRUB:
                 return self._scrub()
             case TaskKind.COLLECT:
+                grace_s = self._tools.grace_s * self._order.get("grace", 1.0)
                 Collector(
-                    self._blobs, writer=self._registry.writer, now_ms=now_ms,
-                    grace_ms=int(self._tools.grace_s * 1000), lease_ms=int(LEASE_S * 1000),
+                    self._blobs, writer=self._registry.writer, now_ms=now_ms, grace_ms=int(grace_s * 1000),
+                    lease_ms=int(LEASE_S * 1000),
                 ).collect()  # fmt: skip
             case TaskKind.WORKER | TaskKind.SERVER as other:
                 raise ValueError(f"{other} is no task of a process")
