@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import stat
 from dataclasses import asdict, dataclass
@@ -126,7 +127,7 @@ class CacheEntry:
         if not self.folder.exists():
             return
         # Out of sight first: a kill amid the removal leaves no entry that lacks files.
-        doomed = self.folder.with_name(f"{self.model_digest}{_OLD}{os.getpid()}")
+        doomed = self.folder.with_name(f"{self.model_digest}{_OLD}{secrets.token_hex(8)}")
         self.folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)  # what is left of it is swept with the next pull
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
-from headpond.errors import AliasMoved, VersionMissing
+from headpond.errors import AliasMoved, BlobChanged, VersionMissing
 from headpond.tables import VersionSource
 from headpond_workers.checkpoints.alias_document import AliasDocument, Cause
 from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.names import PROD
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.resolving import resolve
+from headpond_workers.checkpoints.version_document import VersionState
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,20 @@ class AliasStore:
             resolve(self._source, self._registry.blobs)  # it says what to do
             raise VersionMissing(self._source.version, "there is no such alias")
         return at.document
+
+    def put_back(self, number: int) -> bool:
+        """Undo a deletion that was begun of a version which the alias names, or tries: whoever deleted was killed amid
+        it, or is about to refuse. Returns whether the version may be complete now. Raises StorageUnavailable."""
+        try:
+            now = self.get()
+            named = {now.to} if now.trial is None else {now.to, now.trial.version}
+            while number in named and (at := self._registry.read(number)).document.state is VersionState.DELETING:
+                logger.warning("deletion_undone version=%s@%d", self._source.name, number)
+                with suppress(BlobChanged):
+                    self._registry.undo_deletion(at)
+            return number in named and at.document.state is VersionState.COMPLETE
+        except VersionMissing:
+            return False
 
     def leave_version(self, number: int, *, reason: str) -> AliasDocument:
         """Have the alias no longer name a version that was refused, nor try it. Returns the alias as it is then.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from headpond.errors import HeadpondError, RedisUnavailable, StorageUnavailable, VersionMissing
+from headpond.errors import HeadpondError, RedisUnavailable, StorageUnavailable, VersionMissing, VersionUnusable
 from headpond.queue import JobQueue
 from headpond.settings import Settings
 from headpond.switching import Assignment
@@ -86,11 +86,17 @@ class ServingVersion:
         return None
 
     def fetch(self, version: str) -> HeldVersion:
-        """Hold a version on this machine: see `VersionStore.hold`, also for what it raises."""
+        """Hold a version on this machine: see `VersionStore.hold`, also for what it raises. One that somebody has begun
+        to delete, although the alias names it, is put back first."""
         done = threading.Event()
         threading.Thread(target=self._say_alive, args=(done,), name="fetch-alive", daemon=True).start()
         try:
-            return self._store.hold(int(version), leave=self._leave)
+            try:
+                return self._store.hold(int(version), leave=self._leave)
+            except VersionUnusable:
+                if not self._alias.put_back(int(version)):
+                    raise
+                return self._store.hold(int(version), leave=self._leave)
         finally:
             done.set()
 
