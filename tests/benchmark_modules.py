@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,15 +22,24 @@ class Modules:
         return importlib.import_module(name)
 
 
+@contextmanager
+def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """They can be imported, and all that were are forgotten again afterwards."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    names = {path.stem for path in FOLDER.glob("[!_]*.py")}
+    assert not names & sys.modules.keys(), "another test has left modules behind"
+    try:
+        yield
+    finally:
+        for name in names & sys.modules.keys():
+            del sys.modules[name]
+
+
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Modules, which are forgotten again afterwards."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    names = {path.stem for path in FOLDER.glob("[!_]*.py")}
-    assert not names & sys.modules.keys()
-    yield Modules()
-    for name in names & sys.modules.keys():
-        del sys.modules[name]
+    with importable(monkeypatch):
+        yield Modules()
 
 
 def measured(modules: Any, kind: str, headpond: dict[str, Any], peer: dict[str, Any]) -> Any:

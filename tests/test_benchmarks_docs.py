@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from benchmark_modules import importable
 from conftest import eventually
 from headpond.errors import MalformedDocument
 from headpond.jobs import FinishReason
@@ -34,12 +35,8 @@ FLAT = ("document", "machine", "pairs", "peer_rows", "queue_rows", "report", "ro
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
-    monkeypatch.syspath_prepend(str(REPO / "scripts" / "benchmarks"))
-    for name in FLAT:
-        assert name not in sys.modules, f"another module is called {name}"
-    yield {name: importlib.import_module(name) for name in FLAT}
-    for name in FLAT:
-        sys.modules.pop(name, None)
+    with importable(monkeypatch):
+        yield {name: importlib.import_module(name) for name in FLAT}
 
 
 @pytest.fixture

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from benchmark_modules import importable
 from exllamav2_cpu.availability import require_exllamav2
 from headpond.errors import HeadpondError
 
 require_exllamav2()
 
-FOLDER = Path(__file__).resolve().parent.parent / "scripts" / "benchmarks"
-
 
 @pytest.fixture
 def engine_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """scripts/benchmarks/engine_loop.py, whose neighbours import each other by file name."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    names = {path.stem for path in FOLDER.glob("[!_]*.py")}
-    assert not names & sys.modules.keys()
-    yield importlib.import_module("engine_loop")
-    for name in names & sys.modules.keys():
-        del sys.modules[name]
+    with importable(monkeypatch):
+        yield importlib.import_module("engine_loop")
 
 
 @pytest.mark.slow

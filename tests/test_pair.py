@@ -222,6 +222,7 @@ def test_one_worker_side_by_side_serves_without_a_gap(shelf: Shelf, client: Clie
     assert children_of(worker) != [before]
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
+    assert shelf.rows() == []
 
 
 @pytest.mark.slow

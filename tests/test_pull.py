@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from child_environment import with_test_modules
 from conftest import DEADLINE_S
 from cutting_proxy import Cut, CuttingProxy
 from headpond.errors import (
@@ -438,7 +439,9 @@ def s3_of(url: str, bucket: str, access_key: str, secret_key: str) -> S3Blobs:
 def pulling(seaweed: SeaweedProcess, model: str, folder: Path, *, stop: int) -> subprocess.Popen[str]:
     """A process that pulls, and stands still at a read for ever."""
     arguments = [seaweed.url, seaweed.bucket, seaweed.access_key, seaweed.secret_key, model, str(folder), str(stop)]
-    return subprocess.Popen([sys.executable, "-c", PULLING, *arguments], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", PULLING, *arguments], stdout=subprocess.PIPE, text=True, env=with_test_modules()
+    )
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from child_environment import with_test_modules
 from fleet import Fleet
 from headpond import JobState
 from headpond.models import Holder, ModelRow
@@ -211,8 +212,9 @@ def test_a_tick_that_is_killed_between_alias_and_queue_is_completed_by_the_next(
     server = (seaweed.url, seaweed.bucket, seaweed.region, seaweed.access_key, seaweed.secret_key)
     url = trying.fleet.bench.server.address.url
     died = subprocess.run(
-        [sys.executable, "-m", "killed_tick", url, *server], capture_output=True, timeout=60, check=False
-    )
+        [sys.executable, "-m", "killed_tick", url, *server], capture_output=True, timeout=60, check=False,
+        env=with_test_modules(),
+    )  # fmt: skip
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert (trying.alias.to, trying.switch.target, trying.switch.trial) == (4, "3", "4")
     trying.watch.tick()

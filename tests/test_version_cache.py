@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from child_environment import with_test_modules
 from conftest import DEADLINE_S, eventually
 from headpond.errors import ConfigError, ModelFileError, StorageUnavailable, VersionMissing, VersionUnusable
 from headpond.settings import check_settings
@@ -459,7 +460,7 @@ class Children:
         """stop: it stands still for ever at this read."""
         child = subprocess.Popen(
             [sys.executable, "-c", HOLDING, *self.access, model, str(number), str(self._folder), str(stop)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=with_test_modules(),
         )  # fmt: skip
         self._running.append(child)
         return child

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 RENEWALS_PER_LEASE = 3
 IDLE_RENEWAL_S = 10.0
 """How often a worker that holds nothing renews its row; its claims say that it lives."""
+STOP_WAIT_S = 5.0
+"""How long a renewal that is on its way is waited for, where the server does not answer."""
 
 
 def _always() -> bool:
@@ -120,6 +122,7 @@ class Renewals(threading.Thread):
         self._full_version = full_version
         self._interval_s = lease_s / RENEWALS_PER_LEASE
         self._stop = threading.Event()
+        self._renewing = threading.Lock()
         self._notices = queue.notices(boot)
         self._said = (0, 0.0)
         """How many leases the last renewal named, and when it was."""
@@ -151,7 +154,12 @@ class Renewals(threading.Thread):
         return self._stop.is_set()
 
     def renew(self) -> None:
-        """One renewal, now. Raises RedisUnavailable."""
+        """One renewal, now; none once told to stop. Raises RedisUnavailable."""
+        with self._renewing:
+            if not self._stop.is_set():
+                self._renew()
+
+    def _renew(self) -> None:
         last_seq, all_held = self._held.snapshot()
         named = [held for held in all_held if held.lost is None and held.moving()]
         pairs = [held.key for held in named]
@@ -171,5 +179,9 @@ class Renewals(threading.Thread):
                 logger.error("lease_stalled job=%s", held.lease.id)
 
     def stop(self) -> None:
+        """No renewal begins any more, and the one that is on its way has its answer, or has taken too long."""
         self._stop.set()
         self._notices.interrupt()
+        # It writes the row of this worker, which whoever leaves takes away.
+        if self._renewing.acquire(timeout=STOP_WAIT_S):
+            self._renewing.release()

@@ -110,7 +110,7 @@ def switch(*, seq: int, target: str, previous: str = "", trial: str = "", permil
 
 
 def assign(*, boot: str, who: str, version: str, busy: int = 0, loading: str = "") -> Operation[Assignment]:
-    """What a worker of an alias is to serve; asked before it loads, and about once a second while it serves.
+    """What a worker of an alias is to serve; asked before it loads, and about twice a second while it serves.
 
     who: `<deployment>/<host>/<instance>`, which outlives the process. version: what it serves; '' before it has loaded.
     busy: leases that it holds. loading: the version that it loads by now, if it asks meanwhile; '' asks which one to

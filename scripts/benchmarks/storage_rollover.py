@@ -32,6 +32,7 @@ from headpond_workers.supervision.deployment import Deployment
 from headpond_workers.supervision.private_files import private_folder, write_private
 
 MODEL, ALIAS, WHO = "bench", "prod", "the benchmark"
+CACHE = "HEADPOND_CACHE"
 WORKERS, SLOTS, TOKENS_PER_S, TOKENS = 3, 4, 40.0, 20
 PRODUCERS = WORKERS * SLOTS
 BEFORE_S, AFTER_S = 4.0, 3.0
@@ -78,8 +79,10 @@ def _deployment(folder: Path) -> Iterator[Settings]:
     config = folder / "headpond.toml"
     write_private(config, TABLE)
     settings = load_settings(config)
-    os.environ["HEADPOND_CACHE"] = str(private_folder(folder / "cache"))
     deployment = Deployment(settings)
+    before = os.environ.get(CACHE)
+    # Its programs inherit it: what they cache is gone with the folder.
+    os.environ[CACHE] = str(private_folder(folder / "cache"))
     try:
         deployment.up()
         aliases = Aliases(Registry(open_storage(settings), MODEL, writer=WHO))
@@ -92,6 +95,9 @@ def _deployment(folder: Path) -> Iterator[Settings]:
         yield settings
     finally:
         deployment.down()
+        del os.environ[CACHE]
+        if before is not None:
+            os.environ[CACHE] = before
 
 
 class _Rollover:

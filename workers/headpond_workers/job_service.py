@@ -113,6 +113,10 @@ class JobService:
             self._runs.parking.set()
             wait_until(lambda: not self.broker.held(), PARK_GRACE_S)
 
+    def end(self) -> None:
+        """Keep no lease and no row any more."""
+        self.broker.close()
+
     def _closed(self) -> UpstreamClosed | None:
         return None if self.gate is None else self.gate.closed
 

@@ -212,6 +212,7 @@ class WorkerProcess:
             # The row stays, so that nobody takes this worker for gone until it has begun anew.
             row.announce(queue, WorkerState.LOADING)
             self._begin_anew()
+        service.end()
         self._forget(queue)
         if left.name_lost is None:
             return 0

@@ -1,4 +1,4 @@
-"""Asks about once a second what a worker is to serve, and fetches what it is to change to while it serves."""
+"""Asks about twice a second what a worker is to serve, and fetches what it is to change to while it serves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from headpond_workers.rollover.serving_version import ServingVersion
 
 logger = logging.getLogger(__name__)
 
-ASK_INTERVAL_S = 1.0
+ASK_INTERVAL_S = 0.5
 FETCHED_INTERVAL_S = 0.1
 """How often it is looked whether a fetch is over."""
 FETCH_RETRY_S = 5.0
