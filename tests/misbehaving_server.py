@@ -118,8 +118,12 @@ class MisbehavingServer:
             except _CLOSED:
                 self.dropped += 1
             finally:
-                with self._lock:
-                    self.running -= 1
+                reply.end()
+
+    def ended(self) -> None:
+        """One request less runs."""
+        with self._lock:
+            self.running -= 1
 
     def _fault_of(self, request: Received) -> str | None:
         if self.fault is not None:
@@ -166,6 +170,13 @@ class Reply:
     connection: socket.socket
     server: MisbehavingServer
     request: Received
+    over: bool = False
+
+    def end(self) -> None:
+        """Before its last bytes: whoever has them may ask anew before this thread goes on."""
+        if not self.over:
+            self.over = True
+            self.server.ended()
 
     def send(self, data: bytes) -> None:
         self.connection.sendall(data)
@@ -178,6 +189,7 @@ class Reply:
     def json(self, status: str, body: object, *headers: str) -> None:
         data = json.dumps(body).encode()
         self.head(status, "Content-Type: application/json", f"Content-Length: {len(data)}", *headers)
+        self.end()
         self.send(data)
 
     def error(self, status: str, message: str, *headers: str) -> None:
@@ -220,6 +232,7 @@ def good(reply: Reply) -> None:
     reply.stream()
     reply.event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
     reply.some_words(count)
+    reply.end()
     reply.delta("", "length" if most < reply.server.words else "stop")
     if (body.get("stream_options") or {}).get("include_usage"):
         usage = {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}

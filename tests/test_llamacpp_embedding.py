@@ -66,6 +66,28 @@ def test_a_text_has_the_same_vector_each_time_alone_and_beside_others(engine: Ll
 
 
 @pytest.mark.slow
+def test_no_two_texts_are_computed_at_a_time(engine: LlamaCppEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    # llama.cpp pools a text wrongly beside one of another length, but only where their requests meet.
+    server = engine.open_server()
+    at_once, compute = 0, server.embed
+    seen: list[int] = []
+
+    def embed(ids: Sequence) -> object:
+        nonlocal at_once
+        at_once += 1
+        seen.append(at_once)
+        try:
+            return compute(ids)
+        finally:
+            at_once -= 1
+
+    monkeypatch.setattr(server, "embed", embed)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda text: embedded(engine, [text]), TEXTS * 2))
+    assert seen == [1] * 6
+
+
+@pytest.mark.slow
 def test_vectors_are_those_of_llama_cpp_itself(engine: LlamaCppEmbedder) -> None:
     answer = engine.open_server()._server.handle_embeddings({"input": TEXTS})
     for item, vector in zip(answer["data"], embedded(engine, TEXTS).vectors, strict=True):

@@ -316,10 +316,12 @@ def _with_fault(bench: Bench, fault: model.PassListener | None, *, everywhere_af
     else:
         model.before_pass.append(listener)
     running = threading.Event()
-    first = Caller(bench.engine, ask(neighbours[0], 30), on_first=running.set)
+    # Where all of them are to break, none may be at its end before.
+    tokens = 600 if everywhere_after else 30
+    first = Caller(bench.engine, ask(neighbours[0], tokens), on_first=running.set)
     first.start()
     running.wait(DEADLINE_S)
-    others = [Caller(bench.engine, ask(neighbours[1], 30)), Caller(bench.engine, ask(marked, 30))]
+    others = [Caller(bench.engine, ask(neighbours[1], tokens)), Caller(bench.engine, ask(marked, 30))]
     for other in others:
         other.start()
     reports = [caller.report() for caller in (first, *others)]

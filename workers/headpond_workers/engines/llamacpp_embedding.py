@@ -28,7 +28,9 @@ class LlamaCppEmbedder(LlamaModel):
         """As `LlamaModel`."""
         can = frozenset({Capability.EMBEDDINGS})
         super().__init__(settings, path, threads=threads, capabilities=can, sampling=frozenset(), digest_of=digest_of)
-        self._at_work = ThreadPoolExecutor(settings.slots, thread_name_prefix="embedding")
+        # One text at a time. Beside another of other length llama.cpp computes a text in two steps, and pools the
+        # second one alone: another vector, without a word.
+        self._at_work = ThreadPoolExecutor(1, thread_name_prefix="embedding")
 
     def generate(self, sequence: Sequence, emit: Emit) -> Finish:
         """Always CapabilityMissing."""

@@ -54,7 +54,8 @@ def number_between(least: float | None, most: float | None, *, below: bool) -> s
 def _magnitudes(low: int, high: int, *, without_first: bool = False, without_last: bool = False) -> str:
     ways = []
     if without_first and low < high:
-        ways.append(f'"{low}." [0-9]{{0,15}} [1-9]')
+        # Any fraction that is not 0, whatever zeros it ends with.
+        ways.append(f'"{low}." "0"{{0,15}} [1-9] [0-9]{{0,15}}')
         low += 1
     if low < high:
         ways.append(f"({_natural(low, high - 1)}) {FRACTION}?")
