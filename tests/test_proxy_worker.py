@@ -230,6 +230,9 @@ def test_slots_bound_what_is_asked_at_a_time(deployment: Deployment, client: Cli
     server.token_s = 0.02
     deployment.configure(table(server.url, slots=2))
     start(deployment, "remote-0")
+    # What the worker asked to see whether the server serves may not be at its end yet.
+    eventually(lambda: not server.running, what="the end of the worker's own request")
+    server.most_running = 0
     jobs = [client.submit("remote", f"hello {n}") for n in range(6)]
     assert [job.result(timeout=30).text for job in jobs] == [WHOLE] * 6
     assert server.most_running == 2
