@@ -27,10 +27,10 @@ __all__ = ["modules"]
         ),
         ("pull", {"bytes": 84, "seconds": 1.0}, {"bytes": 100, "seconds": 1.0, "memory_s": 1.0},
          [(0.84, "missed"), (0.84, None)]),
-        ("changed", {"bytes": 105, "grown_bytes": 106}, {"bytes": 100, "grown_bytes": 100},
+        ("changed", {"bytes": 105, "grown_bytes": 106, "changed_bytes": 100, "grown_changed_bytes": 100}, {},
          [(1.05, "met"), (1.06, "missed")]),
-        ("push_again", {"seconds": 0.1}, {"seconds": 1.0}, [(10.0, "met")]),
-        ("push_again", {"seconds": 0.1}, {"seconds": 0.9}, [(9.0, "missed")]),
+        ("push_again", {"seconds": 0.1, "first_s": 1.0}, {}, [(10.0, "met")]),
+        ("push_again", {"seconds": 0.1, "first_s": 0.9}, {}, [(9.0, "missed")]),
         # One slow move in fifty is above the p99 of a run.
         ("alias", {"switch_ms": [10.0] * 50}, {"switch_ms": [1.0]}, [(10.0, "met")]),
         ("alias", {"switch_ms": [10.0] * 49 + [500.0]}, {"switch_ms": [1.0]}, [(259.9, "missed")]),
