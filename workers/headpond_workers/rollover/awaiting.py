@@ -119,12 +119,13 @@ def lives(row: WorkerRow, *, now_ms: int, lease_ms: int) -> bool:
 
 def describe(row: WorkerRow) -> str:
     """What one worker is about, in a few words."""
-    version = row.version or "nothing yet"
+    version = row.version or "a version"
     match row.state:
         case WorkerState.READY:
             return f"serves {version}"
         case WorkerState.LOADING:
-            return f"loads {version}" + (f": {row.last_error}" if row.last_error else "")
+            begun = f"loads {version}" if row.version else "begins anew"
+            return begun + (f": {row.last_error}" if row.last_error else "")
         case WorkerState.DRAINING:
             return f"drains {version}"
         case WorkerState.FAILED:

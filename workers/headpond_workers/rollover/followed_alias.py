@@ -65,12 +65,15 @@ def how_to_push(settings: Settings, name: str, alias: str) -> str | None:
         path = prepared(table.source)
         if path is None:
             lines.append(f"  headpond models prepare {table.source}")
-    given = f'source = "{table.source}"' if table.source is not None else f'path = "{table.path}"'
+    instead = ""
+    if table.source is not None or table.path is not None:
+        given = f'source = "{table.source}"' if table.source is not None else f'path = "{table.path}"'
+        instead = f" in place of {given}"
     option = "" if alias == PROD else f" --alias {alias}"
     lines += [
         f"  headpond models push {name} {path or 'PATH'}",
         f"  headpond models promote {name} V{option}   (V: the number that push says)",
-        f'  then write source = "s3:{name}@{alias}" in place of {given}',
+        f'  then write source = "s3:{name}@{alias}"{instead}',
         "  headpond reload",
     ]
     return "\n".join(lines)
