@@ -493,9 +493,11 @@ def test_processes_end_with_their_forge(make_forge: Callable[[Any], Any]) -> Non
     child = forge.start({})
     eventually(lambda: child.listen() or child.said("begun"), what="a word")
     process = psutil.Process(child.pid)
+    assert process.is_running()
     os.kill(forge.pid, 0)
     forge.close()
     eventually(lambda: not process.is_running(), what="the end of its process")
+    assert not psutil.pid_exists(child.pid)
 
 
 # ---- the file and the page

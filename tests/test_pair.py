@@ -159,6 +159,7 @@ def test_children_end_with_their_parent(puppets: Puppets) -> None:
     puppets.parent.kill()
     # The first drains, as by SIGTERM; the second, which serves nobody, is killed.
     eventually(lambda: gone(first) and gone(second), what="both having ended")
+    assert puppets.parent.wait(10) == -signal.SIGKILL
 
 
 def test_signals_reach_both_and_the_parent_waits_for_them(puppets: Puppets) -> None:

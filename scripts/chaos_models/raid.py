@@ -180,7 +180,7 @@ class Raid:
             self.progress(self.told())
 
     def _due(self, running: Running) -> float | None:
-        """When it is to be killed; 0 for now."""
+        """When it is to be killed; 0 until that is drawn."""
         if running.killed_at is not None:
             return None
         if running.moment is None or running.begun is None:
