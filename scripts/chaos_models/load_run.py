@@ -20,6 +20,7 @@ from load_town import LEASE_S, LoadTown
 from machine import describe_machine
 from models_record import Record, kill_rows
 from models_run import Surveys, clear, outcomes_of, storage_of, versions_of
+from pins import Named, Pins, counts, misplaced
 from raid import Kill, Raid
 from storm import Limit
 from task_plan import BY_CHANGE_SHARE, PlannedTask, TaskKind, Trigger
@@ -114,15 +115,17 @@ def run_load(p: LoadParameters, folder: Path, *, progress: Callable[[str], None]
         seconds = raid.seconds
         progress(f"the load is over: {raid.told()}, {load.moves} moves")
         jobs, answered, queue = load.settle()
+        ordered = load.ordered()
         readings = [one for reader in load.readers for one in (*reader.readings, *reader.unfinished())]
         workers = town.evidence()
         surveys = Surveys(S3Blobs(storage_of(seaweed)), (ANSWERS,))
         surveys.take(raid, last=False)
         clear(raid, surveys, p.grace_s)
         last = surveys.take(raid, last=True)
-    calm, strange = _calm_answers(folder / "calm", ledger, load.ordered(), answered, progress=progress)
+    calm, strange = _calm_answers(folder / "calm", ledger, ordered, answered, progress=progress)
     wrong = [
-        *raid.wrong, *ledger.wrong, *surveys.wrong, *strange, *map(str, judge(jobs, readings, queue, workers, calm)),
+        *raid.wrong, *ledger.wrong, *surveys.wrong, *strange, *misplaced(ordered, answered),
+        *map(str, judge(jobs, readings, queue, workers, calm)),
     ]  # fmt: skip
     progress(f"{len(wrong) or 'nothing'} wrong; {len(jobs)} jobs from {len(set(answered.values()))} versions")
     return Record(
@@ -147,6 +150,7 @@ def run_load(p: LoadParameters, folder: Path, *, progress: Callable[[str], None]
             "versions": len(set(answered.values())),
             "began_anew": sum(any(isinstance(event, Rewound) for event in job.events) for job in jobs),
             "most_leases": max((job.attempts for job in jobs), default=0),
+            **counts(ordered, load.pinned_old),
             "moves": load.moves,
             "workers_started": town.started,
         },
@@ -174,10 +178,10 @@ class _Load:
 
     def __init__(self, raid: Raid, town: LoadTown, client: Client, p: LoadParameters) -> None:
         self._raid, self._town, self._p = raid, town, p
-        self.submitters = [
-            Submitter(client, town.queue, _orders_of(p.seed, number), in_flight=JOBS_EACH)
-            for number in range(PRODUCERS)
+        self._pins = [
+            Pins(_orders_of(p.seed, number), self._named, seed=f"{p.seed}:{number}") for number in range(PRODUCERS)
         ]
+        self.submitters = [Submitter(client, town.queue, pins, in_flight=JOBS_EACH) for pins in self._pins]
         self.readers = [
             Reader(client, self.submitters[number % PRODUCERS], seed=p.seed, number=number) for number in range(READERS)
         ]
@@ -195,6 +199,18 @@ class _Load:
 
     def ordered(self) -> dict[str, Order]:
         return {job_id: order for submitter in self.submitters for job_id, order in submitter.orders.items()}
+
+    @property
+    def pinned_old(self) -> set[str]:
+        """Jobs for a version that the alias no longer named when they were submitted."""
+        return {job_id for pins in self._pins for job_id in pins.old}
+
+    def _named(self) -> Named:
+        """By the queue's copy of the alias, as the workers see it. Raises ChaosError without one."""
+        switch = self._town.queue.read_switch()
+        if switch is None:
+            raise ChaosError("The queue knows of no alias.")
+        return Named(switch.target, switch.previous)
 
     def rage(self, plan: Iterator[PlannedAct]) -> None:
         """Raises HeadpondError if the run cannot go on."""

@@ -28,6 +28,8 @@ SLOTS = 3
 LEASE_S = 1.5
 TOKENS_PER_S = 120.0
 DRAIN_S = 2.0
+VERSION_WAIT_S = 300.0
+"""A pinned job is not to fail while workers are killed before they come to its version."""
 READY_TIMEOUT_S = 120.0
 LEAVE_TIMEOUT_S = 40.0
 CHANGING = (WorkerState.STARTING, WorkerState.LOADING, WorkerState.DRAINING)
@@ -78,7 +80,8 @@ class LoadTown:
             f'[storage]\nendpoint_url = "{seaweed.url}"\nbucket = "{seaweed.bucket}"\nregion = "{seaweed.region}"\n'
             f'access_key = {{file = "{folder / "access"}"}}\nsecret_key = {{file = "{folder / "secret"}"}}\n\n'
             f'[models.{MODEL}]\nengine = "scripted"\nsource = "{source}"\nrollover = "{rollover}"\nslots = {SLOTS}\n'
-            f"lease_s = {LEASE_S}\ndrain_timeout_s = {DRAIN_S}\ntokens_per_s = {TOKENS_PER_S}\n",
+            f"lease_s = {LEASE_S}\ndrain_timeout_s = {DRAIN_S}\ntokens_per_s = {TOKENS_PER_S}\n"
+            f"version_wait_s = {VERSION_WAIT_S}\n",
         )
 
     # ---- what mends

@@ -14,7 +14,9 @@ surveys           each: at_s, versions, complete, aliases, moves, objects, bytes
 versions          acknowledged, complete (at the end), deleted, unheard (complete, and whose push was killed before it
                   could say so), lost
 jobs              only with workers: submitted, not_finished, versions (how many answered), began_anew (jobs that
-                  another version took over from the start), most_leases, moves, workers_started
+                  another version took over from the start), most_leases, moves, workers_started; and, since they are
+                  part of a run, pinned (jobs that were submitted for one version, which each of them got), pinned_old
+                  (of these, for a version that the alias no longer named), pinned_versions (how many that were)
 wrong             what was found; empty if nothing
 """
 
