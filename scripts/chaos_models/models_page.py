@@ -96,7 +96,7 @@ def _changes(record: Record) -> str:
     told = []
     for kind in TaskKind:
         changes = record.changes(kind)
-        if changes and kind not in (TaskKind.SERVER, TaskKind.WORKER):
+        if changes and kind not in (TaskKind.SERVER, TaskKind.PERSISTER, TaskKind.WORKER):
             each = ", ".join(f"{change or 'none'} {count:,}" for change, count in changes.most_common())
             told.append(f"{kind} ({each})")
     return "; ".join(told)

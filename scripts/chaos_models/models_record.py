@@ -5,8 +5,8 @@ seed, parameters  the same seed gives the same plan; kills, seconds, grace_s, su
 started, seconds  UTC, and how long tasks were begun
 machine           commit, versions and machine, as in the files of benchmarks
 kills             each: at_s, kind, model, moment (part of the usual length after which it was planned), after_s (since
-                  it had begun), hit (processes whose work was under way; 0 does not count), change (the last that it
-                  had made in storage)
+                  it had begun), hit (processes whose work was under way; 0 does not count; of the persister: 1 if
+                  changes waited for it), change (the last that it had made in storage)
 outcomes          by kind of task, then by how it ended: killed, done, refused, unavailable
 usual_s           how long each kind of task took at the end
 left              what killed processes had left in storage, as surveys met it: intents, pending, deleting, orphans

@@ -1,4 +1,4 @@
-"""Jobs that are submitted for one version: which ones a producer pins, and whether each got its version. No I/O."""
+"""Jobs that are submitted for one version: which ones a producer pins, and for which. No I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from engines import Order
 
-PINNED_SHARE = 0.25
+PINNED_SHARE = 0.2
 """How many of the jobs are submitted for a version."""
 OLD_SHARE = 0.4
 """How many of these for the version that the alias named before, if it named one: a worker has to stay or to visit."""
@@ -45,15 +45,6 @@ class Pins:
             self.old.add(order.id)
             return replace(order, version=named.previous)
         return replace(order, version=named.target)
-
-
-def misplaced(ordered: Mapping[str, Order], answered: Mapping[str, str]) -> list[str]:
-    """Each job that was submitted for a version and answered by another one, or by nobody. answered: versions by id."""
-    return [
-        f"{job_id}: it was submitted for version {order.version}, and answered by {answered.get(job_id) or 'nobody'}"
-        for job_id, order in ordered.items()
-        if order.version and answered.get(job_id) != order.version
-    ]
 
 
 def counts(ordered: Mapping[str, Order], old: Collection[str]) -> dict[str, int]:
