@@ -41,6 +41,7 @@
     |  |- BlobMissing
     |  |- BlobChanged           a conditional put lost
     |  |- BlobCorrupt
+    |  |- BlobMismatch
     |  |- CommitLost             another writer committed first (nothing is lost)
     |  |- StaleIncarnation       Redis went back in time without noticing
     |  |- HistoryMismatch        storage and Redis hold different histories
@@ -439,6 +440,15 @@ class BlobCorrupt(BlobError):
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(key, f"corrupt object: {reason}")
         self.reason = reason
+
+
+class BlobMismatch(BlobError):
+    """What was to be put is not what its caller hashed: it has changed since, and is not stored."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            key, "its content changed between being hashed and being stored; nothing was stored. Try again"
+        )
 
 
 class CommitLost(BlobError):

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import groupby
 
-from headpond.errors import BlobCorrupt, BlobMissing, ModelFileError
+from headpond.errors import BlobCorrupt, BlobMismatch, BlobMissing, ModelFileError
+from headpond_workers.checkpoints.known_files import OnBytes
 from headpond_workers.checkpoints.push_plan import NamedObject, NewObject, Piece
-from headpond_workers.checkpoints.scanning import OnBytes
 from headpond_workers.checkpoints.source_files import changed, opened
 from headpond_workers.engines.model_files import unreadable
 from headpond_workers.persistence.blobs import Blobs
 
 PARALLEL_PUTS = 4
 HASHERS = 2
+LOOKS = 8
+"""So many new objects in a row, and the next ones are new too, most likely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +71,49 @@ def send(blobs: Blobs, objects: Collection[NamedObject], *, doubtful: Collection
     return Sent(totals[_Outcome.PUT], totals[_Outcome.FOUND], frozenset(damaged))
 
 
+class _Looks:
+    """Whether an object is asked for before it is put. What storage has without a version that says so are runs: what
+    an interrupted push sent first, or a part of another model. After LOOKS objects that were not there, the puts alone
+    tell, which change nothing where something is; the first of a run may so be sent in vain."""
+
+    def __init__(self) -> None:
+        self._absent, self._lock = 0, threading.Lock()
+
+    def worth_it(self) -> bool:
+        with self._lock:
+            return self._absent < LOOKS
+
+    def add(self, outcome: _Outcome) -> None:
+        with self._lock:
+            self._absent = self._absent + 1 if outcome is _Outcome.PUT else 0
+
+
 class _Sender:
     def __init__(self, blobs: Blobs, doubtful: Collection[str]) -> None:
         self._blobs, self._doubtful = blobs, doubtful
-        self._reading = threading.Lock()
+        self._reading, self._looks = threading.Lock(), _Looks()
 
     def send(self, new: NamedObject) -> _Outcome:
         found = self._look(new)
         if found is not None:
+            self._looks.add(found)
             return found
         with self._reading:  # one at a time: a pack stands in memory twice while it is put together
             body = _read(new.content)
-        if hashlib.sha256(body).hexdigest() != new.sha256:
-            raise _culprit(new.content, body)
         try:
-            self._blobs.put_once(new.key, body)
+            stored = self._blobs.put_once(new.key, body, sha256=bytes.fromhex(new.sha256))
+        except BlobMismatch as error:
+            raise _culprit(new.content, body) from error
         except BlobCorrupt:
             return _Outcome.DAMAGED
-        return _Outcome.PUT
+        outcome = _Outcome.PUT if stored else _Outcome.FOUND
+        self._looks.add(outcome)
+        return outcome
 
     def _look(self, new: NamedObject) -> _Outcome | None:
-        """What is at the key; None for nothing."""
+        """What is at the key; None for nothing, or if only the put shall tell."""
+        if new.key not in self._doubtful and not self._looks.worth_it():
+            return None
         size = self._blobs.size_of(new.key)
         if size is None:
             return None
