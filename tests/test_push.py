@@ -25,11 +25,13 @@ from headpond.errors import (
     PushOvertaken,
     StorageUnavailable,
 )
+from headpond_workers.checkpoints import sending
 from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.gc_documents import GcState
 from headpond_workers.checkpoints.intent import Intent
 from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES, SMALL_CHUNK_BYTES
 from headpond_workers.checkpoints.names import GC_STATE, epoch_of, intent_key
+from headpond_workers.checkpoints.push_plan import Piece
 from headpond_workers.checkpoints.pushing import How, Stage, Unchanged, push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.sending import LOOKS, PARALLEL_PUTS
@@ -730,6 +732,23 @@ def test_bytes_that_change_without_a_trace_are_refused_by_storage(
         pushed(blobs, model)
     assert registry.numbers() == []
     assert not any(key.endswith(hashlib.sha256(large).hexdigest()) for key in chunk_keys(blobs))
+
+
+def test_small_chunks_that_change_without_a_trace_are_refused_before_a_pack_is_named_by_them(
+    blobs: MemoryBlobs, registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pack would have a digest that fits its bytes, and a chunk in it that no reader accepts."""
+    read = sending._read_piece
+
+    def flipped(descriptor: int, piece: Piece) -> bytes:
+        content = read(descriptor, piece)
+        return content[:-1] + bytes([content[-1] ^ 1]) if piece.file.path == "config.json" else content
+
+    monkeypatch.setattr(sending, "_read_piece", flipped)
+    with pytest.raises(ModelFileError, match=r"config\.json changed while it was pushed"):
+        pushed(blobs, model)
+    assert registry.numbers() == []
+    assert blobs.objects == {}
 
 
 def _name_of_no_text(model: Path) -> None:
