@@ -305,6 +305,19 @@ def test_a_row_that_cannot_be_read_holds_up_no_other_job(kept: Persisting) -> No
     assert kept.bench.queue.journal_length() == 0
 
 
+def test_a_stream_that_cannot_be_read_holds_up_no_other_job(kept: Persisting) -> None:
+    kept.bench.submit("chat/a", "chat/b", "chat/c")
+    for lease in kept.bench.claim(slots=3).leases:
+        kept.bench.append(lease, tokens(0, 2))
+    kept.bench.queue.cancel("chat/b")
+    for name in ("chat/a", "chat/b"):
+        kept.bench.raw.xadd(kept.bench.keys.events(name), {"t": b"no tokens"})
+    kept.drain()
+    assert kept.job("chat/c").ids == (0, 1)
+    assert kept.job("chat/a").ids == ()
+    assert kept.store.find_result("chat/b") == (JobState.CANCELLED, b"")
+
+
 def test_progress_alone_keeps_the_watermark(kept: Persisting) -> None:
     kept.bench.submit("chat/a")
     lease = kept.bench.lease()
