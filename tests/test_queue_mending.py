@@ -145,7 +145,7 @@ def test_a_server_that_goes_back_again_remembers_the_first_time(stored: Bench) -
     stored.submit("chat/b")
     go_back(stored)
     assert stored.queue.meta()["rolled_to"] == first
-    opened = stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=inc(stored)))
+    opened = stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=inc(stored), least_inc=0))
     assert opened.state == "open"
     assert "rolled_to" not in stored.queue.meta()
 
@@ -154,7 +154,7 @@ def test_whoever_decided_before_the_server_went_back_again_opens_nothing(stored:
     go_back(stored)
     read = inc(stored)
     go_back(stored)
-    assert stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=read)).state == "reconciling"
+    assert stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=read, least_inc=0)).state == "reconciling"
     with pytest.raises(ServerWentBack):
         stored.queue.run(restoring.put_in([StoredJob("dropped", "chat/a")], inc=read))
     with pytest.raises(ServerWentBack):
@@ -327,7 +327,7 @@ def test_an_end_that_the_server_forgot_is_put_back_and_a_late_writer_is_told(sto
     assert stored.row("chat/a") == row
     assert put_in(stored, ended) == [PutIn.MERGED]
     assert stored.append(lease, tokens(5, 6)).status is LeaseStatus.FENCED
-    stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=inc(stored)))
+    stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=inc(stored), least_inc=0))
     assert stored.row("chat/a").state is JobState.FINISHED
     assert stored.row("chat/a").durable
     assert [event for _, event in stored.events("chat/a")] == [
@@ -346,7 +346,7 @@ def test_a_lease_that_stands_goes_on_and_its_worker_sends_what_is_missing(stored
     ahead = StoredJob("queued", "chat/a", stored.queue.data("chat/a") or b"", tokens=tokens(0, 5))
     go_back(stored)
     assert put_in(stored, ahead) == [PutIn.KEPT]
-    stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=inc(stored)))
+    stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=inc(stored), least_inc=0))
     assert stored.append(lease, tokens(5, 6)) == ops.Outcome(LeaseStatus.GAP, 2)
     assert stored.append(lease, tokens(2, 6)) == ops.Outcome(LeaseStatus.APPENDED, 6)
     assert stored.finish(lease, offset=6).status is LeaseStatus.DONE
@@ -362,7 +362,7 @@ def test_what_was_dropped_is_dropped_again_but_not_what_came_since(stored: Bench
     assert stored.append(lease, tokens(0, 1)).status is LeaseStatus.FENCED
     stored.submit("chat/gone")
     assert put_in(stored, StoredJob("dropped", "chat/gone")) == [PutIn.KEPT]
-    stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=inc(stored)))
+    stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=inc(stored), least_inc=0))
     assert {lease.id for lease in stored.claim(slots=5).leases} == {"chat/gone", "chat/anew"}
 
 
@@ -378,7 +378,7 @@ def test_a_submit_that_came_before_the_incarnation_was_raised_is_not_below_what_
     after: str | None = restoring.JOURNAL_START
     while after is not None:
         after = stored.queue.run(restoring.rejournal(inc=inc(stored), after=after))
-    stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=inc(stored)))
+    stored.queue.run(restoring.end_reconciling(lineage=LINEAGE, inc=inc(stored), least_inc=0))
     old, between = stored.queue.journal(limit=9)
     assert (old.job_id, between.job_id) == ("chat/old", "chat/between")
     assert int(old.journal_id.partition("-")[0]) < read

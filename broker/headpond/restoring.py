@@ -83,9 +83,9 @@ def begin_reconciling(*, lineage: str, inc: int, least_inc: int, fair: Fair | No
     return enter("reconcile", lineage, "", least_inc=least_inc, inc=inc, fair=fair)
 
 
-def end_reconciling(*, lineage: str, inc: int) -> Operation[Condition]:
-    """As `end_restore`."""
-    return enter("open", lineage, "", least_inc=0, inc=inc, fair=None)
+def end_reconciling(*, lineage: str, inc: int, least_inc: int) -> Operation[Condition]:
+    """As `end_restore`. least_inc: as for `begin_reconciling`, which is left out where nothing was forgotten."""
+    return enter("open", lineage, "", least_inc=least_inc, inc=inc, fair=None)
 
 
 def enter(step: str, lineage: str, text: str, *, least_inc: int, inc: int, fair: Fair | None) -> Operation[Condition]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
-import pytest
 from redis.exceptions import ResponseError
 
 from headpond.connections import RedisAddress, script_key, server_id
@@ -104,8 +103,12 @@ class World:
         """A call that has to wait for what storage holds."""
         script, client = self.scripts(operation.script), cast("Any", self.server.redis)
         call = (script.source, 1, script_key(QUEUE), str(self.clock.now_ms), *operation.args)
-        with pytest.raises(ResponseError, match=f"^{WAITS}reconciling"):
+        refusal = ""
+        try:
             client.execute_command("EVAL", *call)
+        except ResponseError as error:
+            refusal = str(error)
+        assert refusal == f"{WAITS}reconciling", f"{operation.script} {operation.args!r} was told {refusal!r}"
 
     def look(self, seen: list[str]) -> Snapshot:
         pipe: Any = self.server.redis.pipeline(transaction=False)

@@ -7,7 +7,7 @@
 --        'conflict': another request was here under that id, and is gone; 'kept': it is here as it should be, or runs
 --        here; 'dropped'; 'again': its stream has grown since it was read. Or of the one word 'stale': the server went
 --        back since, or the queue is open
--- Keeps: an item that was put in once is not put in again. Storage wins, but for a lease: who holds it has more.
+-- Keeps: an item counts, where its row tells of a change that storage does not have yet. An item that was put in once is not put in again. Storage wins, but for a lease: who holds it has more.
 if int(inc) ~= ARGV[2] or not held_up then return cmsgpack.pack({ 'stale' }) end
 local now, items = clock(ARGV[1]), cmsgpack.unpack(ARGV[3])
 local FIELDS, REASON_BACK = 12, 'restored from storage'
@@ -59,7 +59,7 @@ local function put_in(id, what, entry, row, due, deadline, count, common, first,
       write_entry(id, r, 'e', cmsgpack.pack({ 1, 'ended', count, what }))
       if document ~= '' then call('ZADD', streams, now + stream_retention_ms, id) end
     end
-    r[OFFSET], r[DURABLE] = count, 1
+    r[DURABLE] = 1
     if r[ENDED] == 0 then r[ENDED] = now end
     if document ~= '' then call('HSET', result, id, document) end
     call('ZADD', ended, now + retention_ms, id)
@@ -67,7 +67,7 @@ local function put_in(id, what, entry, row, due, deadline, count, common, first,
     save_run(id, r)
     return
   end
-  r[FENCE], r[OFFSET], r[ENTRIES], r[ENDED], r[DURABLE] = '', count, 0, 0, 0
+  r[FENCE], r[OFFSET], r[ENTRIES], r[ENDED], r[DURABLE], r[REASON] = '', count, 0, 0, 0, ''
   if r[ATTEMPT] > 0 or count > 0 or last ~= '' then write_stream(id, r, count, common, first, rest) end
   if deadline > 0 then call('ZADD', deadlines, deadline, id) end
   if what == 'delayed' then

@@ -29,6 +29,9 @@ def drain(queue: JobQueue, store: StateStore, *, writer: str) -> int:
     """
     # The incarnation is read before the entries: a server that goes back in time in between makes the trim stale.
     meta = queue.meta()
+    if meta.get("state") in ("restoring", "reconciling"):
+        # What of these entries counts is known once storage's part is back.
+        return 0
     inc, lineage = int(meta.get("inc", "0")), meta.get("lineage", "")
     entries = queue.journal(limit=BATCH_ENTRIES)
     if not entries:
@@ -43,6 +46,9 @@ def drain(queue: JobQueue, store: StateStore, *, writer: str) -> int:
             record = _record(queue, entry)
             if record is not None:
                 records.append(record)
+    if int(queue.meta().get("inc", "0")) != inc:
+        # The server went back in time while this was read: not all of it is of one life.
+        return 0
     first, last = JournalId.parse(entries[0].journal_id), JournalId.parse(entries[-1].journal_id)
     store.commit(at, Batch(first=first, last=last, inc=inc, records=tuple(records)), writer=writer)
     ended = [entry.job_id for entry in entries if entry.kind == "end"]
