@@ -19,7 +19,7 @@ from headpond_workers.persistence.batch import Batch
 from headpond_workers.persistence.fair import BandTimes
 from headpond_workers.persistence.gate import open_queue
 from headpond_workers.persistence.items import JobItem
-from headpond_workers.persistence.journal import drain
+from headpond_workers.persistence.journal import Journal, drain
 from headpond_workers.persistence.progress import Progress
 from headpond_workers.persistence.restoring.restore import Restoration, Restored
 from headpond_workers.persistence.s3 import S3Blobs
@@ -38,7 +38,10 @@ class Town:
     bench: Bench
     store: StateStore
     writer: str = "persister"
-    times: list[int] = field(default_factory=list)
+    journal: Journal = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.bench.queue)
 
     @property
     def inc(self) -> int:
@@ -48,7 +51,8 @@ class Town:
         return open_queue(self.bench.queue, self.store, writer=self.writer)
 
     def commit(self) -> None:
-        while drain(self.bench.queue, self.store, writer=self.writer):
+        """As often as there is something to commit."""
+        while drain(self.journal, self.store, writer=self.writer):
             pass
 
     def commit_progress(self, job_id: str, run: TokenRun, *, as_of_ms: int = 0) -> None:

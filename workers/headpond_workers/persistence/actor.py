@@ -16,7 +16,7 @@ from headpond.keys import PERSISTENCE_QUEUE
 from headpond.queue import Server
 from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.gate import open_queue
-from headpond_workers.persistence.journal import BATCH_ENTRIES, drain
+from headpond_workers.persistence.journal import Journal, drain
 from headpond_workers.persistence.segments import StateStore
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class Persistence:
         """model_server: for the queues of models; the broker has a connection of its own."""
         self._blobs, self._writer, self._server = blobs, writer, model_server
         self._busy: dict[str, threading.Lock] = {}
+        self._journals: dict[str, Journal] = {}
         self.broker = HeadpondBroker(Server(address), middleware=[], slots=2, lease_s=LEASE_S)
         dramatiq.actor(actor_name=PERSIST, queue_name=PERSISTENCE_QUEUE, broker=self.broker)(self.persist)
 
@@ -53,7 +54,9 @@ class Persistence:
     def _tick(self, model: str, second: int) -> None:
         queue = self._server.queue(model, storage=True)
         queue.tick()
-        if open_queue(queue, StateStore(self._blobs, model), writer=self._writer) and queue.journal_length():
+        if open_queue(queue, StateStore(self._blobs, model), writer=self._writer) and (
+            queue.journal_length() or queue.leased()
+        ):
             # The id is the model's and the second's, so that several persisters enqueue one message.
             message: dramatiq.Message[None] = dramatiq.Message(
                 queue_name=PERSISTENCE_QUEUE, actor_name=PERSIST, args=(model,), kwargs={}, options={},
@@ -68,9 +71,11 @@ class Persistence:
     def drain(self, model: str) -> None:
         """Raises CommitLost, StorageUnavailable, RedisUnavailable."""
         with self._busy.setdefault(model, threading.Lock()):
-            queue = self._server.queue(model, storage=True)
+            journal = self._journals.get(model)
+            if journal is None:
+                journal = self._journals[model] = Journal(self._server.queue(model, storage=True))
             store = StateStore(self._blobs, model)
-            while drain(queue, store, writer=self._writer) == BATCH_ENTRIES:
+            while drain(journal, store, writer=self._writer):
                 pass
 
     def _guarded(self, model: str, work: Callable[[], None]) -> None:

@@ -93,7 +93,7 @@ class Restoration:
         filling.put(point.items())
         filling.rejournal()
         # Before anybody works: else what comes next would follow the state that was given up.
-        now_ms = redis_now_ms(self.queue)
+        now_ms = self.queue.server.now_ms()
         commit_restored(self.store, at, point, inc=began.inc, now_ms=now_ms, writer=self.writer)
         ended = self.queue.run(end_restore(lineage=at.head.lineage, inc=began.inc))
         if ended.state != "open":
@@ -169,8 +169,3 @@ def _why_not(state: str, *, ours: str, theirs: str) -> str:
             "producers, remove what this Redis holds of it, and restore with --at"
         )
     return "this Redis holds its history, and its persister opens the queue once storage answers"
-
-
-def redis_now_ms(queue: JobQueue) -> int:
-    seconds, micros = queue.server.read("TIME")
-    return int(seconds) * 1000 + int(micros) // 1000
