@@ -126,7 +126,7 @@ def test_a_lost_queue_is_closed_says_how_to_bring_it_back_and_is_restored(town: 
     done = town.restore()
 
     assert (done.tally.queued, done.tally.resumed, done.tally.tokens) == (2, 1, 4)
-    assert dict(done.tally.ended) == {"finished": 1}
+    assert done.tally.ended == {"finished": 1}
     assert preview.tally == done.tally
     assert (done.as_of_ms, done.lost_ms, done.fork) == (as_of, 5000, False)
     assert bench.queue.result(ends) == b"its result"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from headpond.restoring import PutIn, StoredJob
@@ -22,7 +21,7 @@ class Tally:
     delayed: int = 0
     resumed: int = 0
     tokens: int = 0
-    ended: Counter[str] = field(default_factory=Counter)
+    ended: dict[str, int] = field(default_factory=dict)
     merged: int = 0
     kept: int = 0
     dropped: int = 0
@@ -35,7 +34,7 @@ class Tally:
 
     @property
     def jobs(self) -> int:
-        return self.queued + self.delayed + self.ended.total()
+        return self.queued + self.delayed + sum(self.ended.values())
 
     def note(self, job: StoredJob, answer: PutIn) -> None:
         """One job was put in, or would be."""
@@ -62,7 +61,7 @@ class Tally:
         elif job.what == "delayed":
             self.delayed += 1
         else:
-            self.ended[job.what] += 1
+            self.ended[job.what] = self.ended.get(job.what, 0) + 1
 
 
 def _name(ids: list[str], job_id: str) -> None:
