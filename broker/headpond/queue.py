@@ -84,7 +84,7 @@ class Server:
         self.run(name, ops.hello(server_id(info), storage=self.greeter.queues.get(name, False)))
 
     def run(self, name: str, operation: ops.Operation[T]) -> T:
-        """Send one operation. Raises RedisUnavailable, QueueError."""
+        """Send one operation. Raises RedisUnavailable (QueueMending where it has to wait), QueueError."""
         try:
             return operation.parse(self._evaluate(script_key(name), operation))
         except ResponseError as error:
@@ -92,7 +92,7 @@ class Server:
                 # The data were wiped under a living connection: meet the queue anew.
                 self.hello(name)
                 return self.run(name, operation)
-            raise QueueError(f"{operation.script} on queue '{name}' was refused: {error}") from error
+            raise self.address.refused(operation.script, name, error) from error
         except RedisError as error:
             raise QueueError(f"{operation.script} on queue '{name}' failed: {error}") from error
 

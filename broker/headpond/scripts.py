@@ -28,6 +28,8 @@ versions, and of those that are given `headpond:models` and no queue."""
 
 NOT_MET = "NOHELLO"
 """Begins the error reply of a script that ran before `hello`."""
+WAITS = "WAITS "
+"""Begins the error reply of a script that has to wait; the state of the queue follows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,10 @@ def trim(*, inc: int, through: str, ended: Sequence[str]) -> Operation[bool]:
     return Operation("trim", (inc, through, *ended), lambda r: _text(r) == "ok")
 
 
-def open_queue(step: str, *, lineage: str = "", reason: str = "", least_inc: int = 0) -> Operation[tuple[str, str]]:
+def open_queue(
+    step: str, *, lineage: str = "", reason: str = "", least_inc: int = 0, inc: int = 0
+) -> Operation[tuple[str, str]]:
     """step: 'claim', 'open' or 'close'. least_inc: the incarnation that storage has seen; this server's is raised
-    above it if it is lower. Returns the queue's lineage and state."""
-    return Operation("open", (step, lineage, reason, least_inc), lambda r: (_text(r[0]), _text(r[1])))
+    above it if it is lower. inc: that of the meta which the decision rests on; 0 for any. Returns the queue's lineage
+    and state."""
+    return Operation("open", (step, lineage, reason, least_inc, inc, ""), lambda r: (_text(r[0]), _text(r[1])))

@@ -3,6 +3,7 @@
 -- Reply: {next cursor ('0': done), rows looked at, then for each fault: id, what, what was done}
 -- Keeps: a job that is where its row says is not touched. Each call is atomic by itself, and may be repeated.
 local now, repair = clock(ARGV[1]), ARGV[3] == '1'
+if repair and held_up then return not_yet() end
 local page = call('HSCAN', run, ARGV[2], 'COUNT', ARGV[4])
 local found, looked = {}, 0
 

@@ -86,14 +86,19 @@ def drain(journal: Journal, store: StateStore, *, writer: str) -> bool:
     StorageUnavailable, RedisUnavailable.
     """
     queue = journal.queue
-    lineage = queue.meta().get("lineage", "")
+    meta = queue.meta()
+    if meta.get("state") in ("restoring", "reconciling"):
+        # What of these entries counts is known once storage's part is back.
+        return False
+    lineage = meta.get("lineage", "")
     at = store.read_head()
     if at is None or at.head.lineage != lineage:
         found = "no history" if at is None else f"lineage {at.head.lineage}"
         raise HistoryMismatch(store.head_key, found=found, wanted=f"lineage {lineage}")
     journal.expect(at)
     batch = journal.read_batch()
-    if batch is None:
+    if batch is None or queue.meta().get("inc") != meta.get("inc"):
+        # Where the server went back in time meanwhile, not all of the batch is of one life.
         return False
     journal.at = store.commit(at, batch, writer=writer)
     journal.stored()
