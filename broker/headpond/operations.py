@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from headpond.errors import MalformedDocument
 from headpond.jobs import JobState, Priority
 from headpond.wire import TokenRun, pack_for_script, pack_tokens, unpack, unpack_raw
 
@@ -169,7 +170,11 @@ def submit(entries: Sequence[Entry], *, max_queued: int = 0) -> Operation[list[S
 
 
 def _parse_submit(reply: bytes) -> list[Submitted]:
-    return [Submitted(answer) for answer in unpack(reply, kind="submit reply")]
+    answers = unpack(reply, kind="submit reply")
+    try:
+        return [Submitted(answer) for answer in answers]
+    except (TypeError, ValueError) as error:
+        raise MalformedDocument("submit reply", str(error)[:200]) from error
 
 
 def claim(
@@ -200,7 +205,15 @@ def claim(
 
 
 def _parse_claim(reply: bytes) -> Claimed:
-    state, due, now, settled, *flat = unpack_raw(reply, kind="claim reply")
+    fields = unpack_raw(reply, kind="claim reply")
+    try:
+        return _claimed(fields)
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise MalformedDocument("claim reply", str(error)[:200]) from error
+
+
+def _claimed(fields: Any) -> Claimed:
+    state, due, now, settled, *flat = fields
     leases = []
     for i in range(0, len(flat), 7):
         job_id, fence, attempt, gen, offset, submitted, data = flat[i : i + 7]
@@ -231,7 +244,10 @@ def append(batch: Sequence[Append], *, full_version: str = "") -> Operation[list
 
 def _parse_append(reply: bytes) -> list[Outcome]:
     flat = unpack(reply, kind="append reply")
-    return [Outcome(LeaseStatus(flat[i]), flat[i + 1]) for i in range(0, len(flat), 2)]
+    try:
+        return [Outcome(LeaseStatus(flat[i]), flat[i + 1]) for i in range(0, len(flat), 2)]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise MalformedDocument("append reply", repr(error)[:200]) from error
 
 
 def finish(

@@ -106,7 +106,9 @@ end
 local function log_attempt(id, r, now, how, reason)
   if background then return end
   local raw = call('HGET', attempts, id)
-  local log = raw and cmsgpack.unpack(raw) or { 1 }
+  local ok, log = pcall(cmsgpack.unpack, raw or '')
+  -- A log that cannot be read counts as absent: an error amid a script would leave its job in no set.
+  if not ok or type(log) ~= 'table' or #log == 0 then log = { 1 } end
   if #log > KEPT_ATTEMPTS then table.remove(log, 2) end
   log[#log + 1] = { r[ATTEMPT], r[WORKER], r[HOST], r[SERVED_BY], r[FINGERPRINT], r[CLAIMED], now, how,
     r[CLAIMED_OFFSET], r[OFFSET], reason }
