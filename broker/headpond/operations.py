@@ -81,8 +81,18 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """How long what is over is kept. Seconds; 0 is for ever, in storage and of sessions."""
+
+    retention_s: float
+    storage_retention_s: float = 0.0
+    session_retention_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """What a worker's table says of its queue. Seconds. weights: of tenants; who is not named has 1."""
+    """What a worker's table says of its queue. Seconds. weights: of tenants; who is not named has 1. retention_s,
+    storage_retention_s, session_retention_s: as in Retention, of tenants that are not in tenant_retention."""
 
     lease_s: float
     retention_s: float
@@ -90,6 +100,9 @@ class QueuePolicy:
     suspect_wait_s: float = 30.0
     version_wait_s: float = 60.0
     weights: Mapping[str, float] = field(default_factory=dict)
+    storage_retention_s: float = 0.0
+    session_retention_s: float = 0.0
+    tenant_retention: Mapping[str, Retention] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,10 +306,16 @@ def register(
     boot: str, *, host: str, instance: str, row: bytes, version: str, fingerprint: str, policy: QueuePolicy
 ) -> Operation[str]:
     p = policy
-    times = (p.lease_s, p.retention_s, p.stream_retention_s, p.suspect_wait_s, p.version_wait_s)
-    args: list[Argument] = [boot, host, instance, row, version, fingerprint, *map(_ms, times)]
+    times = (
+        p.lease_s, p.retention_s, p.stream_retention_s, p.suspect_wait_s, p.version_wait_s, p.storage_retention_s,
+        p.session_retention_s,
+    )  # fmt: skip
+    args: list[Argument] = [boot, host, instance, row, version, fingerprint, *map(_ms, times), len(p.weights)]
     for tenant, weight in p.weights.items():
         args += (tenant, repr(float(weight)))
+    for tenant, kept in p.tenant_retention.items():
+        own = (kept.retention_s, kept.storage_retention_s, kept.session_retention_s)
+        args += (tenant, " ".join(str(_ms(time)) for time in own))
     return Operation("register", args, _text)
 
 
