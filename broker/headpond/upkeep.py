@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from headpond.jobs import Priority
 from headpond.operations import Operation
+from headpond.replies import StreamEntry, parse_entries
 
 PURGE_PAGE = 100
 """Jobs that one call of `purge` removes."""
@@ -71,6 +73,23 @@ class FsckPage:
     faults: tuple[Fault, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class JobSample:
+    """How far one job is. row: its run row as it is packed; empty if there is none. entries: of its stream."""
+
+    row: bytes
+    entries: list[StreamEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """paid: band -> its virtual time, and tenant -> the virtual time up to which its jobs are paid for. jobs: as they
+    were asked for."""
+
+    paid: dict[str, tuple[float, dict[str, float]]]
+    jobs: list[JobSample]
+
+
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
@@ -127,6 +146,21 @@ def tenant_page(tenant: str, cursor: str, *, jobs: int = 50) -> Operation[tuple[
 def mark_clean(*, inc: int, through: str) -> Operation[bool]:
     """Storage is clean of what was purged up to a journal id. False if the server went back in time since."""
     return Operation("clean", (inc, through), lambda r: _text(r) == "ok")
+
+
+def sample(after: Sequence[tuple[str, str]], *, entries: int) -> Operation[Sample]:
+    """after: pairs of a job's id and the stream entry after which it is read, "-" from the first on. entries: most of
+    one job: where as many come, there may be more."""
+    words = [word for pair in after for word in pair]
+    return Operation("sample", (entries, *words), _parse_sample)
+
+
+def _parse_sample(reply: list[Any]) -> Sample:
+    paid = {}
+    for band, (virtual, flat) in zip(Priority, reply[0], strict=True):
+        tenants = {_text(name): float(time) for name, time in zip(flat[::2], flat[1::2], strict=True)}
+        paid[band.value] = (float(virtual or 0), tenants)
+    return Sample(paid, [JobSample(bytes(row), parse_entries(found)) for row, found in reply[1:]])
 
 
 def trim(*, inc: int, through: str, ended: Sequence[str]) -> Operation[bool]:
