@@ -12,7 +12,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,20 @@ from headpond_workers.checkpoints.manifest import (
 )
 from headpond_workers.checkpoints.version_document import VersionDocument, VersionState
 from headpond_workers.naming.identity import IDENTITY_FILE, Identity, identity_of
-from headpond_workers.persistence.documents import EndRecord, Head, JournalId, Segment, SubmitRecord
+from headpond_workers.persistence.documents import Head, Segment
+from headpond_workers.persistence.fair import BandTimes
+from headpond_workers.persistence.items import CommitItem, JobItem, SessionItem
+from headpond_workers.persistence.journal_id import JournalId
+from headpond_workers.persistence.progress import Progress
+from headpond_workers.persistence.records import (
+    BackRecord,
+    CommitRecord,
+    DropRecord,
+    EndRecord,
+    SessionRecord,
+    SubmitRecord,
+)
+from headpond_workers.persistence.snapshot_documents import Part, PartRef, Snapshot
 from headpond_workers.supervision import embedded_seaweed, embedded_valkey
 from headpond_workers.supervision.applied import APPLIED_FILE, Applied, read_applied
 from headpond_workers.supervision.run_file import RunFile, StorageAccess, read_run_file
@@ -130,16 +143,47 @@ BUNDLE = new_bundle(
         attempt=1, worker="01BOOT", host="host:7", version="3", fingerprint="f" * 64, claimed_ms=5, ended_ms=9,
         how="expired", from_offset=0, to_offset=2, reason="silent").model_dump()],
 )  # fmt: skip
-HEAD = Head(
+HEAD_V1 = Head(
     **BY, lineage="l" * 32, epoch=2, seq=3, inc=9, watermark=JournalId(9, 40),
     segment="state/chat/segments/0000000002-0000000003",
 )  # fmt: skip
-SEGMENT = Segment(
+HEAD = replace(
+    HEAD_V1, as_of_ms=LATER, snapshot="state/chat/snapshots/0000000002-0000000002", snapshot_seq=2, floor=1,
+    above_bytes=500, snapshot_bytes=900,
+)  # fmt: skip
+SEGMENT_V1 = Segment(
     **BY, model="chat", lineage="l" * 32, epoch=2, seq=3, prev="state/chat/segments/0000000002-0000000002",
-    first=JournalId(9, 38), last=JournalId(9, 40),
+    first=JournalId(9, 38), last=JournalId(9, 40), inc=9,
     records=(
         SubmitRecord(JournalId(9, 38), "chat/a", pack_data(CALL, digest="d" * 32)),
         EndRecord(JournalId(9, 40), "chat/a", JobState.FINISHED, pack_result(RESULT)),
+    ),
+)  # fmt: skip
+FAIR = {"normal": BandTimes(2.5, {"acme": 3.0})}
+SEGMENT = replace(
+    SEGMENT_V1, first=JournalId(9, 1), as_of_ms=LATER, fair=FAIR,
+    progress=(Progress("chat/b", b"row", 2, (3, 4), ("c", "d")),),
+    records=(
+        SubmitRecord(JournalId(9, 1), "chat/a", b"data", b"row", 5, 9),
+        EndRecord(JournalId(9, 2), "chat/a", JobState.FINISHED, b"result", b"row"),
+        BackRecord(JournalId(9, 3), "chat/b", b"row"),
+        DropRecord(JournalId(9, 4), "chat/c"),
+        CommitRecord(JournalId(9, 5), "commit", b"document"),
+        SessionRecord(JournalId(9, 6), "session", b"row"),
+    ),
+)  # fmt: skip
+SNAPSHOT = Snapshot(
+    **BY, model="chat", lineage="l" * 32, epoch=2, seq=2, inc=9, watermark=JournalId(9, 40), as_of_ms=LATER,
+    segment="state/chat/segments/0000000002-0000000002", prev="state/chat/snapshots/0000000001-0000000001", fair=FAIR,
+    parts=(PartRef(f"state/chat/parts/{TXN}-0000000000", "commit/a", "job/b", 3, 900, SHA),),
+)  # fmt: skip
+PART = Part(
+    **BY, model="chat",
+    items=(
+        CommitItem("commit", b"document"),
+        JobItem("chat/a", b"data", b"row", 5, 9, state=JobState.FINISHED, result=b"result"),
+        JobItem("chat/b", b"data", b"row", 5, 9, (3, 4), ("c", "d")),
+        SessionItem("session", b"row"),
     ),
 )  # fmt: skip
 VERSION = VersionDocument(
@@ -225,8 +269,14 @@ KINDS: dict[str, Kind] = {
     ),
     "model": Kind(MODEL, _script_model, unpack_model, "headpond.models.unpack_model"),
     "bundle": Kind(BUNDLE, lambda: pack_bundle(BUNDLE), parse_bundle, "headpond.bundle.parse_bundle"),
-    "head": Kind(HEAD, HEAD.pack, Head.unpack, "headpond_workers.persistence.documents.Head.unpack"),
-    "segment": Kind(SEGMENT, SEGMENT.pack, Segment.unpack, "headpond_workers.persistence.documents.Segment.unpack"),
+    "head": Kind(HEAD, HEAD.pack, Head.unpack, "headpond_workers.persistence.documents.Head.unpack", version=2),
+    "segment": Kind(
+        SEGMENT, SEGMENT.pack, Segment.unpack, "headpond_workers.persistence.documents.Segment.unpack", version=2
+    ),
+    "snapshot": Kind(
+        SNAPSHOT, SNAPSHOT.pack, Snapshot.unpack, "headpond_workers.persistence.snapshot_documents.Snapshot.unpack"
+    ),
+    "part": Kind(PART, PART.pack, Part.unpack, "headpond_workers.persistence.snapshot_documents.Part.unpack"),
     "version": Kind(
         VERSION,
         VERSION.pack,
@@ -363,7 +413,7 @@ FILES: dict[str, Kind] = {
 }  # fmt: skip
 """What a deployment keeps for itself on its own disk."""
 
-OLDER: dict[str, object] = {}
+OLDER: dict[str, object] = {"head.v1": HEAD_V1, "segment.v1": SEGMENT_V1}
 """What a file of an older version becomes when it is read, by the name of the file."""
 
 

@@ -27,10 +27,17 @@ from hostile_bytes import HOSTILE
 
 PACKAGES = [Path(package.__file__ or "").parent for package in (headpond, headpond_workers)]
 FRAMES = {
-    "headpond.codec.unpack", "headpond.codec._unpack", "headpond.codec.unpack_raw", "headpond.codec.unpack_document",
-    "headpond.codec.unpack_row", "headpond.wire.unpack_data", "headpond.wire.unpack_header",
-    "headpond_workers.persistence.sealed.Fields.unseal", "headpond.switching.parse_switch",
-}  # fmt: skip
+    "headpond.codec.unpack",
+    "headpond.codec._unpack",
+    "headpond.codec.unpack_versioned",
+    "headpond.codec.unpack_raw",
+    "headpond.codec.unpack_document",
+    "headpond.codec.unpack_row",
+    "headpond.wire.unpack_data",
+    "headpond.wire.unpack_header",
+    "headpond_workers.persistence.sealed.Fields.unseal",
+    "headpond.switching.parse_switch",
+}
 """What the readers are made of, and `parse_switch`, whose fields are plain text."""
 ELSEWHERE = {
     "headpond/kv-prefix": "tests/test_exllamav2_prefixes.py: a safetensors file, and no document",

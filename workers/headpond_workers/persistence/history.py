@@ -15,11 +15,12 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from headpond.errors import BlobCorrupt
+from headpond.errors import BlobCorrupt, CommitLost
 from headpond_workers.persistence.chain import HeadAt
 from headpond_workers.persistence.journal_id import JOURNAL_START, JournalId
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.snapshot_documents import Snapshot
+from headpond_workers.persistence.snapshots import SWAP_TRIES
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +49,22 @@ def raise_floor(
     """Let the history begin at a later snapshot: the newest one that was made history_ms ago or before, and not before
     the one that knows of all that was purged, up to the journal id `purged`.
 
-    Raises CommitLost, BlobCorrupt, StorageUnavailable.
+    Commits may go on meanwhile. Raises CommitLost if another snapshot was made, or the head is swapped again and again;
+    BlobCorrupt, StorageUnavailable.
     """
-    kept = list(store.snapshots(at.head))
+    kept, newest = list(store.snapshots(at.head)), at.head.snapshot
     floor = max(at.head.floor, _old_enough(kept, until_ms=at.head.as_of_ms - history_ms), _without(kept, purged))
-    if floor == at.head.floor:
-        return at
-    return store.swap(at, replace(at.head, floor=floor), writer=writer)
+    for _ in range(SWAP_TRIES):
+        if floor <= at.head.floor:
+            return at
+        try:
+            return store.swap(at, replace(at.head, floor=floor), writer=writer)
+        except CommitLost:
+            current = store.read_head()
+            if current is None or (current.head.lineage, current.head.snapshot) != (at.head.lineage, newest):
+                raise
+            at = current
+    raise CommitLost(store.head_key)
 
 
 def _old_enough(kept: list[Snapshot], *, until_ms: int) -> int:
@@ -102,5 +112,11 @@ def collect(store: StateStore, at: HeadAt, listed: Listed) -> int:
 def _segments_below(store: StateStore, floor: int) -> Iterator[str]:
     """Keys of segments up to the floor, those that nothing named among them."""
     for key in store.blobs.list_keys(store.keys.segments):
-        if store.keys.parse_segment(key, found_in="a listing")[1] <= floor:
+        try:
+            _, seq = store.keys.parse_segment(key, found_in="a listing")
+        except BlobCorrupt as error:
+            # Somebody else's object; it is not for us to remove.
+            logger.warning("foreign_object model=%s error=%s", store.model, error)
+            continue
+        if seq <= floor:
             yield key
