@@ -18,6 +18,7 @@
     |- NameInUse                the name of a model is in use, so it is not forgotten
     |- NotQuarantined           the job is not among the quarantined ones, so it is not for an operator to decide
     |- NotCommitted             the job's end is not in storage yet (retry=True)
+    |- PurgeRefused             not now, or not known to be done: purge again (retry=True)
     |- BundleError              a replay bundle cannot be read or written
     |- JobGone                  the job is unknown, or its retention has passed
     |  `- NotStored              storage does not hold the job's end
@@ -270,6 +271,16 @@ class NotQuarantined(HeadpondError):
         )
         self.job_id = job_id
         self.state = state
+
+
+class PurgeRefused(HeadpondError):
+    """Nothing of a queue is purged now, or it is not known whether what was purged stays so. May be repeated."""
+
+    retry = True
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"'{model}': {reason}. Call headpond purge again.")
+        self.model = model
 
 
 class NotCommitted(HeadpondError):

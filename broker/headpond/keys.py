@@ -23,6 +23,7 @@ headpond:{q}:waits                 zset   what ends a wait, by time: "s:<id>", "
 headpond:{q}:lanes                 set    lanes beside `any` that jobs wait in, or did
 headpond:{q}:fair:<band>           zset   tenant by the virtual time up to which its jobs are paid for
 headpond:{q}:weights               hash   tenant -> weight
+headpond:{q}:retention             hash   tenant -> ms of its own in Redis, in storage, of its sessions
 headpond:{q}:streams               zset   ended id by the time at which its stream is dropped, ms
 headpond:{q}:attempts              hash   id -> log of leases that ended without an end of the job
 headpond:{q}:preempts              zset   batch job that was told to park, by time, ms

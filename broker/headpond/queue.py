@@ -403,6 +403,11 @@ class JobQueue:
         raw = cast("dict[bytes, bytes]", self.server.read("HGETALL", queue_keys(self.name).named("meta")))
         return {key.decode(): value.decode() for key, value in raw.items()}
 
+    def tenant_retention(self) -> dict[str, str]:
+        """Tenants that have times of their own: in Redis, in storage, of sessions; ms, as one text."""
+        raw = cast("dict[bytes, bytes]", self.server.read("HGETALL", queue_keys(self.name).named("retention")))
+        return {tenant.decode(): times.decode() for tenant, times in raw.items()}
+
     def journal(self, *, limit: int) -> list[JournalEntry]:
         """The oldest entries of the journal."""
         found = self.server.read("XRANGE", queue_keys(self.name).named("journal"), "-", "+", "COUNT", limit)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from headpond.codec import split_first, unpack, unpack_row
+from headpond.codec import MAX_ROW_BYTES, split_first, unpack, unpack_row
 from headpond.errors import MalformedDocument
 from headpond.jobs import JobState
 
@@ -89,7 +89,7 @@ def unpack_run(data: bytes) -> RunRow:
     """Raises MalformedDocument."""
     first, rest = split_first(data, kind="run row")
     head = unpack_row(first, kind="run row", length=RUN_HEAD)[1:RUN_HEAD]
-    tail = unpack(rest, kind="run row")
+    tail = unpack(rest, kind="run row", max_bytes=MAX_ROW_BYTES)
     if not isinstance(tail, list) or len(tail) < _RUN_TAIL:
         raise MalformedDocument("run row", f"its second part is no array of {_RUN_TAIL} elements")
     values = [*head, *tail[:_RUN_TAIL]]

@@ -14,6 +14,9 @@ from headpond.jobs import Priority
 from headpond.operations import Operation
 from headpond.replies import StreamEntry, parse_entries
 
+PURGE_PAGE = 100
+"""Jobs that one call of `purge` removes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Depths:
@@ -114,6 +117,35 @@ def _parse_fsck(reply: list[Any]) -> FsckPage:
     words = [_text(word) for word in reply[2:]]
     faults = tuple(Fault(*words[i : i + 3]) for i in range(0, len(words), 3))
     return FsckPage(_text(reply[0]), int(reply[1]), faults)
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """state: of the queue; while it is restored nothing is purged. through: journal id of the last drop; '' without
+    storage. there: for each id, whether Redis had it."""
+
+    state: str
+    through: str
+    there: tuple[bool, ...]
+
+
+def purge(job_ids: Sequence[str]) -> Operation[Purged]:
+    """Remove jobs for good, whatever their state, at most PURGE_PAGE of them. May be repeated."""
+    return Operation(
+        "purge",
+        tuple(job_ids),
+        lambda r: Purged(_text(r[0]), _text(r[1]), tuple(int(was) == 1 for was in r[2:])),
+    )
+
+
+def tenant_page(tenant: str, cursor: str, *, jobs: int = 50) -> Operation[tuple[str, list[str]]]:
+    """Ids of one tenant's jobs, and the cursor of the next page. cursor: "0" begins, and comes after the last page."""
+    return Operation("tenant", (cursor, tenant, jobs), lambda r: (_text(r[0]), [_text(name) for name in r[1:]]))
+
+
+def mark_clean(*, inc: int, through: str) -> Operation[bool]:
+    """Storage is clean of what was purged up to a journal id. False if the server went back in time since."""
+    return Operation("clean", (inc, through), lambda r: _text(r) == "ok")
 
 
 def sample(after: Sequence[tuple[str, str]], *, entries: int) -> Operation[Sample]:

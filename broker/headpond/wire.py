@@ -33,6 +33,7 @@ from headpond.rows import RUN_HEAD, Attempt, RunRow, unpack_attempts, unpack_run
 
 __all__ = [
     "EMBEDDED_NUMBER_BYTES",
+    "MAX_CALL_DEPTH",
     "MAX_DOCUMENT_BYTES",
     "MAX_EMBEDDING_BYTES",
     "RESULT_SCHEMA",
@@ -69,6 +70,10 @@ __all__ = [
 ]
 
 
+MAX_CALL_DEPTH = 512
+"""Levels of a call: as many as msgpack packs. A pipeline of other actors nests each message in the one before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """What a worker is asked to run: an actor and its arguments. The body of a `data` entry."""
@@ -103,7 +108,7 @@ def pack_checked(call: Call) -> bytes:
     Raises MalformedDocument for what a worker could not read: a dict with keys that are no strings, for one.
     """
     body = _pack_call(call)
-    unpack(body, kind="call")
+    unpack(body, kind="call", max_depth=MAX_CALL_DEPTH)
     return _PLAIN_HEADER + body
 
 
@@ -135,7 +140,7 @@ def unpack_entry(data: bytes) -> tuple[Header, Call]:
     """Both parts of a `data` entry. Raises MalformedDocument."""
     first, rest = split_first(data, kind="data entry")
     header = unpack_header(first)
-    row = unpack_row(rest, kind="call", length=6)
+    row = unpack_row(rest, kind="call", length=6, max_bytes=MAX_DOCUMENT_BYTES, max_depth=MAX_CALL_DEPTH)
     _, actor, args, kwargs, options, timestamp_ms = row[:6]
     if not (
         isinstance(actor, str) and isinstance(args, list) and isinstance(kwargs, dict) and isinstance(options, dict)
@@ -174,7 +179,7 @@ def pack_tokens(run: TokenRun) -> bytes:
 
 
 def unpack_tokens(data: bytes) -> TokenRun:
-    row = unpack_row(data, kind="token entry", length=4)
+    row = unpack_row(data, kind="token entry", length=4, max_bytes=MAX_DOCUMENT_BYTES)
     _, offset, ids, pieces = row[:4]
     if not isinstance(offset, int) or offset < 0 or not isinstance(ids, list) or not isinstance(pieces, list):
         raise MalformedDocument("token entry", "a field has the wrong type")

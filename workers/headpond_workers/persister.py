@@ -62,7 +62,10 @@ class Persister:
         self._leave = threading.Event()
         self._aof = AofSync(settings.state_folder / EMBEDDED_VALKEY_FOLDER) if settings.redis.url is None else None
         self._writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
-        self._persistence = Persistence(address, self._blobs, writer=self._writer, model_server=self._server)
+        self._persistence = Persistence(
+            address, self._blobs, writer=self._writer, model_server=self._server,
+            history_s=settings.storage.history_s,
+        )  # fmt: skip
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT. Returns the exit code."""

@@ -12,6 +12,7 @@ from headpond.errors import (
     JobGone,
     NotCommitted,
     NotQuarantined,
+    PurgeRefused,
     QueueFull,
     RestoreRefused,
     ResultTimeout,
@@ -41,6 +42,7 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (QueueFull, TRY_LATER),
     (ResultTimeout, TRY_LATER),
     (NotCommitted, TRY_LATER),
+    (PurgeRefused, TRY_LATER),
     (CollectionUnderWay, TRY_LATER),
 )
 

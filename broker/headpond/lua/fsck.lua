@@ -52,7 +52,7 @@ for i = 1, #page[2], 2 do
   elseif r[ENDED] > 0 then
     if not storage and not call('ZSCORE', ended, id) then
       fault(id, 'ended, and never dropped', 'kept for its retention', function()
-        call('ZADD', ended, now + retention_ms, id)
+        call('ZADD', ended, now + kept_ms(id), id)
       end)
     end
   else

@@ -21,10 +21,7 @@ end
 for n, id in ipairs(ids) do
   local i = n * 9 - 8
   local header = fresh[id]
-  if there[n] then
-    local _, first = cmsgpack.unpack_one(there[n])
-    header = first
-  end
+  if there[n] then header = header_of(there[n]) end
   if header then
     replies[n] = (header[2] == batch[i + 2] and header[3] == batch[i + 3]) and 'known' or 'conflict'
   elseif max_queued > 0 and waiting >= max_queued then

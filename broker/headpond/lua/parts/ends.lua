@@ -77,6 +77,15 @@ local function notify(boot)
   end
 end
 
+-- How long this job is kept once it has ended: as its tenant's jobs are, if that differs.
+local some_differ
+local function kept_ms(id)
+  if some_differ == nil then some_differ = call('EXISTS', retention) == 1 end
+  local raw = some_differ and call('HGET', data, id)
+  local own = raw and call('HGET', retention, header_of(raw)[3])
+  return own and tonumber(string.match(own, '^(%d+)')) or retention_ms
+end
+
 -- With storage the persister sets the time of expiry, after its commit (Q10).
 local function end_job(id, r, state, reason, now)
   if r[STATE] == 'running' then
@@ -97,7 +106,7 @@ local function end_job(id, r, state, reason, now)
   end
   put('HSET', run, id, encode(r))
   if state == 'dead' then put('ZADD', dead, now, id) end
-  if not storage then put('ZADD', ended, now + retention_ms, id) end
+  if not storage then put('ZADD', ended, now + kept_ms(id), id) end
   write_journal('end', id, now)
   bump('count:' .. state, 1)
 end
@@ -106,7 +115,9 @@ end
 local function log_attempt(id, r, now, how, reason)
   if background then return end
   local raw = call('HGET', attempts, id)
-  local log = raw and cmsgpack.unpack(raw) or { 1 }
+  local ok, log = pcall(cmsgpack.unpack, raw or '')
+  -- A log that cannot be read counts as absent: an error amid a script would leave its job in no set.
+  if not ok or type(log) ~= 'table' or #log == 0 then log = { 1 } end
   if #log > KEPT_ATTEMPTS then table.remove(log, 2) end
   log[#log + 1] = { r[ATTEMPT], r[WORKER], r[HOST], r[SERVED_BY], r[FINGERPRINT], r[CLAIMED], now, how,
     r[CLAIMED_OFFSET], r[OFFSET], reason }
