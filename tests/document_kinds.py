@@ -32,6 +32,7 @@ from headpond.operations import (
 )
 from headpond.provenance import AdapterDigest, Provenance
 from headpond.requests import JobRequest
+from headpond.restoring import PutIn, _parse_put_in
 from headpond.rows import RUN_HEAD, Attempt, RunRow, unpack_attempts, unpack_run
 from headpond.switching import Outcome as TrialOutcome
 from headpond.switching import parse_outcomes
@@ -313,6 +314,12 @@ REPLIES: dict[str, Kind] = {
         lambda: pack_for_script(["appended", 5]),
         _parse_append,
         "headpond.operations._parse_append",
+    ),
+    "restore reply": Kind(
+        [PutIn.NEW, PutIn.KEPT],
+        lambda: pack_for_script(["new", "kept"]),
+        _parse_put_in,
+        "headpond.restoring._parse_put_in",
     ),
 }
 """What scripts answer: gone once it is read, so it has no version."""
