@@ -19,6 +19,7 @@
     |- JobGone                  the job is unknown, or its retention has passed
     |  `- NotStored              storage does not hold the job's end
     |- ResultTimeout            the job goes on; only the waiting ended (retry=True)
+    |- DurabilityUnknown        the queue has the job; whether storage has it is not known (retry=True)
     |- JobEnded                 the job ended without an answer; carries the partial result
     |  |- JobFailed
     |  |- JobCancelled
@@ -280,6 +281,27 @@ class ResultTimeout(HeadpondError):
         super().__init__(f"The job '{job_id}' has not ended after {timeout_s:g} s; it goes on.")
         self.job_id = job_id
         self.timeout_s = timeout_s
+
+
+class DurabilityUnknown(HeadpondError):
+    """Jobs were accepted by the queue, and it is not known whether storage has them. An unknown outcome, no failure:
+    they may be in storage already, and run.
+
+    job_ids: what was submitted. The same call may be repeated under the same ids: it waits on, and enqueues nothing
+    twice.
+    """
+
+    retry = True
+
+    def __init__(self, job_ids: Iterable[str], *, reason: str) -> None:
+        self.job_ids = tuple(job_ids)
+        self.reason = reason
+        first, more = self.job_ids[0], len(self.job_ids) - 1
+        jobs = f"the jobs '{first}' and {more} more" if more else f"the job '{first}'"
+        super().__init__(
+            f"It is not known whether storage has {jobs}: {reason}. Submit again under the same id to wait on; nothing "
+            "is enqueued twice. What the persister says: headpond logs persister"
+        )
 
 
 class JobEnded(HeadpondError):

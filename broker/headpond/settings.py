@@ -44,6 +44,9 @@ CONFIG_NAME = "headpond.toml"
 STATE_FOLDER = ".headpond"
 RUN_FILE = "run.json"
 EMBEDDED_VALKEY_FOLDER = "valkey"
+EMBEDDED_SEAWEED_FOLDER = "seaweedfs"
+EMBEDDED_SEAWEED_DATA = "data"
+"""Its objects, below EMBEDDED_SEAWEED_FOLDER."""
 
 
 _T = TypeVar("_T", bound=Table)

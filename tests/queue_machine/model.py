@@ -30,10 +30,11 @@ SWEEP_EVERY_MS = 20
 @dataclass(slots=True)
 class ServerTruth:
     """What the server has acknowledged. seqs: of each boot's last claim. picks: how many jobs were ever claimed.
-    journal: (kind, id) by journal id, of what no trim has taken. owed: lanes whose wake token a consumer has taken: it,
-    or whoever ends its block next, will claim (invariant 6). noticed: boots that were told that a job of theirs ended,
-    and have not heard it. end_ms, end_gap_ms: of the last job that ran to its end; the usual time between two. share:
-    of the trial that has one. outcomes: (id, version, state) of what ended while one had. seq: of the alias."""
+    journal: (kind, id) by journal id, of what no trim has taken. committed: what the last trim went up to. owed:
+    lanes whose wake token a consumer has taken: it, or whoever ends its block next, will claim (invariant 6).
+    noticed: boots that were told that a job of theirs ended, and have not heard it. end_ms, end_gap_ms: of the last
+    job that ran to its end; the usual time between two. share: of the trial that has one. outcomes: (id, version,
+    state) of what ended while one had. seq: of the alias."""
 
     jobs: dict[str, TrueJob] = field(default_factory=dict)
     fairness: Fairness = field(default_factory=Fairness)
@@ -44,6 +45,7 @@ class ServerTruth:
     open: bool = True
     inc: int = 0
     journal: dict[str, tuple[str, str]] = field(default_factory=dict)
+    committed: str = ""
     owed: set[str] = field(default_factory=set)
     noticed: set[str] = field(default_factory=set)
     end_ms: int | None = None

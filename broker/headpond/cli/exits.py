@@ -6,6 +6,7 @@ from headpond.errors import (
     BundleError,
     CollectionUnderWay,
     ConfigError,
+    DurabilityUnknown,
     HeadpondError,
     InvalidRequest,
     JobEnded,
@@ -38,6 +39,7 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (JobEnded, JOB_ENDED),
     (QueueFull, TRY_LATER),
     (ResultTimeout, TRY_LATER),
+    (DurabilityUnknown, TRY_LATER),
     (NotCommitted, TRY_LATER),
     (CollectionUnderWay, TRY_LATER),
 )

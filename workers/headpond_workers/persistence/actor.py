@@ -30,8 +30,17 @@ RETENTION_S = 60.0
 class Persistence:
     """Commits journals. One a process; several processes share the work, and the head decides between them."""
 
-    def __init__(self, address: RedisAddress, blobs: Blobs, *, writer: str, model_server: Server) -> None:
-        """model_server: for the queues of models; the broker has a connection of its own."""
+    def __init__(
+        self,
+        address: RedisAddress,
+        blobs: Blobs,
+        *,
+        writer: str,
+        model_server: Server,
+        sync: Callable[[], None] | None = None,
+    ) -> None:
+        """model_server: for the queues of models; the broker has a connection of its own. sync: see `journal.drain`."""
+        self._sync = sync
         self._blobs, self._writer, self._server = blobs, writer, model_server
         self._busy: dict[str, threading.Lock] = {}
         self.broker = HeadpondBroker(Server(address), middleware=[], slots=2, lease_s=LEASE_S)
@@ -70,7 +79,7 @@ class Persistence:
         with self._busy.setdefault(model, threading.Lock()):
             queue = self._server.queue(model, storage=True)
             store = StateStore(self._blobs, model)
-            while drain(queue, store, writer=self._writer) == BATCH_ENTRIES:
+            while drain(queue, store, writer=self._writer, sync=self._sync) == BATCH_ENTRIES:
                 pass
 
     def _guarded(self, model: str, work: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from headpond import upkeep
 from headpond.errors import HistoryMismatch
@@ -17,11 +18,13 @@ logger = logging.getLogger(__name__)
 BATCH_ENTRIES = 1000
 
 
-def drain(queue: JobQueue, store: StateStore, *, writer: str) -> int:
+def drain(queue: JobQueue, store: StateStore, *, writer: str, sync: Callable[[], None] | None = None) -> int:
     """Commit what the journal holds, at most BATCH_ENTRIES; return how many entries that were.
 
     Every step may be the last one before a crash: entries leave Redis only after the head that leads to them, and
     entries that come again are left out by the head's watermark.
+    sync: what brings a commit to the disk, where storage does not do that itself. Called before each trim, also where
+    the commit is an old one that was not trimmed: its writer may have been killed before it synced.
     Raises CommitLost if another writer was first (nothing is lost: the entries stay), HistoryMismatch,
     StorageUnavailable, RedisUnavailable.
     """
@@ -43,6 +46,8 @@ def drain(queue: JobQueue, store: StateStore, *, writer: str) -> int:
                 records.append(record)
     first, last = JournalId.parse(entries[0].journal_id), JournalId.parse(entries[-1].journal_id)
     store.commit(at, records, first=first, last=last, inc=inc, writer=writer)
+    if sync is not None:
+        sync()
     ended = [entry.job_id for entry in entries if entry.kind == "end"]
     if not queue.run(upkeep.trim(inc=inc, through=str(last), ended=ended)):
         logger.warning("trim_stale model=%s inc=%d", queue.name, inc)
