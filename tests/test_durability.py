@@ -20,7 +20,7 @@ from headpond.errors import DurabilityUnknown, HeadpondError, InvalidRequest, Ma
 from headpond.models import ModelRow
 from headpond.queue import JobQueue, Server
 from headpond.settings import load_settings
-from headpond_workers.persistence.documents import SubmitRecord
+from headpond_workers.persistence.records import SubmitRecord
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.storage_settings import storage_of

@@ -10,7 +10,9 @@ from headpond.errors import HistoryMismatch
 from headpond.queue import JobQueue, JournalEntry
 from headpond.results import build_result
 from headpond.wire import pack_result
-from headpond_workers.persistence.documents import EndRecord, JournalId, Record, SubmitRecord
+from headpond_workers.persistence.batch import Batch
+from headpond_workers.persistence.journal_id import JournalId
+from headpond_workers.persistence.records import EndRecord, Record, SubmitRecord
 from headpond_workers.persistence.segments import StateStore
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ def drain(queue: JobQueue, store: StateStore, *, writer: str, sync: Callable[[],
             if record is not None:
                 records.append(record)
     first, last = JournalId.parse(entries[0].journal_id), JournalId.parse(entries[-1].journal_id)
-    store.commit(at, records, first=first, last=last, inc=inc, writer=writer)
+    store.commit(at, Batch(first=first, last=last, inc=inc, records=tuple(records)), writer=writer)
     if sync is not None:
         sync()
     ended = [entry.job_id for entry in entries if entry.kind == "end"]
