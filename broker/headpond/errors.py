@@ -15,6 +15,10 @@
     |- NameInUse                the name of a model is in use, so it is not forgotten
     |- NotQuarantined           the job is not among the quarantined ones, so it is not for an operator to decide
     |- NotCommitted             the job's end is not in storage yet (retry=True)
+    |- SpoolError               the journal's spool on a host's disk
+    |  |- SpoolElsewhere         another host has part of the journal; nothing is committed before that (retry=True)
+    |  |- SpoolDamaged           what left Redis for the spool is not whole there
+    |  `- SpoolBusy              a process of this host is at work with it (retry=True)
     |- BundleError              a replay bundle cannot be read or written
     |- JobGone                  the job is unknown, or its retention has passed
     |  `- NotStored              storage does not hold the job's end
@@ -240,6 +244,52 @@ class NotCommitted(HeadpondError):
             "that does not help, see what the persister says: headpond logs persister"
         )
         self.job_id = job_id
+
+
+class SpoolError(HeadpondError):
+    """The journal's spool on a host's disk. model: whose."""
+
+    def __init__(self, model: str, message: str) -> None:
+        super().__init__(message)
+        self.model = model
+
+
+class SpoolElsewhere(SpoolError):
+    """Another host has entries of the journal on its disk, and nothing may be committed before these."""
+
+    retry = True
+
+    def __init__(self, model: str, *, host: str, folder: str, first: str, last: str) -> None:
+        super().__init__(
+            model,
+            f"Entries {first} to {last} of '{model}' are in the spool of {host} ({folder}), and nothing is committed "
+            "before them: start the persister there. If that disk is lost: headpond storage spool --give-up "
+            f"{model} --yes",
+        )
+        self.host, self.folder = host, folder
+
+
+class SpoolDamaged(SpoolError):
+    """What left Redis for the spool is not whole there. Nothing was committed."""
+
+    def __init__(self, model: str, *, path: str, found: str, wanted: str) -> None:
+        super().__init__(
+            model,
+            f"{path}: it is whole up to {found} only, and entries up to {wanted} of '{model}' were moved there. Put "
+            f"the file back from a copy, or have the queue write anew what it holds: headpond storage spool --give-up "
+            f"{model} --yes",
+        )
+        self.path = path
+
+
+class SpoolBusy(SpoolError):
+    """A process of this host is at work with the spool."""
+
+    retry = True
+
+    def __init__(self, model: str, *, path: str) -> None:
+        super().__init__(model, f"{path}: a persister is at work with it. Stop it, or try again in a moment.")
+        self.path = path
 
 
 class BundleError(HeadpondError):

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from headpond.jobs import Priority
 from headpond.operations import Operation
+from headpond.replies import StreamEntry, parse_entries
+from headpond.spooled import Spooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,14 @@ class DeadAnswer(StrEnum):
     """With storage nothing is dropped before its end is committed."""
 
 
+class SpoolAnswer(StrEnum):
+    OK = "ok"
+    STALE = "stale"
+    """The server went back in time since the journal was read."""
+    OTHER = "other"
+    """Another spool is named."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A job that was not where its row says. remedy: what was done; 'left' if nothing."""
@@ -66,6 +77,23 @@ class FsckPage:
     cursor: str
     looked: int
     faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSample:
+    """How far one job is. row: its run row as it is packed; empty if there is none. entries: of its stream."""
+
+    row: bytes
+    entries: list[StreamEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """paid: band -> its virtual time, and tenant -> the virtual time up to which its jobs are paid for. jobs: as they
+    were asked for."""
+
+    paid: dict[str, tuple[float, dict[str, float]]]
+    jobs: list[JobSample]
 
 
 def _text(value: bytes | str) -> str:
@@ -97,6 +125,21 @@ def _parse_fsck(reply: list[Any]) -> FsckPage:
     return FsckPage(_text(reply[0]), int(reply[1]), faults)
 
 
+def sample(after: Sequence[tuple[str, str]], *, entries: int) -> Operation[Sample]:
+    """after: pairs of a job's id and the stream entry after which it is read, "-" from the first on. entries: most of
+    one job: where as many come, there may be more."""
+    words = [word for pair in after for word in pair]
+    return Operation("sample", (entries, *words), _parse_sample)
+
+
+def _parse_sample(reply: list[Any]) -> Sample:
+    paid = {}
+    for band, (virtual, flat) in zip(Priority, reply[0], strict=True):
+        tenants = {_text(name): float(time) for name, time in zip(flat[::2], flat[1::2], strict=True)}
+        paid[band.value] = (float(virtual or 0), tenants)
+    return Sample(paid, [JobSample(bytes(row), parse_entries(found)) for row, found in reply[1:]])
+
+
 def trim(*, inc: int, through: str, ended: Sequence[str]) -> Operation[bool]:
     """False if the server went back in time since `inc` was read; nothing was trimmed then."""
     return Operation("trim", (inc, through, *ended), lambda r: _text(r) == "ok")
@@ -106,3 +149,32 @@ def open_queue(step: str, *, lineage: str = "", reason: str = "", least_inc: int
     """step: 'claim', 'open' or 'close'. least_inc: the incarnation that storage has seen; this server's is raised
     above it if it is lower. Returns the queue's lineage and state."""
     return Operation("open", (step, lineage, reason, least_inc), lambda r: (_text(r[0]), _text(r[1])))
+
+
+def storage_away() -> Operation[SpoolAnswer]:
+    """Storage could not be reached: since now, unless that was said before."""
+    return Operation("spool", ("away",), _parse_spool)
+
+
+def storage_back() -> Operation[SpoolAnswer]:
+    """Storage can be reached again."""
+    return Operation("spool", ("back",), _parse_spool)
+
+
+def take_to_spool(spooled: Spooled, *, inc: int, through: str) -> Operation[SpoolAnswer]:
+    """Entries up to `through` are synced in a spool, and leave the journal. inc: that they were read under."""
+    return Operation("spool", ("take", inc, spooled.id, through, spooled.pack()), _parse_spool)
+
+
+def spool_replayed(spool_id: str, *, last: str) -> Operation[SpoolAnswer]:
+    """All that the spool held, up to `last`, is in storage."""
+    return Operation("spool", ("replayed", spool_id, last), _parse_spool)
+
+
+def give_up_spool(spool_id: str) -> Operation[SpoolAnswer]:
+    """The spool will not come back: the queue journals anew what it holds."""
+    return Operation("spool", ("give-up", spool_id), _parse_spool)
+
+
+def _parse_spool(reply: bytes) -> SpoolAnswer:
+    return SpoolAnswer(_text(reply))

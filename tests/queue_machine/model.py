@@ -156,6 +156,7 @@ class Model:
             self.end(job, JobState.DEAD, now_ms)
         else:
             job.wait(now_ms, self.server.share)
+            self.write_journal("back", job.id)
 
     def note_outcome(self, job: TrueJob, state: JobState) -> None:
         if self.server.share is not None and job.served_by:

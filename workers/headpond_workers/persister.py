@@ -31,6 +31,7 @@ from headpond.settings import (
     EMBEDDED_SEAWEED_DATA,
     EMBEDDED_SEAWEED_FOLDER,
     EMBEDDED_VALKEY_FOLDER,
+    SPOOL_FOLDER,
     Settings,
     load_settings,
 )
@@ -39,6 +40,7 @@ from headpond_workers.naming.identity import identity_or_passing
 from headpond_workers.persistence.actor import LEASE_S, RETENTION_S, Persistence
 from headpond_workers.persistence.aof_sync import AofSync
 from headpond_workers.persistence.s3 import S3Blobs
+from headpond_workers.persistence.spooling import SpoolPolicy
 from headpond_workers.persistence.storage_settings import storage_of
 from headpond_workers.persistence.storage_sync import StorageSync
 from headpond_workers.redaction import Secrets
@@ -49,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
 INTERVAL_S = 1.0
+GB = 1_000_000_000
 
 
 class Persister:
@@ -70,8 +73,9 @@ class Persister:
         self._aof = AofSync(settings.state_folder / EMBEDDED_VALKEY_FOLDER) if settings.redis.url is None else None
         self._writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
         self._persistence = Persistence(
-            address, self._blobs, writer=self._writer, model_server=self._server, sync=_sync_of(settings)
-        )
+            address, self._blobs, writer=self._writer, model_server=self._server,
+            spools=_spools_of(settings), sync=_sync_of(settings),
+        )  # fmt: skip
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT. Returns the exit code."""
@@ -138,6 +142,14 @@ def _sync_of(settings: Settings) -> StorageSync | None:
     if settings.storage.endpoint_url is not None:
         return None
     return StorageSync(settings.state_folder / EMBEDDED_SEAWEED_FOLDER / EMBEDDED_SEAWEED_DATA)
+
+
+def _spools_of(settings: Settings) -> SpoolPolicy:
+    storage = settings.storage
+    return SpoolPolicy(
+        settings.state_folder / SPOOL_FOLDER, storage.spool_after_entries, int(storage.spool_max_gb * GB),
+        socket.gethostname(),
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

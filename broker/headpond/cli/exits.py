@@ -16,6 +16,7 @@ from headpond.errors import (
     QueueFull,
     ResultTimeout,
     ServiceUnavailable,
+    SpoolBusy,
 )
 
 INTERNAL = 1
@@ -40,6 +41,7 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (QueueFull, TRY_LATER),
     (ResultTimeout, TRY_LATER),
     (DurabilityUnknown, TRY_LATER),
+    (SpoolBusy, TRY_LATER),
     (NotCommitted, TRY_LATER),
     (CollectionUnderWay, TRY_LATER),
 )

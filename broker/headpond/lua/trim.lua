@@ -7,6 +7,7 @@ local KEPT_COMMITS = 16      -- the latest entry of `commits` is what counts; a 
 if int(inc) ~= ARGV[2] then return 'stale' end
 local now = clock(ARGV[1])
 local high, low = string.match(ARGV[3], '^(%d+)-(%d+)$')
+call('HDEL', meta, 'storage_away')
 call('XTRIM', journal, 'MINID', high .. '-' .. int(tonumber(low) + 1))
 for i = 4, #ARGV do
   local r = load_run(ARGV[i])
