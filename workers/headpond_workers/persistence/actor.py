@@ -19,6 +19,8 @@ from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.gate import open_queue
 from headpond_workers.persistence.journal import Journal, check_spool, drain
 from headpond_workers.persistence.segments import StateStore
+from headpond_workers.persistence.snapshot_thread import SnapshotThread
+from headpond_workers.persistence.snapshots import is_due, make_snapshot
 from headpond_workers.persistence.spool import Spool
 from headpond_workers.persistence.spooling import SpoolPolicy, replay, spool_outage
 
@@ -43,13 +45,15 @@ class Persistence:
         spools: SpoolPolicy,
         sync: Callable[[], None] | None = None,
     ) -> None:
-        """model_server: for the queues of models; the broker has a connection of its own. sync: see `journal.drain`."""
+        """model_server: for the queues of models; the broker has a connection of its own. sync: see `journal.drain`.
+        `snapshots` is to be started."""
         self._sync, self._policy = sync, spools
         self._spools: dict[str, Spool] = {}
         self._replays: dict[str, threading.Thread] = {}
         self._blobs, self._writer, self._server = blobs, writer, model_server
         self._busy: dict[str, threading.Lock] = {}
         self._journals: dict[str, Journal] = {}
+        self.snapshots = SnapshotThread(self.snapshot)
         self.broker = HeadpondBroker(Server(address), middleware=[], slots=2, lease_s=LEASE_S)
         dramatiq.actor(actor_name=PERSIST, queue_name=PERSISTENCE_QUEUE, broker=self.broker)(self.persist)
 
@@ -115,6 +119,15 @@ class Persistence:
                 raise
             if queue.storage_trouble() is not None:
                 queue.run(upkeep.storage_back())
+        if journal.at is not None and is_due(journal.at.head):
+            self.snapshots.ask(model)
+
+    def snapshot(self, model: str) -> None:
+        """Make a snapshot of one model's state, if that is due. Raises CommitLost, StorageUnavailable, BlobCorrupt."""
+        store = StateStore(self._blobs, model)
+        at = store.read_head()
+        if at is not None and is_due(at.head):
+            make_snapshot(store, at, writer=self._writer)
 
     def _guarded(self, model: str, work: Callable[[], None]) -> None:
         try:

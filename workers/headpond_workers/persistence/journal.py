@@ -28,8 +28,8 @@ class Journal:
         self.queue = queue
         self._sampler = Sampler(queue)
         self._inc = 0
-        self._left: str | None = None
-        """txn of the head that this process left."""
+        self.at: HeadAt | None = None
+        """The head that the last commit of this process left."""
         self.ended: list[str] = []
         """Of the last batch: ids of jobs whose end is in it."""
         self.more = False
@@ -71,12 +71,8 @@ class Journal:
 
     def expect(self, at: HeadAt) -> None:
         """Storage has this head, and the next batch is for it."""
-        if at.head.txn != self._left:
+        if self.at is None or at.head.segment != self.at.head.segment:
             self._sampler.forget_fair()
-
-    def left(self, at: HeadAt) -> None:
-        """A commit of this process left this head."""
-        self._left = at.head.txn
 
 
 def drain(journal: Journal, store: StateStore, *, writer: str, sync: Callable[[], None] | None = None) -> bool:
@@ -101,7 +97,7 @@ def drain(journal: Journal, store: StateStore, *, writer: str, sync: Callable[[]
         return False
     # After the entries: what has left the journal by then for a spool is named, and has to be committed before them.
     check_spool(queue)
-    journal.left(store.commit(at, batch, writer=writer))
+    journal.at = store.commit(at, batch, writer=writer)
     journal.stored()
     if sync is not None:
         sync()
