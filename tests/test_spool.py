@@ -438,7 +438,8 @@ def test_entries_of_a_server_that_went_back_in_time_do_not_leave_for_a_spool(sto
         answer = stored.queue.run(upkeep.take_to_spool(spooled, inc=inc, through=entry.journal_id))
         assert answer is SpoolAnswer.OK
     assert stored.queue.journal_length() == 0
-    # A producer that waits for storage waits for what is in the spool.
+    # A producer that waits for storage waits for what is in the spool, and is told of no commit.
+    assert stored.queue.wait_for_commits(after="0-0", block_s=0.01) == []
     assert stored.queue.journal_mark().last == entry.journal_id
     other = replace(spooled, id="other")
     assert stored.queue.run(upkeep.take_to_spool(other, inc=inc, through=entry.journal_id)) is SpoolAnswer.OTHER
