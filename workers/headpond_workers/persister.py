@@ -27,13 +27,22 @@ from headpond.errors import ConfigError, HeadpondError, ServiceUnavailable
 from headpond.keys import PERSISTENCE_QUEUE
 from headpond.operations import QueuePolicy
 from headpond.queue import Server
-from headpond.settings import EMBEDDED_VALKEY_FOLDER, Settings, load_settings
+from headpond.settings import (
+    EMBEDDED_SEAWEED_DATA,
+    EMBEDDED_SEAWEED_FOLDER,
+    EMBEDDED_VALKEY_FOLDER,
+    SPOOL_FOLDER,
+    Settings,
+    load_settings,
+)
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.naming.identity import identity_or_passing
 from headpond_workers.persistence.actor import LEASE_S, RETENTION_S, Persistence
 from headpond_workers.persistence.aof_sync import AofSync
 from headpond_workers.persistence.s3 import S3Blobs
+from headpond_workers.persistence.spooling import SpoolPolicy
 from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.persistence.storage_sync import StorageSync
 from headpond_workers.redaction import Secrets
 from headpond_workers.rollover.alias_follower import AliasFollower
 from headpond_workers.secret_filter import start_logging
@@ -42,6 +51,9 @@ logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
 INTERVAL_S = 1.0
+GB = 1_000_000_000
+BUCKET_WAIT_S = 3.0
+"""For a storage that answers, as it nearly always does: so the first commit finds its bucket."""
 
 
 class Persister:
@@ -60,11 +72,13 @@ class Persister:
         self._blobs = S3Blobs(storage)
         self._server = Server(address)
         self._leave = threading.Event()
+        self._refused: HeadpondError | None = None
+        """Why storage will not be used at all."""
         self._aof = AofSync(settings.state_folder / EMBEDDED_VALKEY_FOLDER) if settings.redis.url is None else None
         self._writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
         self._persistence = Persistence(
             address, self._blobs, writer=self._writer, model_server=self._server,
-            history_s=settings.storage.history_s,
+            history_s=settings.storage.history_s, spools=_spools_of(settings), sync=_sync_of(settings),
         )  # fmt: skip
 
     def run(self) -> int:
@@ -73,8 +87,11 @@ class Persister:
             signal.signal(signum, lambda *_: self._leave.set())
         if self._aof is not None:
             self._aof.start()
-        if not self._await_servers():
+        if not self._await_server():
             return 0
+        bucket = threading.Thread(target=self._make_bucket, name="bucket", daemon=True)
+        bucket.start()
+        bucket.join(BUCKET_WAIT_S)
         broker = self._persistence.broker
         pool = dramatiq.Worker(broker, queues={PERSISTENCE_QUEUE}, worker_threads=2)
         pool.queue_prefetch = 2
@@ -94,17 +111,32 @@ class Persister:
                 logger.warning("tick_failed error=%s", error)
             next_tick = max(next_tick + INTERVAL_S, time.monotonic())
             self._leave.wait(next_tick - time.monotonic())
+        if self._refused is not None:
+            raise self._refused
         follower.stop()
         pool.stop(timeout=10_000)
         self._last_commit()
         broker.close()
         return 0
 
-    def _await_servers(self) -> bool:
-        """Both servers answer. False if told to leave first."""
+    def _make_bucket(self) -> None:
+        """Beside all else: while storage is away the queues need their ticks, and journals may have to go to disk."""
         while not self._leave.is_set():
             try:
                 self._blobs.ensure_bucket()
+            except ServiceUnavailable as error:
+                logger.warning("storage_awaited error=%s", error)
+                self._leave.wait(INTERVAL_S)
+            except HeadpondError as error:
+                self._refused = error
+                self._leave.set()
+            else:
+                return
+
+    def _await_server(self) -> bool:
+        """Redis answers. False if told to leave first."""
+        while not self._leave.is_set():
+            try:
                 queue = self._server.queue(PERSISTENCE_QUEUE)
                 row = WorkerRow(
                     boot=self._persistence.broker.boot, model=PERSISTENCE_QUEUE, version="", host=socket.gethostname(),
@@ -126,6 +158,21 @@ class Persister:
         except HeadpondError as error:
             # What is left stays in the journal, for the next persister.
             logger.warning("last_commit_failed error=%s", error)
+
+
+def _sync_of(settings: Settings) -> StorageSync | None:
+    """What brings commits to the disk; None where the storage is a server of the operator's own."""
+    if settings.storage.endpoint_url is not None:
+        return None
+    return StorageSync(settings.state_folder / EMBEDDED_SEAWEED_FOLDER / EMBEDDED_SEAWEED_DATA)
+
+
+def _spools_of(settings: Settings) -> SpoolPolicy:
+    storage = settings.storage
+    return SpoolPolicy(
+        settings.state_folder / SPOOL_FOLDER, storage.spool_after_entries, int(storage.spool_max_gb * GB),
+        socket.gethostname(),
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

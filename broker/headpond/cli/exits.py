@@ -6,6 +6,7 @@ from headpond.errors import (
     BundleError,
     CollectionUnderWay,
     ConfigError,
+    DurabilityUnknown,
     HeadpondError,
     InvalidRequest,
     JobEnded,
@@ -17,6 +18,7 @@ from headpond.errors import (
     RestoreRefused,
     ResultTimeout,
     ServiceUnavailable,
+    SpoolBusy,
 )
 
 INTERNAL = 1
@@ -41,6 +43,8 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (JobEnded, JOB_ENDED),
     (QueueFull, TRY_LATER),
     (ResultTimeout, TRY_LATER),
+    (DurabilityUnknown, TRY_LATER),
+    (SpoolBusy, TRY_LATER),
     (NotCommitted, TRY_LATER),
     (PurgeRefused, TRY_LATER),
     (CollectionUnderWay, TRY_LATER),
