@@ -9,8 +9,9 @@ from typing import Any, TypeVar, cast
 import redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from headpond import names, switching, upkeep
+from headpond import names, session_operations, switching, upkeep
 from headpond import operations as ops
+from headpond.commits import Chain, Commit, SessionRow, unpack_commit, unpack_session
 from headpond.connections import (
     BLOCK_S,
     UNREACHABLE,
@@ -37,11 +38,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """One durable change. kind: 'submit' or 'end'."""
+    """One durable change. kind: 'submit' or 'end' of a job; 'commit' or 'session', whose id or name job_id is then.
+    row: of a session, as the change left it; empty if it was deleted."""
 
     journal_id: str
     kind: str
     job_id: str
+    row: bytes = b""
 
 
 def _send(client: Any, *command: Any, **options: Any) -> Any:
@@ -249,12 +252,14 @@ class JobQueue:
         result: bytes,
         reason: str = "",
         first_token_s: float | None = None,
+        turn: Sequence[ops.Argument] = (),
     ) -> ops.Outcome:
         return self.run(
             ops.finish(
-                job_id, fence, offset=offset, state=state, result=result, reason=reason, first_token_s=first_token_s
+                job_id, fence, offset=offset, state=state, result=result, reason=reason, first_token_s=first_token_s,
+                turn=turn,
             )
-        )
+        )  # fmt: skip
 
     def run_all(self, operations: Sequence[ops.Operation[T]]) -> list[T]:
         """Several operations in one round trip; see `Server.run_all`."""
@@ -321,6 +326,43 @@ class JobQueue:
         raw = self.server.read("HGET", queue_keys(self.name).named("run"), job_id)
         return None if raw is None else unpack_run(raw)
 
+    def session_row(self, name: str) -> bytes | None:
+        """A session's row as it is packed; None without one."""
+        return cast("bytes | None", self.server.read("HGET", queue_keys(self.name).named("sessions"), name))
+
+    def session(self, name: str) -> SessionRow | None:
+        """Raises MalformedDocument."""
+        row = self.session_row(name)
+        return None if row is None else unpack_session(name, row)
+
+    def session_names(self, *, limit: int) -> list[str]:
+        """Those that changed last come first."""
+        found = self.server.read("ZREVRANGE", queue_keys(self.name).named("changed"), 0, limit - 1)
+        return [name.decode() for name in found]
+
+    def session_jobs(self, name: str) -> list[str]:
+        """Ids of the jobs of a session that have not ended, in their order."""
+        return [raw.decode() for raw in self.server.read("LRANGE", queue_keys(self.name).session(name), 0, -1)]
+
+    def turn(self, commit_id: str) -> bytes | None:
+        """The document of a commit; None if it is not there."""
+        return cast("bytes | None", self.server.read("HGET", queue_keys(self.name).named("turns"), commit_id))
+
+    def commit(self, commit_id: str) -> Commit | None:
+        """Raises MalformedDocument."""
+        document = self.turn(commit_id)
+        return None if document is None else unpack_commit(commit_id, document)
+
+    def chain(self, session: str, head: str) -> list[Commit]:
+        """The commits up to a head, the first turn first. session: named in errors.
+
+        Raises CommitGone, MalformedDocument.
+        """
+        chain = Chain(session, head)
+        while chain.onward:
+            chain.add(self.run(session_operations.chain(chain.onward)))
+        return chain.commits()
+
     def data(self, job_id: str) -> bytes | None:
         return cast("bytes | None", self.server.read("HGET", queue_keys(self.name).named("data"), job_id))
 
@@ -380,7 +422,8 @@ class JobQueue:
         for journal_id, fields in parse_entries(found):
             if b"k" not in fields or b"i" not in fields:
                 raise MalformedDocument("journal entry", f"{journal_id} lacks its kind or id")
-            entries.append(JournalEntry(journal_id, fields[b"k"].decode(), fields[b"i"].decode()))
+            kind, name = fields[b"k"].decode(), fields[b"i"].decode()
+            entries.append(JournalEntry(journal_id, kind, name, fields.get(b"r", b"")))
         return entries
 
     def journal_length(self) -> int:
