@@ -225,7 +225,7 @@ def test_deleting_a_session_keeps_the_commits_that_a_fork_needs(bench: Bench) ->
     assert (bench.queue.turn(second.id), bench.queue.session("s")) == (None, None)
     assert [c.id for c in bench.queue.chain("f", first.id)] == [first.id]
     assert bench.queue.run(moves.delete("f")) is SessionAnswer.OK
-    for name in ("turns", "links", "sessions", "changed"):
+    for name in ("turns", "links", "sessions", "changed", "lapses"):
         assert bench.server.read("EXISTS", bench.keys.named(name)) == 0
 
 
@@ -269,6 +269,39 @@ def test_nothing_moves_while_a_job_of_the_session_waits_or_runs(bench: Bench) ->
     assert bench.dump() == state
     # A commit never changes: who names one may fork it at any time.
     assert bench.queue.run(moves.fork("s", first, name="f", settled=False)) is SessionAnswer.OK
+
+
+def test_a_session_goes_when_its_retention_is_over_and_nothing_of_it_waits(bench: Bench) -> None:
+    meta, tenants = bench.keys.named("meta"), bench.keys.named("retention")
+    kept = take_turn(bench, "chat/kept", session="for-ever")
+    bench.raw.hset(meta, "session_retention_ms", 50_000)
+    bench.raw.hset(tenants, "mill", "0 0 0")
+    take_turn(bench, "chat/a")
+    bench.submit("chat/mill", session="of-mill", tenant="mill")
+    lease = bench.lease(fingerprint="fingerprint-v1")
+    end_turn(bench, lease, turn_of(bench, lease, session="of-mill"))
+    bench.ticks(*[4] * 10)
+    second = take_turn(bench, "chat/b")
+    bench.ticks(*[4] * 10)
+    assert head_of(bench) == second.id
+    bench.ticks(*[4] * 3)
+    assert sorted(bench.queue.session_names(limit=9)) == ["for-ever", "of-mill"]
+    assert bench.queue.turn(second.id) is None
+    # It was looked at when its table said `for ever`, and is again within a day.
+    bench.ticks(*[3_600] * 25)
+    assert bench.queue.session_names(limit=9) == ["of-mill"]
+    assert bench.queue.turn(kept.id) is None
+
+
+def test_a_session_in_use_outlives_its_retention(bench: Bench) -> None:
+    bench.raw.hset(bench.keys.named("meta"), "session_retention_ms", 20_000)
+    first = take_turn(bench, "chat/a")
+    bench.submit("chat/b", session="s")
+    bench.ticks(*[4] * 10)
+    assert head_of(bench) == first.id
+    bench.queue.cancel("chat/b")
+    bench.ticks(*[4] * 6)
+    assert head_of(bench) == ""
 
 
 def test_a_chain_that_lacks_a_commit_is_refused_and_a_rollback_mends_it(bench: Bench) -> None:

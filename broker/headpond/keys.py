@@ -31,6 +31,8 @@ headpond:{q}:session:<s>           list   ids of a session's jobs that have not 
 headpond:{q}:waiting               zset   those of them that are not the first, by their place
 headpond:{q}:sessions              hash   name -> session row
 headpond:{q}:changed               zset   session by the time of its last change, ms
+headpond:{q}:lapses                zset   session by the time at which a sweep looks whether it is over, ms
+headpond:{q}:retention             hash   tenant -> ms of its own in Redis, in storage, of its sessions
 headpond:{q}:turns                 hash   commit id -> document `headpond/commit`
 headpond:{q}:links                 hash   commit id -> "<refs>:<parent>": how many need it
 headpond:{q}:outcomes              hash   <version>:<n> -> how one job ended while a trial was on; <version> -> how many

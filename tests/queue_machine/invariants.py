@@ -15,7 +15,7 @@ from queue_machine.sessions import check_sessions
 from queue_machine.snapshot import Snapshot
 from queue_machine.sweeping import is_suspect
 
-_OTHER_SETS = ("fair:", "waits", "preempts", "changed")
+_OTHER_SETS = ("fair:", "waits", "preempts", "changed", "lapses")
 """Sets of something else than jobs, or that a job may stand in beside its place."""
 
 

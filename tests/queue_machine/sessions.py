@@ -57,7 +57,7 @@ def check_sessions(
     }
     assert lists == {name: ids for name, ids in waiting.items() if ids}
     rows = {name: unpack_session(name, row) for name, row in now.hash("sessions").items()}
-    assert rows.keys() == sessions.keys() == now.zset("changed").keys()
+    assert rows.keys() == sessions.keys() == now.zset("changed").keys() == now.zset("lapses").keys()
     links = {commit: value.decode().split(":") for commit, value in now.hash("links").items()}
     for name, session in sessions.items():
         row = rows[name]

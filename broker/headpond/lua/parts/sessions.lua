@@ -4,6 +4,8 @@
 local MAX_SKIPPED = 8        -- ids of jobs that ended without a commit since the head, which its next turn tells of
 local MAX_LEFT = 32          -- heads that a session went back from, and that are kept
 
+local LOOK_AGAIN_MS = 86400000  -- how often a session that is kept for ever is looked at, for that may have changed
+
 local sessions, turns, links = prefix .. 'sessions', prefix .. 'turns', prefix .. 'links'
 
 local function new_session(now)
@@ -11,10 +13,24 @@ local function new_session(now)
     left = {} }
 end
 
+-- How long a session is kept after its last change, in ms; 0: for ever.
+local function session_retention(tenant)
+  local own = call('HGET', prefix .. 'retention', tenant)
+  return tonumber(own and string.match(own, '(%d+)$') or call('HGET', meta, 'session_retention_ms') or 0)
+end
+
+-- When a sweep is to look whether a session is over.
+local function lapse_at(name, s, now)
+  local keep = session_retention(s.tenant)
+  call('ZADD', prefix .. 'lapses', keep > 0 and math.max(s.updated + keep, now + lease_ms) or now + LOOK_AGAIN_MS, name)
+end
+
 local function save_session(name, s, now)
-  local row = cmsgpack.pack({ 1, s.head, s.version, s.policy, s.tenant, s.turns, s.created, now, s.skipped, s.left })
+  s.updated = now
+  local row = cmsgpack.pack({ 1, s.head, s.version, s.policy, s.tenant, s.turns, s.created, s.updated, s.skipped, s.left })
   call('HSET', sessions, name, row)
   call('ZADD', prefix .. 'changed', now, name)
+  lapse_at(name, s, now)
   write_journal('session', name, now, row)
 end
 
@@ -59,11 +75,13 @@ local function put_session(name, row, now)
   if row == '' then
     call('HDEL', sessions, name)
     call('ZREM', prefix .. 'changed', name)
+    call('ZREM', prefix .. 'lapses', name)
   else
     call('HSET', sessions, name, row)
     local s = read_session(name)
     for _, id in ipairs(needs(s)) do hold_commit(id) end
     call('ZADD', prefix .. 'changed', s and s.updated or now, name)
+    if s then lapse_at(name, s, now) end
   end
   for _, id in ipairs(before) do let_go(id, now, true) end
 end
@@ -72,8 +90,21 @@ local function delete_session(name, now)
   local s = read_session(name)
   call('HDEL', sessions, name)
   call('ZREM', prefix .. 'changed', name)
+  call('ZREM', prefix .. 'lapses', name)
   write_journal('session', name, now, '')
   for _, id in ipairs(needs(s)) do let_go(id, now) end
+end
+
+-- A sweep looks at a session: its retention is over, or not yet. One in use is not over.
+local function lapse(name, now)
+  local s = read_session(name)
+  if not s then
+    call('ZREM', prefix .. 'lapses', name)
+    return
+  end
+  local keep = session_retention(s.tenant)
+  if keep > 0 and s.updated + keep <= now and call('EXISTS', session_key(name)) == 0 then delete_session(name, now)
+  else lapse_at(name, s, now) end
 end
 
 -- The head moves. A row that is there and cannot be read is left as it is: it may be mended.
