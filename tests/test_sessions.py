@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 
-from conftest import Deployment, WorkerChild, eventually
-from headpond import AsyncClient, Client, JobState, Policy, Result
+from conftest import Deployment, eventually
+from headpond import AsyncClient, Client, JobState, Policy
 from headpond.commits import MAX_CONVERSATION_BYTES, pack_commit
 from headpond.errors import (
     CommitGone,
@@ -23,36 +22,8 @@ from headpond.jobs import JobId
 from headpond.keys import queue_keys
 from headpond.models import ModelRow
 from headpond.turns import ROOT
+from session_flow import ask, configure, serve, serve_salted
 from worker_flow import Reading, assert_read_once, await_tokens
-
-MODEL = """
-[models.chat]
-engine = "scripted"
-tokens_per_s = {speed}
-slots = 4
-lease_s = 1.0
-answer_tokens = 30
-context_tokens = 4096
-version_wait_s = 1.0
-{more}
-"""
-
-
-def serve(deployment: Deployment, instance: str = "chat-0", *, speed: int = 2000, more: str = "") -> WorkerChild:
-    deployment.configure(MODEL.format(speed=speed, more=more))
-    return deployment.start("chat", instance)
-
-
-def serve_salted(deployment: Deployment, instance: str, salt: str) -> WorkerChild:
-    """A worker of another version of the model, whose answers are others."""
-    weights = deployment.folder / f"{salt}.json"
-    weights.write_text(json.dumps({"salt": salt}))
-    return serve(deployment, instance, more=f'path = "{weights}"')
-
-
-def ask(client: Client, prompt: str, **options: object) -> Result:
-    more = {"session": "s", "temperature": 0.0, **options}
-    return client.submit("chat", prompt, **more).result(timeout=30)  # type: ignore[arg-type]
 
 
 def test_a_turn_is_answered_as_the_whole_conversation_would_be(deployment: Deployment, client: Client) -> None:
@@ -85,7 +56,7 @@ def test_a_turn_is_answered_as_the_whole_conversation_would_be(deployment: Deplo
 
 def test_turns_that_are_submitted_at_once_run_in_their_order(deployment: Deployment, client: Client) -> None:
     prompts = [f"Question {n}." for n in range(8)]
-    deployment.configure(MODEL.format(speed=2000, more=""))
+    configure(deployment)
     client_queue = deployment.server()
     client_queue.configure_model("chat", ModelRow("scripted", 0, False, 4096))
     jobs = client.submit_many("chat", [{"prompt": prompt} for prompt in prompts], session="s")
