@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
 import typer
@@ -18,9 +18,11 @@ from headpond.cli.jobs import UrlOption
 from headpond.errors import ConfigError, InvalidRequest, JobGone
 from headpond.jobs import JobId
 from headpond.operators import Operator
-from headpond.purging import await_clean, purge_jobs, tenant_jobs
+from headpond.purging import await_clean, owned_jobs, purge_jobs, tenant_sessions
 from headpond.queue import JobQueue
+from headpond.session_moves import parse_session, the_one
 from headpond.settings import Settings, find_config, load_settings
+from headpond.upkeep import Owner
 from headpond_workers.cli.config_option import AsJson, Config, say
 
 NO_STORAGE, CLEAN, NOT_YET = "none", "clean", "not yet"
@@ -33,8 +35,17 @@ class Done:
 
     model: str
     jobs: list[str]
+    sessions: list[str]
     in_redis: int
     storage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What of one model is to go."""
+
+    jobs: list[str]
+    sessions: list[str] = field(default_factory=list)
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +57,8 @@ def purge(
     config: Config = None,
     *,
     tenant: Annotated[str | None, typer.Option("--tenant", help="All jobs of a tenant.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="With --tenant: of this model alone.")] = None,
+    session: Annotated[str | None, typer.Option("--session", help="A session, MODEL/NAME, with all its jobs.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Of this model alone.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which jobs these are, and remove nothing.")] = False,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait until storage is clean.")] = 120.0,
@@ -54,6 +66,8 @@ def purge(
     redis: UrlOption = None,
 ) -> None:
     """Remove jobs for good: request, tokens, result, whatever their state. A running one is stopped.
+
+    Of a tenant and of a session also the conversations; what a job that is named alone has told a session stays there.
 
     Redis is clean at once. In storage the persister makes a snapshot without the jobs, and deletes all segments and
     snapshots from before: no restore goes back further than that. Waits until that is done. The embedded servers then
@@ -68,20 +82,24 @@ def purge(
       headpond purge --tenant acme --dry-run
 
       headpond purge --tenant acme --model chat --yes --json
+
+      headpond purge --session chat/support-4
     """
-    if (job is None) == (tenant is None) or (job is not None and model is not None):
-        raise InvalidRequest("name one JOB, or give --tenant T, with --model M or without", field="purge")
+    if [job, tenant, session].count(None) != 2 or (job is not None and model is not None):
+        raise InvalidRequest(
+            "name one JOB, or give --tenant T or --session S, these with --model M or without", field="purge"
+        )
     settings = _settings(config)
     until = time.monotonic() + timeout
     with _operator(redis, config=config, settings=settings) as operator:
-        found = _find(operator, settings, job=job, tenant=tenant, model=model)
-        total = sum(map(len, found.values()))
+        found = _find(operator, settings, job=job, tenant=tenant, session=session, model=model)
         if dry_run:
-            _tell([Done(name, ids, 0, "") for name, ids in found.items()], as_json=as_json, dry_run=True)
+            done = [Done(name, what.jobs, what.sessions, 0, "") for name, what in found.items()]
+            _tell(done, as_json=as_json, dry_run=True)
             return
-        if total and not yes:
-            _confirm(found, total)
-        done = [_purge(operator.queue(name), ids, until=until) for name, ids in found.items() if ids]
+        if not yes and any(what.jobs or what.sessions for what in found.values()):
+            _confirm(found)
+        done = [_purge(operator.queue(name), what, until=until) for name, what in found.items()]
         waits = any(each.storage == NOT_YET for each in done)
         if done and not waits and redis is None and settings is not None:
             _write_anew(operator, settings, until=until, storage=any(each.storage == CLEAN for each in done))
@@ -92,26 +110,46 @@ def purge(
 
 
 def _find(
-    operator: Operator, settings: Settings | None, *, job: str | None, tenant: str | None, model: str | None
-) -> dict[str, list[str]]:
-    """Ids by model."""
+    operator: Operator,
+    settings: Settings | None,
+    *,
+    job: str | None,
+    tenant: str | None,
+    session: str | None,
+    model: str | None,
+) -> dict[str, Found]:
+    """What to remove, by model."""
     if job is not None:
-        name = JobId.parse(job)
-        queue = operator.queue(name.model)
+        named = JobId.parse(job)
+        queue = operator.queue(named.model)
         # Storage may know a job that Redis has dropped.
-        if queue.run_row(job) is None and queue.data(job) is None and not operator.has_storage(name.model):
+        if queue.run_row(job) is None and queue.data(job) is None and not operator.has_storage(named.model):
             raise JobGone(job)
-        return {name.model: [job]}
+        return {named.model: Found([job])}
+    if session is not None:
+        said, name = parse_session(session, model)
+        having = [
+            each
+            for each in ([said] if said else operator.models())
+            if (queue := operator.queue(each)).session_row(name) is not None or queue.session_jobs(name)
+        ]
+        owner = the_one(name, having) if said is None else said
+        return {owner: Found(_jobs_of(operator, settings, owner, Owner.SESSION, name), [name])}
     found = {}
     for each in operator.models() if model is None else [model]:
-        ids = list(tenant_jobs(operator.queue(each), tenant or ""))
-        if operator.has_storage(each):
-            ids += _stored(settings, each, tenant or "")
-        found[each] = sorted(set(ids))
+        jobs = _jobs_of(operator, settings, each, Owner.TENANT, tenant or "")
+        found[each] = Found(jobs, tenant_sessions(operator.queue(each), tenant or ""))
     return found
 
 
-def _stored(settings: Settings | None, model: str, tenant: str) -> Iterator[str]:
+def _jobs_of(operator: Operator, settings: Settings | None, model: str, owner: Owner, name: str) -> list[str]:
+    ids = set(owned_jobs(operator.queue(model), owner, name))
+    if operator.has_storage(model):
+        ids.update(_stored(settings, model, owner, name))
+    return sorted(ids)
+
+
+def _stored(settings: Settings | None, model: str, owner: Owner, name: str) -> Iterator[str]:
     # boto3 takes a while to import, which no purge without storage should wait for.
     from headpond_workers.persistence.purge_search import stored_jobs
     from headpond_workers.persistence.s3 import S3Blobs
@@ -124,15 +162,16 @@ def _stored(settings: Settings | None, model: str, tenant: str) -> Iterator[str]
             f"'{model}' has jobs in storage, and no storage is configured here. Call it where headpond.toml names it",
             where="[storage]",
         )
-    return stored_jobs(StateStore(S3Blobs(address), model), tenant)
+    return stored_jobs(StateStore(S3Blobs(address), model), owner, name)
 
 
-def _purge(queue: JobQueue, ids: list[str], *, until: float) -> Done:
-    purged = purge_jobs(queue, ids)
-    if not purged.through:
-        return Done(queue.name, ids, purged.in_redis, NO_STORAGE)
-    clean = await_clean(queue, purged.through, timeout_s=max(0.0, until - time.monotonic()))
-    return Done(queue.name, ids, purged.in_redis, CLEAN if clean else NOT_YET)
+def _purge(queue: JobQueue, what: Found, *, until: float) -> Done:
+    purged = purge_jobs(queue, what.jobs, sessions=what.sessions)
+    storage = NO_STORAGE
+    if purged.through:
+        clean = await_clean(queue, purged.through, timeout_s=max(0.0, until - time.monotonic()))
+        storage = CLEAN if clean else NOT_YET
+    return Done(queue.name, what.jobs, what.sessions, purged.in_redis, storage)
 
 
 def _write_anew(operator: Operator, settings: Settings, *, until: float, storage: bool) -> None:
@@ -145,16 +184,19 @@ def _write_anew(operator: Operator, settings: Settings, *, until: float, storage
         vacuum_volumes(settings.state_folder)
 
 
-def _confirm(found: dict[str, list[str]], total: int) -> None:
+def _confirm(found: dict[str, Found]) -> None:
     if not sys.stdin.isatty():
         say("Nobody is there to be asked: give --yes to remove the jobs, or --dry-run to see which they are.")
         raise typer.Exit(BAD_INPUT)
-    jobs = [name for ids in found.values() for name in ids]
+    jobs = [name for what in found.values() for name in what.jobs]
+    sessions = [f"{model}/{name}" for model, what in found.items() for name in what.sessions]
     for name in jobs[:SHOWN_IDS]:
         say(f"  {name}")
-    if total > SHOWN_IDS:
-        say(f"  and {total - SHOWN_IDS} more")
-    if not typer.confirm(f"Remove {total} {_jobs(total)} for good?"):
+    if len(jobs) > SHOWN_IDS:
+        say(f"  and {len(jobs) - SHOWN_IDS} more")
+    for name in sessions:
+        say(f"  session {name}")
+    if not typer.confirm(f"Remove {_count(len(jobs), 'job')} and {_count(len(sessions), 'session')} for good?"):
         raise typer.Exit(BAD_INPUT)
 
 
@@ -164,18 +206,19 @@ def _tell(done: list[Done], *, as_json: bool, dry_run: bool) -> None:
         return
     for each in done:
         if dry_run:
-            for name in each.jobs:
+            for name in [*each.jobs, *(f"session {each.model}/{name}" for name in each.sessions)]:
                 typer.echo(name)
-        else:
-            left = {NO_STORAGE: "", CLEAN: ", and storage is clean", NOT_YET: ", and storage is not clean yet"}
-            count = len(each.jobs)
-            typer.echo(f"{each.model}: {count} {_jobs(count)} purged, {each.in_redis} in Redis{left[each.storage]}")
-    if not any(each.jobs for each in done):
+        elif each.jobs or each.sessions:
+            left = {NO_STORAGE: "", CLEAN: "; storage is clean", NOT_YET: "; storage is not clean yet"}
+            sessions = f", {_count(len(each.sessions), 'session')}" if each.sessions else ""
+            jobs = f"{_count(len(each.jobs), 'job')} ({each.in_redis} in Redis)"
+            typer.echo(f"{each.model}: purged {jobs}{sessions}{left[each.storage]}")
+    if not any(each.jobs or each.sessions for each in done):
         say("There are no such jobs.")
 
 
-def _jobs(count: int) -> str:
-    return "job" if count == 1 else "jobs"
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _settings(config: Config) -> Settings | None:
