@@ -1,13 +1,15 @@
 """One example of every kind of document and row that headpond stores, how it is read, and its file in tests/fixtures.
 
-A file is named `<kind>.v<version>`. It was written by the release that first had this version, is never changed, and
-must be readable for ever. After a new kind or version was added to KINDS or FILES:
+A file is named `<kind>.v<version>`, and `.<revision>` behind it where fields were added without a new version. It was
+written by the release that first had these, is never changed, and must be readable for ever. After a new kind, version
+or revision was added to KINDS or FILES:
 
     python tests/document_kinds.py        # writes the files that are not there yet
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -18,6 +20,7 @@ from typing import Any
 
 from headpond.bundle import BundleAttempt, new_bundle, pack_bundle, parse_bundle
 from headpond.codec import pack_for_script, unpack_document
+from headpond.commits import Commit, Origin, SessionRow, pack_commit, unpack_commit, unpack_session
 from headpond.jobs import FinishReason, JobState, Priority, Result, Timings, Usage
 from headpond.models import Holder, ModelRow, pack_model, unpack_model
 from headpond.operations import (
@@ -31,11 +34,12 @@ from headpond.operations import (
     _parse_submit,
 )
 from headpond.provenance import AdapterDigest, Provenance
-from headpond.requests import JobRequest
+from headpond.requests import JobRequest, Message
 from headpond.restoring import PutIn, _parse_put_in
 from headpond.rows import RUN_HEAD, Attempt, RunRow, unpack_attempts, unpack_run
 from headpond.switching import Outcome as TrialOutcome
 from headpond.switching import parse_outcomes
+from headpond.turns import Policy
 from headpond.up_file import UP_FILE, Told, read_told
 from headpond.wire import (
     Call,
@@ -88,7 +92,7 @@ from headpond_workers.supervision.shell_secrets import SECRETS_FILE, _noted
 from headpond_workers.supervision.stopped import STOPPED_FILE, read_stopped
 
 FIXTURES = Path(__file__).parent / "fixtures"
-_NAME = re.compile(r"([a-z-]+)\.v([0-9]+)")
+_NAME = re.compile(r"([a-z-]+)\.v([0-9]+)(?:\.([0-9]+))?")
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Kind:
     read: Callable[[bytes], object]
     reader: str
     version: int = 1
+    revision: int = 0
 
 
 TXN = "0123456789abcdef0123456789abcdef"
@@ -128,6 +133,7 @@ RUN = RunRow(
     durable=False, reason="", parked="01FENCE.9", fingerprint="f" * 64, host="host:7", faults=1, struck="",
     pinned="", served_by="local-0123456789ab",
 )  # fmt: skip
+RUN_OF_SESSION = replace(RUN, session="support-4", place=3)
 ATTEMPT = Attempt(1, "01BOOT", "host:7", "3", "f" * 64, 5, 9, "expired", 0, 3, "its worker was silent")
 OUTCOME = TrialOutcome("chat/a", "4", JobState.FAILED, None, 12, 5, 900)
 MODEL = ModelRow("scripted", 5, storage=True, context_tokens=64, spec="{}", holders=(Holder("d1", "h", "/srv", 9),))
@@ -144,6 +150,17 @@ BUNDLE = new_bundle(
         attempt=1, worker="01BOOT", host="host:7", version="3", fingerprint="f" * 64, claimed_ms=5, ended_ms=9,
         how="expired", from_offset=0, to_offset=2, reason="silent").model_dump()],
 )  # fmt: skip
+SESSION = SessionRow(
+    "support-4", "c" * 64, "3", Policy.PIN, "acme", turns=4, created_ms=5, updated_ms=9, skipped=("chat/lost",),
+    left=("d" * 64,),
+)  # fmt: skip
+_TURN = Commit(
+    id="", parent="d" * 64, session="support-4", job="chat/a", finish_reason=FinishReason.STOP, model="chat",
+    messages=(Message(role="user", content="Wie geht es dir?"), Message(role="assistant", content="text")),
+    version="3", fingerprint="f" * 64, usage=Usage(3, 2), created_ms=LATER, turns=2, size=20, policy=Policy.MIGRATE,
+    migrated_from=Origin("2", "e" * 64), skipped=("chat/lost",),
+)  # fmt: skip
+COMMIT = replace(_TURN, id=pack_commit(_TURN)[0])
 HEAD_V1 = Head(
     **BY, lineage="l" * 32, epoch=2, seq=3, inc=9, watermark=JournalId(9, 40),
     segment="state/chat/segments/0000000002-0000000003",
@@ -213,7 +230,7 @@ def run_elements(row: RunRow) -> list[Any]:
 
 
 def _script_run() -> bytes:
-    elements = run_elements(RUN)
+    elements = run_elements(RUN_OF_SESSION)
     return pack_for_script(elements[:RUN_HEAD]) + pack_for_script(elements[RUN_HEAD:])
 
 
@@ -254,7 +271,19 @@ KINDS: dict[str, Kind] = {
         lambda data: unpack_result(data, durable=True),
         "headpond.wire.unpack_result",
     ),
-    "run-row": Kind(RUN, _script_run, unpack_run, "headpond.rows.unpack_run"),
+    "run-row": Kind(RUN_OF_SESSION, _script_run, unpack_run, "headpond.rows.unpack_run", revision=1),
+    "session-row": Kind(
+        SESSION,
+        lambda: pack_for_script([1, "c" * 64, "3", "pin", "acme", 4, 5, 9, ["chat/lost"], ["d" * 64]]),
+        lambda data: unpack_session("support-4", data),
+        "headpond.commits.unpack_session",
+    ),
+    "commit": Kind(
+        COMMIT,
+        lambda: pack_commit(COMMIT)[1],
+        lambda data: unpack_commit(hashlib.sha256(data).hexdigest(), data),
+        "headpond.commits.unpack_commit",
+    ),
     "attempts": Kind((ATTEMPT,), _script_attempts, unpack_attempts, "headpond.rows.unpack_attempts"),
     "outcome": Kind(
         [OUTCOME],
@@ -420,19 +449,19 @@ FILES: dict[str, Kind] = {
 }  # fmt: skip
 """What a deployment keeps for itself on its own disk."""
 
-OLDER: dict[str, object] = {"head.v1": HEAD_V1, "segment.v1": SEGMENT_V1}
-"""What a file of an older version becomes when it is read, by the name of the file."""
+OLDER: dict[str, object] = {"head.v1": HEAD_V1, "segment.v1": SEGMENT_V1, "run-row.v1": RUN}
+"""What a file of an older version or revision becomes when it is read, by the name of the file."""
 
 
 def fixture_of(name: str, kind: Kind) -> Path:
-    return FIXTURES / f"{name}.v{kind.version}"
+    return FIXTURES / (f"{name}.v{kind.version}" + (f".{kind.revision}" if kind.revision else ""))
 
 
-def parsed_name(path: Path) -> tuple[str, int]:
-    """The kind and version in the name of a fixture."""
+def parsed_name(path: Path) -> tuple[str, tuple[int, int]]:
+    """The kind, and version and revision, in the name of a fixture."""
     match = _NAME.fullmatch(path.name)
     assert match is not None, path
-    return match[1], int(match[2])
+    return match[1], (int(match[2]), int(match[3] or 0))
 
 
 def main() -> None:

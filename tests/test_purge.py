@@ -10,7 +10,8 @@ from headpond import JobState, upkeep
 from headpond.errors import PurgeRefused
 from headpond.jobs import Priority
 from headpond.operations import LeaseStatus, Retention
-from headpond.purging import await_clean, purge_jobs, tenant_jobs
+from headpond.purging import await_clean, owned_jobs, purge_jobs
+from headpond.upkeep import Owner
 from queue_bench import Bench, entry, lease_key, tokens
 
 Bring = Callable[[Bench], None]
@@ -110,10 +111,10 @@ def test_a_tenants_jobs_are_found_in_pages_among_others(bench: Bench) -> None:
     bench.queue.submit([entry(f"m/a{n}", tenant="acme") for n in range(600)])
     bench.queue.submit([entry(f"m/b{n}", tenant="acm") for n in range(600)])
     bench.raw.hset(bench.keys.named("data"), "m/b7", b"\xc1")
-    assert set(tenant_jobs(bench.queue, "acme")) == {f"m/a{n}" for n in range(600)}
-    assert purge_jobs(bench.queue, tenant_jobs(bench.queue, "acme")).in_redis == 600
+    assert set(owned_jobs(bench.queue, Owner.TENANT, "acme")) == {f"m/a{n}" for n in range(600)}
+    assert purge_jobs(bench.queue, owned_jobs(bench.queue, Owner.TENANT, "acme")).in_redis == 600
     assert len(bench.queue.ids()) == 600
-    assert set(tenant_jobs(bench.queue, "acme")) == set()
+    assert set(owned_jobs(bench.queue, Owner.TENANT, "acme")) == set()
 
 
 def test_with_storage_each_purge_is_journaled_and_awaited(stored: Bench) -> None:

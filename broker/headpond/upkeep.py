@@ -24,7 +24,8 @@ class Depths:
     """How many jobs of one queue stand where.
 
     interactive, normal, batch: ready to be claimed. suspects: of these, those that wait for a turn of their own.
-    due: of the delayed ones. lapsed: of the running ones, those whose lease has ended.
+    due: of the delayed ones. lapsed: of the running ones, those whose lease has ended. waiting: for their turn in a
+    session, behind a job of it that has not ended.
     """
 
     interactive: int
@@ -36,6 +37,7 @@ class Depths:
     running: int
     lapsed: int
     dead: int
+    waiting: int = 0
 
     @property
     def ready(self) -> int:
@@ -130,7 +132,7 @@ def _parse_fsck(reply: list[Any]) -> FsckPage:
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """state: of the queue; while it is restored nothing is purged. through: journal id of the last drop; '' without
+    """state: of the queue; while it is restored nothing is purged. through: journal id of the last change; '' without
     storage. there: for each id, whether Redis had it."""
 
     state: str
@@ -139,7 +141,8 @@ class Purged:
 
 
 def purge(job_ids: Sequence[str]) -> Operation[Purged]:
-    """Remove jobs for good, whatever their state, at most PURGE_PAGE of them. May be repeated."""
+    """Remove jobs for good, whatever their state, at most PURGE_PAGE of them. May be repeated. None: storage is to be
+    clean of what was removed so far."""
     return Operation(
         "purge",
         tuple(job_ids),
@@ -147,9 +150,18 @@ def purge(job_ids: Sequence[str]) -> Operation[Purged]:
     )
 
 
-def tenant_page(tenant: str, cursor: str, *, jobs: int = 50) -> Operation[tuple[str, list[str]]]:
-    """Ids of one tenant's jobs, and the cursor of the next page. cursor: "0" begins, and comes after the last page."""
-    return Operation("tenant", (cursor, tenant, jobs), lambda r: (_text(r[0]), [_text(name) for name in r[1:]]))
+class Owner(StrEnum):
+    """By what jobs are looked for."""
+
+    TENANT = "tenant"
+    SESSION = "session"
+
+
+def jobs_of(owner: Owner, name: str, cursor: str, *, jobs: int = 50) -> Operation[tuple[str, list[str]]]:
+    """Ids of the jobs of one tenant or session, and the cursor of the next page. cursor: "0" begins, and comes after
+    the last page."""
+    args = (cursor, owner.value, name, jobs)
+    return Operation("jobs_of", args, lambda r: (_text(r[0]), [_text(found) for found in r[1:]]))
 
 
 def mark_clean(*, inc: int, through: str) -> Operation[bool]:

@@ -19,6 +19,9 @@ from headpond.errors import (
     ResultTimeout,
     ServiceUnavailable,
     SpoolBusy,
+    SessionBusy,
+    SessionError,
+    SessionGone,
 )
 
 INTERNAL = 1
@@ -41,6 +44,9 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (ServiceUnavailable, UNAVAILABLE),
     (JobGone, JOB_GONE),
     (JobEnded, JOB_ENDED),
+    (SessionGone, JOB_GONE),
+    (SessionBusy, TRY_LATER),
+    (SessionError, BAD_INPUT),
     (QueueFull, TRY_LATER),
     (ResultTimeout, TRY_LATER),
     (DurabilityUnknown, TRY_LATER),
@@ -52,5 +58,6 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
 
 
 def exit_code(error: HeadpondError) -> int:
-    """2 bad input; 3 a server is not there; 4 no such job; 5 the job ended without an answer; 6 later; 1 else."""
+    """2 bad input; 3 a server is not there; 4 no such job or session; 5 the job ended without an answer; 6 later; else
+    1."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), INTERNAL)

@@ -1,6 +1,6 @@
 -- purge: remove jobs for good, whatever their state. A worker that runs one is fenced, and stops.
--- ARGV: now, then ids (at most 100)
--- Reply: {state of the queue, journal id of the last drop ('' without storage), for each id 1 if it was there, else 0}
+-- ARGV: now, then ids (at most 100; none only notes `purged`)
+-- Reply: {state of the queue, journal id of the last change ('' without storage), for each id 1 if it was there, else 0}
 -- Keeps: may be repeated. With storage each id is dropped there too, also one that Redis does not know any more; `purged`
 -- of meta says up to where, so that the persister removes what older segments and snapshots hold.
 local now, there = clock(ARGV[1]), {}
@@ -16,6 +16,8 @@ local function leave_queue(id, r)
     refund(id, r)
   elseif r[STATE] == 'delayed' then call('ZREM', delayed, id) end
   forget_strike(id, r)
+  -- As if it had never been: its session tells nobody of it.
+  if r[SESSION] ~= '' then leave_session(id, r, now, true) end
 end
 
 -- A row that cannot be read does not say where its job waits.
@@ -37,8 +39,9 @@ for i = 2, #ARGV do
 end
 flush(now)
 local last = ''
-if storage and #ARGV > 1 then
-  last = int(inc) .. '-' .. call('HGET', meta, 'journal_seq')
+local seq = storage and call('HGET', meta, 'journal_seq')
+if seq then
+  last = int(inc) .. '-' .. seq
   call('HSET', meta, 'purged', last)
 end
 return { state_of[2], last, unpack(there) }
