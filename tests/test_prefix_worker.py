@@ -80,6 +80,8 @@ def test_a_worker_that_takes_over_a_conversation_computes_only_the_new_turn(
     first = deployment.start("chat", "chat-0")
     begun = ask(client, ASKED)
     saved(first, 1)
+    log = first.log.read_text()
+    assert log.index("job_ended") < log.index("kv_prefix_saved"), "the end is told first"
     first.kill()
     second = deployment.start("chat", "chat-1")
     gone_on = ask(client, ASKED, begun.text, "And what did he do then?")

@@ -267,6 +267,25 @@ def test_a_disk_that_refuses_costs_the_prefix_and_nothing_else(hosts: Callable[.
     assert host.turn(PROMPT) == (answer, 0)
 
 
+@pytest.mark.parametrize("call", ["prefix_fingerprint", "held_prefix", "take_prefix", "load_prefix"])
+def test_an_engine_that_fails_at_it_costs_no_answer(
+    call: str, hosts: Callable[..., Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = PaperEngine()
+    host = hosts(engine)
+    answer, _ = host.turn(PROMPT)
+    kept(host, 1)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine, call, fail)
+    longer = (*PROMPT, *range(3 * BLOCK_TOKENS))
+    assert host.turn(longer)[0] == answer
+    monkeypatch.undo()
+    assert host.turn(PROMPT)[1] == len(PROMPT) - 1
+
+
 def test_copies_that_the_disk_cannot_follow_are_dropped(hosts: Callable[..., Host], tmp_path: Path) -> None:
     gate = threading.Event()
 

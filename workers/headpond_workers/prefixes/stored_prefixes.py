@@ -87,6 +87,18 @@ class StoredPrefixes:
             return 0
 
     def note(self, sequence: Sequence, finish: Finish, loaded: int) -> None:
+        try:
+            self._note(sequence, finish, loaded)
+        except Exception as error:  # noqa: BLE001 - the answer is there, and nothing of it may be lost
+            logger.warning("kv_prefix_not_noted model=%s error=%s", self._model, error)
+
+    def keep(self, sequence: Sequence, made: Seq[int]) -> None:
+        try:
+            self._keep((*sequence.prompt, *sequence.generated, *made), sequence.adapter)
+        except Exception as error:  # noqa: BLE001 - the job has ended, and nothing of it may come back
+            logger.warning("kv_prefix_not_kept model=%s error=%s", self._model, error)
+
+    def _note(self, sequence: Sequence, finish: Finish, loaded: int) -> None:
         details, ids = finish.details, len(sequence.prompt) + len(sequence.generated)
         shelf = None if "cached_tokens" not in details else self._shelf(sequence.adapter)
         if shelf is None:
@@ -101,12 +113,6 @@ class StoredPrefixes:
         else:
             shelf.counts.add(not_taken=1)
             logger.warning("kv_prefix_not_taken model=%s loaded=%d cached_tokens=%d", self._model, loaded, cached)
-
-    def keep(self, sequence: Sequence, made: Seq[int]) -> None:
-        try:
-            self._keep((*sequence.prompt, *sequence.generated, *made), sequence.adapter)
-        except Exception as error:  # noqa: BLE001 - the job has ended, and nothing of it may come back
-            logger.warning("kv_prefix_not_kept model=%s error=%s", self._model, error)
 
     def _load(self, sequence: Sequence, proceed: Callable[[], bool]) -> int:
         ids = (*sequence.prompt, *sequence.generated)
