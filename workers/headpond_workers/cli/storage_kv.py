@@ -27,8 +27,8 @@ def register(app: typer.Typer) -> None:
 def kv(config: Config = None, *, as_json: AsJson = False) -> None:
     """Show what stored keys and values take, for each model, and how often workers of this machine used them.
 
-    Hits are prompts that went on from stored keys and values, and tokens those of them that were not computed. Storage
-    that is away is said so, and what is on this machine is shown all the same.
+    Hits are prompts that went on from stored keys and values, and tokens those of them that were not computed. Where
+    there is no storage, or it is away, what is on this machine is shown all the same.
 
     Examples:
 
@@ -38,7 +38,7 @@ def kv(config: Config = None, *, as_json: AsJson = False) -> None:
     """
     settings = settings_of(config, needed=())
     here = local_use(kv_folder(settings.state_folder))
-    stored: dict[str, StoredUse] | None = {}
+    stored: dict[str, StoredUse] | None = None
     if has_storage(settings):
         # boto3 takes a while to import.
         from headpond_workers.cli.storage_blobs import storage_blobs
@@ -46,7 +46,6 @@ def kv(config: Config = None, *, as_json: AsJson = False) -> None:
         try:
             stored = stored_use(storage_blobs(config))
         except HeadpondError as error:
-            stored = None
             say(f"storage was not asked: {error}")
     names = sorted({*here, *(stored or {})})
     if as_json:
@@ -78,7 +77,7 @@ def _show(names: list[str], here: dict[str, LocalUse], stored: dict[str, StoredU
         counts = use.counts
         table.add_row(
             escape_controls(name), str(use.files), shown_size(use.bytes), str(use.waiting),
-            "?" if stored is None else shown_size(stored.get(name, _NONE_STORED).bytes),
+            "-" if stored is None else shown_size(stored.get(name, _NONE_STORED).bytes),
             str(counts.hits), str(counts.hit_tokens), str(counts.missed), str(counts.slower), str(counts.refused),
         )  # fmt: skip
     table_console().print(table)
