@@ -50,6 +50,7 @@
     |  |- CommitLost             another writer committed first (nothing is lost)
     |  |- StaleIncarnation       Redis went back in time without noticing
     |  |- HistoryMismatch        storage and Redis hold different histories
+    |  |- HistoryTooShort        storage keeps no state of a model that is so old
     |  |- AliasMoved             an alias does not name what it was to be moved from
     |  |- PushOvertaken          a collector took a push for dead; it begins anew (retry=True)
     |  `- CollectionUnderWay     another collector is at work (retry=True)
@@ -524,6 +525,15 @@ class HistoryMismatch(BlobError):
             f"storage holds {found}, Redis {wanted}. Nothing is committed until [storage] names the bucket of this "
             "Redis again; the journal keeps what waits.",
         )
+
+
+class HistoryTooShort(BlobError):
+    """Storage keeps no state of a model that is so old. oldest_ms: of the oldest one that is kept, by Redis's clock."""
+
+    def __init__(self, key: str, *, oldest_ms: int) -> None:
+        oldest = datetime.fromtimestamp(oldest_ms / 1000, UTC).isoformat(timespec="seconds")
+        super().__init__(key, f"no state of that time is kept; the oldest that can be restored is of {oldest}")
+        self.oldest_ms = oldest_ms
 
 
 class AliasMoved(BlobError):

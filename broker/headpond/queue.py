@@ -38,12 +38,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """One durable change. kind: 'submit' or 'end' of a job; 'commit' or 'session', whose id or name job_id is then.
-    row: of a session, as the change left it; empty if it was deleted."""
+    """One durable change. kind: 'submit', 'end', 'back', 'drop', 'commit' or 'session'. job_id: of the job, else of the
+    commit, or the session's name. at_ms: when it was made. row: of a session, as the change left it; empty if it was
+    deleted."""
 
     journal_id: str
     kind: str
     job_id: str
+    at_ms: int = 0
     row: bytes = b""
 
 
@@ -137,6 +139,13 @@ class Server:
     def read(self, *command: Any) -> Any:
         """One plain command that only reads, or that stands alone. Raises RedisUnavailable, QueueError."""
         return self._plain(self.redis, command)
+
+    def now_ms(self) -> int:
+        """The clock that scripts go by. Raises RedisUnavailable."""
+        if self._clock is not None:
+            return self._clock()
+        seconds, micros = self.read("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def read_blocking(self, *command: Any) -> Any:
         return self._plain(self.blocking, command)
@@ -411,6 +420,19 @@ class JobQueue:
         """Rows of the processes that serve, or served, this queue."""
         return unpack_workers(self.name, self.server.read("HGETALL", queue_keys(self.name).named("workers")))
 
+    def packed(self, name: str, ids: Sequence[str]) -> list[bytes | None]:
+        """What a hash of this queue (`data`, `run`, `result`) holds of some ids, as it is packed."""
+        return cast("list[bytes | None]", self.server.read("HMGET", queue_keys(self.name).named(name), *ids))
+
+    def times(self, name: str, ids: Sequence[str]) -> list[int]:
+        """The times of some ids in a zset of this queue (`delayed`, `deadlines`), in ms; 0 where one is not in it."""
+        found = self.server.read("ZMSCORE", queue_keys(self.name).named(name), *ids)
+        return [0 if score is None else int(float(score)) for score in found]
+
+    def leased(self) -> list[str]:
+        """Ids of the jobs that run."""
+        return [raw.decode() for raw in self.server.read("ZRANGE", queue_keys(self.name).named("leases"), 0, -1)]
+
     def meta(self) -> dict[str, str]:
         raw = cast("dict[bytes, bytes]", self.server.read("HGETALL", queue_keys(self.name).named("meta")))
         return {key.decode(): value.decode() for key, value in raw.items()}
@@ -420,10 +442,12 @@ class JobQueue:
         found = self.server.read("XRANGE", queue_keys(self.name).named("journal"), "-", "+", "COUNT", limit)
         entries = []
         for journal_id, fields in parse_entries(found):
-            if b"k" not in fields or b"i" not in fields:
-                raise MalformedDocument("journal entry", f"{journal_id} lacks its kind or id")
-            kind, name = fields[b"k"].decode(), fields[b"i"].decode()
-            entries.append(JournalEntry(journal_id, kind, name, fields.get(b"r", b"")))
+            if not {b"k", b"i", b"t"} <= fields.keys():
+                raise MalformedDocument("journal entry", f"{journal_id} lacks its kind, id or time")
+            kind, job_id, at_ms = (fields[name].decode() for name in (b"k", b"i", b"t"))
+            if not at_ms.isdecimal():
+                raise MalformedDocument("journal entry", f"{journal_id} has no time")
+            entries.append(JournalEntry(journal_id, kind, job_id, int(at_ms), fields.get(b"r", b"")))
         return entries
 
     def journal_length(self) -> int:

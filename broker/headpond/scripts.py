@@ -20,6 +20,7 @@ _FEW_PARTS = {
     "switch": ("head", "rows", "lanes", "versions", "switching"),
     "assign": ("head", "rows", "lanes", "versions", "switching"),
     "refuse": ("head", "rows", "lanes", "versions", "switching"),
+    "sample": ("head",),
     "hold": ("names",),
     "release": ("names",),
     "forget": ("names",),

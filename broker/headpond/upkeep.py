@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from headpond.jobs import Priority
 from headpond.operations import Operation
+from headpond.replies import StreamEntry, parse_entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,23 @@ class FsckPage:
     faults: tuple[Fault, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class JobSample:
+    """How far one job is. row: its run row as it is packed; empty if there is none. entries: of its stream."""
+
+    row: bytes
+    entries: list[StreamEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """paid: band -> its virtual time, and tenant -> the virtual time up to which its jobs are paid for. jobs: as they
+    were asked for."""
+
+    paid: dict[str, tuple[float, dict[str, float]]]
+    jobs: list[JobSample]
+
+
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
@@ -97,6 +116,21 @@ def _parse_fsck(reply: list[Any]) -> FsckPage:
     words = [_text(word) for word in reply[2:]]
     faults = tuple(Fault(*words[i : i + 3]) for i in range(0, len(words), 3))
     return FsckPage(_text(reply[0]), int(reply[1]), faults)
+
+
+def sample(after: Sequence[tuple[str, str]], *, entries: int) -> Operation[Sample]:
+    """after: pairs of a job's id and the stream entry after which it is read, "-" from the first on. entries: most of
+    one job: where as many come, there may be more."""
+    words = [word for pair in after for word in pair]
+    return Operation("sample", (entries, *words), _parse_sample)
+
+
+def _parse_sample(reply: list[Any]) -> Sample:
+    paid = {}
+    for band, (virtual, flat) in zip(Priority, reply[0], strict=True):
+        tenants = {_text(name): float(time) for name, time in zip(flat[::2], flat[1::2], strict=True)}
+        paid[band.value] = (float(virtual or 0), tenants)
+    return Sample(paid, [JobSample(bytes(row), parse_entries(found)) for row, found in reply[1:]])
 
 
 def trim(*, inc: int, through: str, ended: Sequence[str]) -> Operation[bool]:

@@ -215,6 +215,7 @@ def decide_dead(model: Model, job_id: str, *, drop: bool) -> DeadAnswer:
         return DeadAnswer.UNCOMMITTED
     else:
         model.forget(job)
+        model.write_journal("drop", job_id)
     return DeadAnswer.OK
 
 

@@ -191,6 +191,7 @@ class Model:
             self.end(job, JobState.DEAD, now_ms)
         else:
             self.wait(job, now_ms)
+            self.write_journal("back", job.id)
 
     def note_outcome(self, job: TrueJob, state: JobState) -> None:
         if self.server.share is not None and job.served_by:

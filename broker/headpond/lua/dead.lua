@@ -13,4 +13,5 @@ if ARGV[2] == 'forget' then
 end
 if storage and r[DURABLE] == 0 then return 'uncommitted' end
 drop_job(id)
+write_journal('drop', id, clock(ARGV[1]))
 return 'ok'

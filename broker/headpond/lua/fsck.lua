@@ -51,7 +51,12 @@ for i = 1, #page[2], 2 do
     fault(id, 'its run row cannot be read', 'left', function() end)
   elseif call('HEXISTS', data, id) == 0 then
     fault(id, 'its request is gone', r[ENDED] > 0 and 'dropped' or 'failed', function()
-      if r[ENDED] > 0 then drop_job(id) else end_job(id, r, 'failed', 'its request is gone', now) end
+      if r[ENDED] > 0 then
+        drop_job(id)
+        write_journal('drop', id, now)
+      else
+        end_job(id, r, 'failed', 'its request is gone', now)
+      end
     end)
   elseif r[STATE] == 'queued' then
     local said = r[SESSION] ~= '' and fsck_session(id, r)
