@@ -10,6 +10,8 @@ from typing import Any, Self, Unpack
 
 from headpond import operations as ops
 from headpond.aio_queue import AsyncJobQueue, AsyncServer
+from headpond.aio_sessions import AsyncSession
+from headpond.commits import SessionRow
 from headpond.connections import BLOCK_S, Patience, find_redis
 from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
 from headpond.events import AT_ONCE_S, check_after
@@ -61,6 +63,9 @@ class AsyncClient:
         deadline: float | None = None,
         priority: Priority | str = Priority.NORMAL,
         tenant: str = "",
+        session: str | None = None,
+        parent: str | None = None,
+        policy: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncJob:
         """Enqueue one job; see `Client.submit`."""
@@ -69,7 +74,7 @@ class AsyncClient:
             model, prompt, messages, known=known, id=id, delay=delay, deadline=deadline, priority=priority,
             tenant=tenant, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
             stop_token_ids=stop_token_ids, adapter=adapter, response_format=response_format, grammar=grammar,
-            **sampling,
+            session=session, parent=parent, policy=policy, **sampling,
         )  # fmt: skip
         return await self._enqueue(submission)
 
@@ -124,6 +129,16 @@ class AsyncClient:
     def job(self, id: str) -> AsyncJob:
         """The handle of a job that was submitted before, here or elsewhere."""
         return AsyncJob(self, JobId.parse(id))
+
+    def session(self, name: str, *, model: str | None = None) -> AsyncSession:
+        """The handle of a session; see `Client.session`."""
+        return AsyncSession(self, name, model=model)
+
+    async def sessions(self, model: str, *, limit: int = 1000) -> list[SessionRow]:
+        """See `Client.sessions`."""
+        queue = await self._queue(model)
+        rows = [await queue.session(name) for name in await queue.session_names(limit=limit)]
+        return [row for row in rows if row is not None]
 
     async def _queue(self, model: str) -> AsyncJobQueue:
         row = self._models.get(model) or (await self.models()).get(model)

@@ -18,6 +18,12 @@
     |- NameInUse                the name of a model is in use, so it is not forgotten
     |- NotQuarantined           the job is not among the quarantined ones, so it is not for an operator to decide
     |- NotCommitted             the job's end is not in storage yet (retry=True)
+    |- SessionError             a conversation cannot go on or be moved as was asked
+    |  |- SessionGone           no such session
+    |  |- SessionConflict       its head is not the one that was named, or the new name is taken
+    |  |- SessionBusy           a job of it waits or runs (retry=True)
+    |  |- SessionFull           it holds, or waits for, as much as a session may
+    |  `- CommitGone            no such commit, or one that cannot be read
     |- BundleError              a replay bundle cannot be read or written
     |- JobGone                  the job is unknown, or its retention has passed
     |  `- NotStored              storage does not hold the job's end
@@ -282,6 +288,54 @@ class NotCommitted(HeadpondError):
             "that does not help, see what the persister says: headpond logs persister"
         )
         self.job_id = job_id
+
+
+class SessionError(HeadpondError):
+    """A conversation cannot go on, or be moved, as was asked. session: its name."""
+
+    def __init__(self, message: str, *, session: str) -> None:
+        super().__init__(message)
+        self.session = session
+
+
+class SessionGone(SessionError):
+    """There is no such session. name: with its model's, if that is known."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"There is no session '{name}'. It was never used, or deleted. List them with: headpond sessions list",
+            session=name,
+        )
+
+
+class SessionConflict(SessionError):
+    """The head is not the one that was named, or a new name is taken. head: as it is; None if it does not matter."""
+
+    def __init__(self, message: str, *, session: str, head: str | None = None) -> None:
+        super().__init__(message, session=session)
+        self.head = head
+
+
+class SessionBusy(SessionError):
+    """A job of the session waits or runs, or its queue is closed."""
+
+    retry = True
+
+
+class SessionFull(SessionError):
+    """The session holds, or waits for, as much as one may."""
+
+
+class CommitGone(SessionError):
+    """A commit is not there, or cannot be read. commit: its id."""
+
+    def __init__(self, session: str, commit: str, *, why: str = "is not there") -> None:
+        super().__init__(
+            f"Commit {commit[:12]} of session '{session}' {why}. Its commits are listed by: headpond sessions show; a "
+            "session whose own commits are gone goes on after: headpond sessions rollback",
+            session=session,
+        )
+        self.commit = commit
 
 
 class BundleError(HeadpondError):

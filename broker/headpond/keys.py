@@ -28,6 +28,14 @@ headpond:{q}:attempts              hash   id -> log of leases that ended without
 headpond:{q}:preempts              zset   batch job that was told to park, by time, ms
 headpond:{q}:switch                hash   the queue's copy of an alias, whose turn it is to change, what was refused
 headpond:{q}:restored              hash   id -> what was put in from storage, while it is: new, merged or conflict
+headpond:{q}:session:<s>           list   ids of a session's jobs that have not ended, in order
+headpond:{q}:waiting               zset   those of them that are not the first, by their place
+headpond:{q}:sessions              hash   name -> session row
+headpond:{q}:changed               zset   session by the time of its last change, ms
+headpond:{q}:lapses                zset   session by the time at which a sweep looks whether it is over, ms
+headpond:{q}:retention             hash   tenant -> ms of its own in Redis, in storage, of its sessions
+headpond:{q}:turns                 hash   commit id -> document `headpond/commit`
+headpond:{q}:links                 hash   commit id -> "<refs>:<parent>": how many need it
 headpond:{q}:outcomes              hash   <version>:<n> -> how one job ended while a trial was on; <version> -> how many
 """
 
@@ -58,6 +66,9 @@ class QueueKeys:
 
     def events(self, job_id: str) -> str:
         return f"{self.prefix}events:{job_id}"
+
+    def session(self, name: str) -> str:
+        return f"{self.prefix}session:{name}"
 
     def wake(self, lane: str) -> str:
         return f"{self.prefix}wake:{lane}"

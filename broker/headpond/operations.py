@@ -34,6 +34,10 @@ class Submitted(StrEnum):
     KNOWN = "known"
     CONFLICT = "conflict"
     FULL = "full"
+    CROWDED = "crowded"
+    """Too many jobs of its session wait."""
+    MOVED = "moved"
+    """Nothing of its session waits, and the head is not the parent that it asks for."""
 
 
 class LeaseStatus(StrEnum):
@@ -94,7 +98,8 @@ class QueuePolicy:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One job to submit. cost: in tokens, what its tenant pays for it (Q6). pinned: the one version that may run it.
-    delay_s: 0 for now. deadline_s: from now; None for none."""
+    delay_s: 0 for now; so it is for a job of a session. deadline_s: from now; None for none. session: its name; '' for
+    none."""
 
     id: str
     data: bytes
@@ -105,6 +110,7 @@ class Entry:
     cost: int = 1
     delay_s: float = 0.0
     deadline_s: float | None = None
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +170,9 @@ def submit(entries: Sequence[Entry], *, max_queued: int = 0) -> Operation[list[S
     flat: list[object] = []
     for e in entries:
         deadline = 0 if e.deadline_s is None else max(1, _ms(e.deadline_s))
-        flat += (e.id, e.data, e.digest, e.tenant, e.band.value, e.pinned, e.cost, _ms(e.delay_s), deadline)
+        flat += (
+            e.id, e.data, e.digest, e.tenant, e.band.value, e.pinned, e.cost, _ms(e.delay_s), deadline, e.session,
+        )  # fmt: skip
     return Operation("submit", (max_queued, pack_for_script(flat)), _parse_submit)
 
 
@@ -243,12 +251,14 @@ def finish(
     result: bytes,
     reason: str = "",
     first_token_s: float | None = None,
+    turn: Sequence[Argument] = (),
 ) -> Operation[Outcome]:
-    """first_token_s: from the lease to its first token; None without one. Kept while a trial is on."""
+    """first_token_s: from the lease to its first token; None without one. Kept while a trial is on. turn: what it adds
+    to its session, `TurnEnd.words()`; FENCED is also the answer where that has another head by now."""
     first_token_ms = -1 if first_token_s is None else _ms(first_token_s)
     return Operation(
         "finish",
-        (job_id, fence, offset, state.value, result, reason, first_token_ms),
+        (job_id, fence, offset, state.value, result, reason, first_token_ms, *turn),
         lambda r: Outcome(LeaseStatus(_text(r[0])), int(r[1])),
     )
 

@@ -20,7 +20,8 @@ class Depths:
     """How many jobs of one queue stand where.
 
     interactive, normal, batch: ready to be claimed. suspects: of these, those that wait for a turn of their own.
-    due: of the delayed ones. lapsed: of the running ones, those whose lease has ended.
+    due: of the delayed ones. lapsed: of the running ones, those whose lease has ended. waiting: for their turn in a
+    session, behind a job of it that has not ended.
     """
 
     interactive: int
@@ -32,6 +33,7 @@ class Depths:
     running: int
     lapsed: int
     dead: int
+    waiting: int = 0
 
     @property
     def ready(self) -> int:

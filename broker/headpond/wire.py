@@ -30,6 +30,7 @@ from headpond.errors import MalformedDocument
 from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
 from headpond.provenance import Provenance
 from headpond.rows import RUN_HEAD, Attempt, RunRow, unpack_attempts, unpack_run
+from headpond.turns import Policy, Turn, TurnRequest
 
 __all__ = [
     "EMBEDDED_NUMBER_BYTES",
@@ -81,13 +82,21 @@ class Call:
 
 
 def pack_data(
-    call: Call, *, digest: str, tenant: str = "", band: str = "normal", pinned: str = "", cost: int = 1
+    call: Call,
+    *,
+    digest: str,
+    tenant: str = "",
+    band: str = "normal",
+    pinned: str = "",
+    cost: int = 1,
+    turn: TurnRequest | None = None,
 ) -> bytes:
     """A `data` entry: a header that scripts read, then the body that they do not.
 
-    pinned: the one version that may run it. cost: in tokens, as its tenant pays it.
+    pinned: the one version that may run it. cost: in tokens, as its tenant pays it. turn: of a session's job.
     """
-    return pack([ROW_VERSION, digest, tenant, band, pinned, cost]) + _pack_call(call)
+    of_session = () if turn is None else turn.words()
+    return pack([ROW_VERSION, digest, tenant, band, pinned, cost, *of_session]) + _pack_call(call)
 
 
 def _pack_call(call: Call) -> bytes:
@@ -121,14 +130,28 @@ class Header:
     band: str
     pinned: str
     cost: int
+    turn: TurnRequest | None = None
 
 
 def unpack_header(first: bytes) -> Header:
     """The first value of a `data` entry. Raises MalformedDocument."""
-    _, digest, tenant, band, pinned, cost = unpack_row(first, kind="data header", length=6)[:6]
+    row = unpack_row(first, kind="data header", length=6)
+    _, digest, tenant, band, pinned, cost = row[:6]
     if not all(isinstance(text, str) for text in (digest, tenant, band, pinned)) or type(cost) is not int:
         raise MalformedDocument("data header", "a field has the wrong type")
-    return Header(digest, tenant, band, pinned, cost)
+    return Header(digest, tenant, band, pinned, cost, _turn_of(row[6:9]))
+
+
+def _turn_of(words: list[Any]) -> TurnRequest | None:
+    if not words or words[0] == "":
+        return None
+    if len(words) < 3 or not all(isinstance(word, str) for word in words):
+        raise MalformedDocument("data header", "its session, policy and parent are no texts")
+    session, policy, parent = words
+    try:
+        return TurnRequest(session, Policy(policy) if policy else None, parent)
+    except ValueError as error:
+        raise MalformedDocument("data header", str(error)) from error
 
 
 def unpack_entry(data: bytes) -> tuple[Header, Call]:
@@ -256,6 +279,7 @@ def pack_result(result: Result) -> bytes:
     # An older reader passes over a field that it does not know, so that these took no new version.
     vectors = {} if result.embeddings is None else {"embeddings": pack_vectors(result.embeddings)}
     made_by = {} if result.provenance is None else {"provenance": result.provenance.fields()}
+    turn = {} if result.turn is None else {"turn": result.turn.fields()}
     return pack_document(
         RESULT_SCHEMA,
         1,
@@ -273,6 +297,7 @@ def pack_result(result: Result) -> bytes:
             "error": result.error,
             **vectors,
             **made_by,
+            **turn,
         },
     )
 
@@ -296,6 +321,7 @@ def unpack_result(data: bytes, *, durable: bool) -> Result:
             pieces=tuple(fields["pieces"]),
             embeddings=None if fields.get("embeddings") is None else unpack_vectors(fields["embeddings"]),
             provenance=None if fields.get("provenance") is None else Provenance.of_fields(fields["provenance"]),
+            turn=None if fields.get("turn") is None else Turn.of_fields(fields["turn"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedDocument(RESULT_SCHEMA, repr(error)) from error

@@ -16,6 +16,9 @@ from headpond.errors import (
     RestoreRefused,
     ResultTimeout,
     ServiceUnavailable,
+    SessionBusy,
+    SessionError,
+    SessionGone,
 )
 
 INTERNAL = 1
@@ -38,6 +41,9 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (ServiceUnavailable, UNAVAILABLE),
     (JobGone, JOB_GONE),
     (JobEnded, JOB_ENDED),
+    (SessionGone, JOB_GONE),
+    (SessionBusy, TRY_LATER),
+    (SessionError, BAD_INPUT),
     (QueueFull, TRY_LATER),
     (ResultTimeout, TRY_LATER),
     (NotCommitted, TRY_LATER),
@@ -46,5 +52,6 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
 
 
 def exit_code(error: HeadpondError) -> int:
-    """2 bad input; 3 a server is not there; 4 no such job; 5 the job ended without an answer; 6 later; 1 else."""
+    """2 bad input; 3 a server is not there; 4 no such job or session; 5 the job ended without an answer; 6 later; else
+    1."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), INTERNAL)

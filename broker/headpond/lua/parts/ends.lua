@@ -77,8 +77,8 @@ local function notify(boot)
   end
 end
 
--- With storage the persister sets the time of expiry, after its commit (Q10).
-local function end_job(id, r, state, reason, now)
+-- With storage the persister sets the time of expiry, after its commit (Q10). committed: it made a turn of its session.
+local function end_job(id, r, state, reason, now, committed)
   if r[STATE] == 'running' then
     release(id, r)
     if state == 'cancelled' or state == 'expired' then notify(r[WORKER]) end
@@ -98,6 +98,7 @@ local function end_job(id, r, state, reason, now)
   put('HSET', run, id, encode(r))
   if state == 'dead' then put('ZADD', dead, now, id) end
   if not storage then put('ZADD', ended, now + retention_ms, id) end
+  if r[SESSION] ~= '' then leave_session(id, r, now, committed) end
   write_journal('end', id, now)
   bump('count:' .. state, 1)
 end
@@ -171,18 +172,25 @@ local function forgive(boot, now)
   call('DEL', key)
 end
 
--- Settlements name (id, fence): a repeat by the same fence gets the same answer.
-local function finish_lease(id, r, fence, offset, state, document, reason, now, first_token_ms)
+-- Settlements name (id, fence): a repeat by the same fence gets the same answer. turn: of its session; nil without.
+local function finish_lease(id, r, fence, offset, state, document, reason, now, first_token_ms, turn)
   if r and r[FENCE] == fence and (r[STATE] == 'finished' or r[STATE] == 'failed') then return 'done' end
   local no = refusal(r, fence)
   if no then return no end
   if offset ~= r[OFFSET] then return 'gap' end
+  if turn and not is_head(r[SESSION], turn.head) then
+    -- Its prompt was another conversation's: a server that went back in time, or storage that was put back.
+    write_rewound(id, r, 0, 'its session has another head now')
+    take_back(id, r, now, 'parked', 'its session has another head now')
+    return 'fenced'
+  end
+  if turn then commit_turn(id, r, turn, now) end
   if document ~= '' then
     call('HSET', result, id, document)
     if not background then call('ZADD', streams, now + stream_retention_ms, id) end
   end
   note_outcome(id, r, state, first_token_ms, now)
-  end_job(id, r, state, reason, now)
+  end_job(id, r, state, reason, now, turn ~= nil)
   ends, earliest = ends + 1, math.min(earliest or now, r[CLAIMED])
   if r[OFFSET] > 0 then bump('tokens', r[OFFSET]) end
   return 'done'
