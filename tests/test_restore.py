@@ -359,6 +359,20 @@ def test_many_jobs_of_every_kind_come_back_as_they_were(town: Town) -> None:
     assert bench.queue.depths().ready == 600
 
 
+def test_what_waits_on_this_hosts_disk_goes_to_storage_before_the_head_is_read(town: Town) -> None:
+    bench = town.bench
+    bench.submit(*ids(town, "stored"))
+    town.commit()
+    bench.submit(*ids(town, "spooled"))
+    batch, at = town.journal.read_batch(), town.store.read_head()
+    assert batch is not None
+    assert at is not None
+    town.lose_all()
+    done = town.restore(replay_spool=lambda: town.store.commit(at, batch, writer=town.writer) and None)
+    assert done.tally.queued == 2
+    assert town.state("spooled") is JobState.QUEUED
+
+
 def go_back(town: Town, make: Callable[[], None]) -> None:
     """Do what is then forgotten."""
     bench = town.bench
