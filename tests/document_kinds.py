@@ -41,6 +41,7 @@ from headpond.switching import Outcome as TrialOutcome
 from headpond.switching import parse_outcomes
 from headpond.turns import Policy
 from headpond.up_file import UP_FILE, Told, read_told
+from headpond.upkeep import SpoolAnswer, _parse_spool
 from headpond.wire import (
     Call,
     Ended,
@@ -70,6 +71,7 @@ from headpond_workers.checkpoints.manifest import (
 )
 from headpond_workers.checkpoints.version_document import VersionDocument, VersionState
 from headpond_workers.naming.identity import IDENTITY_FILE, Identity, identity_of
+from headpond_workers.persistence.batch import Batch
 from headpond_workers.persistence.documents import Head, Segment
 from headpond_workers.persistence.fair import BandTimes
 from headpond_workers.persistence.items import CommitItem, JobItem, SessionItem
@@ -84,6 +86,8 @@ from headpond_workers.persistence.records import (
     SubmitRecord,
 )
 from headpond_workers.persistence.snapshot_documents import Part, PartRef, Snapshot
+from headpond_workers.persistence.spool_document import SpoolDocument
+from headpond_workers.prefixes.document import StoredPrefixDocument
 from headpond_workers.supervision import embedded_seaweed, embedded_valkey
 from headpond_workers.supervision.applied import APPLIED_FILE, Applied, read_applied
 from headpond_workers.supervision.run_file import RunFile, StorageAccess, read_run_file
@@ -190,6 +194,16 @@ SEGMENT = replace(
         SessionRecord(JournalId(9, 6), "session", b"row"),
     ),
 )  # fmt: skip
+SPOOL = SpoolDocument(
+    **BY, model="chat", lineage="l" * 32,
+    batch=Batch(
+        first=SEGMENT.first, last=SEGMENT.last, inc=9, as_of_ms=LATER, records=SEGMENT.records,
+        progress=SEGMENT.progress, fair=FAIR,
+    ),
+)  # fmt: skip
+PREFIX = StoredPrefixDocument(
+    **BY, model="chat", fingerprint="f" * 64, tokens=130, hashes=(b"a" * 16, b"b" * 16), size=900, sha256=SHA
+)
 SNAPSHOT = Snapshot(
     **BY, model="chat", lineage="l" * 32, epoch=2, seq=2, inc=9, watermark=JournalId(9, 40), as_of_ms=LATER,
     segment="state/chat/segments/0000000002-0000000002", prev="state/chat/snapshots/0000000001-0000000001", fair=FAIR,
@@ -307,6 +321,15 @@ KINDS: dict[str, Kind] = {
         SNAPSHOT, SNAPSHOT.pack, Snapshot.unpack, "headpond_workers.persistence.snapshot_documents.Snapshot.unpack"
     ),
     "part": Kind(PART, PART.pack, Part.unpack, "headpond_workers.persistence.snapshot_documents.Part.unpack"),
+    "spool": Kind(
+        SPOOL, SPOOL.pack, SpoolDocument.unpack, "headpond_workers.persistence.spool_document.SpoolDocument.unpack"
+    ),
+    "stored-prefix": Kind(
+        PREFIX,
+        PREFIX.pack,
+        StoredPrefixDocument.unpack,
+        "headpond_workers.prefixes.document.StoredPrefixDocument.unpack",
+    ),
     "version": Kind(
         VERSION,
         VERSION.pack,
@@ -344,6 +367,7 @@ REPLIES: dict[str, Kind] = {
         _parse_append,
         "headpond.operations._parse_append",
     ),
+    "spool answer": Kind(SpoolAnswer.OK, lambda: b"ok", _parse_spool, "headpond.upkeep._parse_spool"),
     "restore reply": Kind(
         [PutIn.NEW, PutIn.KEPT],
         lambda: pack_for_script(["new", "kept"]),

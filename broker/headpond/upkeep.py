@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from headpond.errors import MalformedDocument
 from headpond.jobs import Priority
 from headpond.operations import Operation
 from headpond.replies import StreamEntry, parse_entries
@@ -224,4 +225,7 @@ def give_up_spool(spool_id: str) -> Operation[SpoolAnswer]:
 
 
 def _parse_spool(reply: bytes) -> SpoolAnswer:
-    return SpoolAnswer(_text(reply))
+    try:
+        return SpoolAnswer(_text(reply))
+    except ValueError as error:
+        raise MalformedDocument("spool answer", str(error)[:200]) from error

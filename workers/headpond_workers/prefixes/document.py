@@ -11,7 +11,7 @@ from headpond_workers.persistence.sealed import Fields, check_common, check_coun
 from headpond_workers.prefixes.blocks import BLOCK_TOKENS, HASH_BYTES
 from headpond_workers.prefixes.folders import is_fingerprint
 
-PREFIX_SCHEMA = "headpond/kv-prefix"
+PREFIX_SCHEMA = "headpond/stored-prefix"
 PREFIX_VERSION = 1
 MAX_DOCUMENT_BYTES = 1 << 20
 ROOT = "kv/"
