@@ -18,6 +18,8 @@ from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.gate import open_queue
 from headpond_workers.persistence.journal import Journal, drain
 from headpond_workers.persistence.segments import StateStore
+from headpond_workers.persistence.snapshot_thread import SnapshotThread
+from headpond_workers.persistence.snapshots import is_due, make_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +33,12 @@ class Persistence:
     """Commits journals. One a process; several processes share the work, and the head decides between them."""
 
     def __init__(self, address: RedisAddress, blobs: Blobs, *, writer: str, model_server: Server) -> None:
-        """model_server: for the queues of models; the broker has a connection of its own."""
+        """model_server: for the queues of models; the broker has a connection of its own. `snapshots` is to be
+        started."""
         self._blobs, self._writer, self._server = blobs, writer, model_server
         self._busy: dict[str, threading.Lock] = {}
         self._journals: dict[str, Journal] = {}
+        self.snapshots = SnapshotThread(self.snapshot)
         self.broker = HeadpondBroker(Server(address), middleware=[], slots=2, lease_s=LEASE_S)
         dramatiq.actor(actor_name=PERSIST, queue_name=PERSISTENCE_QUEUE, broker=self.broker)(self.persist)
 
@@ -77,6 +81,15 @@ class Persistence:
             store = StateStore(self._blobs, model)
             while drain(journal, store, writer=self._writer):
                 pass
+        if journal.at is not None and is_due(journal.at.head):
+            self.snapshots.ask(model)
+
+    def snapshot(self, model: str) -> None:
+        """Make a snapshot of one model's state, if that is due. Raises CommitLost, StorageUnavailable, BlobCorrupt."""
+        store = StateStore(self._blobs, model)
+        at = store.read_head()
+        if at is not None and is_due(at.head):
+            make_snapshot(store, at, writer=self._writer)
 
     def _guarded(self, model: str, work: Callable[[], None]) -> None:
         try:

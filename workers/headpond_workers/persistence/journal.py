@@ -26,8 +26,8 @@ class Journal:
         self.queue = queue
         self._sampler = Sampler(queue)
         self._inc = 0
-        self._left: str | None = None
-        """txn of the head that this process left."""
+        self.at: HeadAt | None = None
+        """The head that the last commit of this process left."""
         self.ended: list[str] = []
         """Of the last batch: ids of jobs whose end is in it."""
         self.more = False
@@ -69,12 +69,8 @@ class Journal:
 
     def expect(self, at: HeadAt) -> None:
         """Storage has this head, and the next batch is for it."""
-        if at.head.txn != self._left:
+        if self.at is None or at.head.segment != self.at.head.segment:
             self._sampler.forget_fair()
-
-    def left(self, at: HeadAt) -> None:
-        """A commit of this process left this head."""
-        self._left = at.head.txn
 
 
 def drain(journal: Journal, store: StateStore, *, writer: str) -> bool:
@@ -100,7 +96,7 @@ def drain(journal: Journal, store: StateStore, *, writer: str) -> bool:
     if batch is None or queue.meta().get("inc") != meta.get("inc"):
         # Where the server went back in time meanwhile, not all of the batch is of one life.
         return False
-    journal.left(store.commit(at, batch, writer=writer))
+    journal.at = store.commit(at, batch, writer=writer)
     journal.stored()
     if batch.last is None:
         return False

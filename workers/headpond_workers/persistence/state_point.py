@@ -53,7 +53,8 @@ class StatePoint:
 
 
 def state_at(chain: StateChain, head: Head, *, until_ms: int | None = None) -> StatePoint:
-    """The newest state, or the newest one that was committed with an `as_of_ms` of at most until_ms.
+    """The newest state, or the newest one that was committed with an `as_of_ms` of at most until_ms. Of a batch that
+    became several segments all but the last have the time of the batch before, and are taken with that.
 
     Raises HistoryTooShort, BlobCorrupt, StorageUnavailable.
     """
