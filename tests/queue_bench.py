@@ -126,6 +126,10 @@ class Bench:
             boot, last_seq=seq, row=b"", pairs=[lease_key(x) for x in leases], full_version=full_version
         )
 
+    def trim(self, inc: int, through: str, *ended: str) -> bool:
+        """As the persister does after a commit."""
+        return self.queue.run(upkeep.trim(inc=inc, through=through, ended=ended))
+
     def let_leases_end(self) -> None:
         """Time passes, and somebody ticks often enough for nobody to be forgiven."""
         for _ in range(3):

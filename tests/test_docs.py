@@ -297,7 +297,7 @@ def counted_fields_of_meta() -> set[str]:
 def test_every_field_of_meta_is_described() -> None:
     counted = counted_fields_of_meta()
     assert counted == {"count:", "strikes", "tokens", "picks", "v:"}
-    used = counted.union(*(fields_of_meta(command) for command in ("HGET", "HMGET", "HSET", "HINCRBY")))
+    used = counted.union(*(fields_of_meta(command) for command in ("HGET", "HMGET", "HSET", "HSETNX", "HINCRBY")))
     cells = names(section(FORMAT, "Meta"), "field", "meaning")
     described = {re.sub(r"<\w+>", "", name) for name in cells}
 

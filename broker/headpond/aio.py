@@ -11,6 +11,7 @@ from typing import Any, Self, Unpack
 from headpond import operations as ops
 from headpond.aio_queue import AsyncJobQueue, AsyncServer
 from headpond.connections import BLOCK_S, Patience, find_redis
+from headpond.durability import TIMEOUT_S, AsyncCommitWatch, Durability, no_storage, parse_durability
 from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
 from headpond.events import AT_ONCE_S, check_after
 from headpond.folding import StreamFold
@@ -61,9 +62,12 @@ class AsyncClient:
         deadline: float | None = None,
         priority: Priority | str = Priority.NORMAL,
         tenant: str = "",
+        durability: Durability | str = Durability.QUEUE,
+        durability_timeout: float = TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncJob:
         """Enqueue one job; see `Client.submit`."""
+        stored_within_s = await self._wait_for_storage(model, durability, durability_timeout)
         known = await self._known(model)
         submission = prepare(
             model, prompt, messages, known=known, id=id, delay=delay, deadline=deadline, priority=priority,
@@ -71,7 +75,7 @@ class AsyncClient:
             stop_token_ids=stop_token_ids, adapter=adapter, response_format=response_format, grammar=grammar,
             **sampling,
         )  # fmt: skip
-        return await self._enqueue(submission)
+        return await self._enqueue(submission, stored_within_s)
 
     async def embed(
         self,
@@ -83,28 +87,44 @@ class AsyncClient:
         deadline: float | None = None,
         priority: Priority | str = Priority.NORMAL,
         tenant: str = "",
+        durability: Durability | str = Durability.QUEUE,
+        durability_timeout: float = TIMEOUT_S,
     ) -> AsyncJob:
         """Enqueue one job that embeds texts; see `Client.embed`."""
+        stored_within_s = await self._wait_for_storage(model, durability, durability_timeout)
         known = await self._known(model)
         submission = prepare(
             model, None, None, known=known, id=id, delay=delay, deadline=deadline, priority=priority, tenant=tenant,
             input=texts,
         )  # fmt: skip
-        return await self._enqueue(submission)
+        return await self._enqueue(submission, stored_within_s)
 
-    async def _enqueue(self, submission: Submission) -> AsyncJob:
+    async def _enqueue(self, submission: Submission, stored_within_s: float | None) -> AsyncJob:
         queue = await self._queue(submission.id.model)
+        watch = None if stored_within_s is None else await AsyncCommitWatch.begin(queue, stored_within_s)
         answers = await queue.run(ops.submit([submission.entry], max_queued=submission.max_queued))
         if is_refused(answers):
             raise_refusals([submission], answers, retry_after_s=await queue.retry_after_s(), many=False)
+        if watch is not None:
+            await watch.wait([str(submission.id)])
         return AsyncJob(self, submission.id, submitted=True)
 
-    async def submit_many(self, model: str, requests: Sequence[Mapping[str, Any]], **common: Any) -> list[AsyncJob]:
+    async def submit_many(
+        self,
+        model: str,
+        requests: Sequence[Mapping[str, Any]],
+        *,
+        durability: Durability | str = Durability.QUEUE,
+        durability_timeout: float = TIMEOUT_S,
+        **common: Any,
+    ) -> list[AsyncJob]:
         """Enqueue many jobs in few round trips; see `Client.submit_many`."""
+        stored_within_s = await self._wait_for_storage(model, durability, durability_timeout)
         submissions = prepare_many(model, requests, common, known=await self._known(model))
         if not submissions:
             return []
         queue = await self._queue(submissions[0].id.model)
+        watch = None if stored_within_s is None else await AsyncCommitWatch.begin(queue, stored_within_s)
         bound = submissions[0].max_queued
         answers: list[Submitted] = []
         chunks = list(chunked([s.entry for s in submissions]))
@@ -114,12 +134,25 @@ class AsyncClient:
                 answers += chunk_answers
         if is_refused(answers):
             raise_refusals(submissions, answers, retry_after_s=await queue.retry_after_s(), many=True)
+        if watch is not None:
+            await watch.wait([str(submission.id) for submission in submissions])
         return [AsyncJob(self, submission.id, submitted=True) for submission in submissions]
 
     async def _known(self, model: str) -> dict[str, ModelRow]:
         if model.partition("@")[0] not in self._models:
             await self.models()
         return self._models
+
+    async def _wait_for_storage(self, model: str, durability: str, timeout_s: float) -> float | None:
+        """See `Client`."""
+        stored_within_s = parse_durability(durability, timeout_s)
+        name = model.partition("@")[0]
+        if stored_within_s is None or name not in await self._known(model) or self._models[name].storage:
+            return stored_within_s
+        row = (await self.models()).get(name)  # Storage may have been added since the models were read.
+        if row is not None and not row.storage:
+            raise no_storage(name)
+        return stored_within_s
 
     def job(self, id: str) -> AsyncJob:
         """The handle of a job that was submitted before, here or elsewhere."""

@@ -20,6 +20,7 @@ from headpond.connections import (
     server_id,
 )
 from headpond.errors import HeadpondError, QueueError
+from headpond.journal_mark import JournalMark
 from headpond.keys import MODELS, queue_keys
 from headpond.models import ModelRow, unpack_model
 from headpond.replies import StreamEntry, parse_entries, parse_read, retry_after_s
@@ -140,3 +141,18 @@ class AsyncJobQueue:
         return parse_read(
             await self.server.read_blocking("XREAD", "BLOCK", block_ms, "COUNT", 512, "STREAMS", key, after)
         )
+
+    async def journal_mark(self) -> JournalMark:
+        """Where the journal ends. What was accepted before the call is at or before that."""
+        keys = queue_keys(self.name)
+        # In this order: what has left the journal by then is in storage, or in the spool that meta names afterwards.
+        last = parse_entries(await self.server.read("XREVRANGE", keys.named("journal"), "+", "-", "COUNT", 1))
+        inc, spool = await self.server.read("HMGET", keys.named("meta"), "inc", "spool")
+        return JournalMark.of(inc, last, spool)
+
+    async def wait_for_commits(self, *, after: str, block_s: float) -> list[str]:
+        """Journal ids after one up to which storage has the journal, waiting up to block_s for the first."""
+        block_ms = max(1, round(min(block_s, BLOCK_S) * 1000))
+        key = queue_keys(self.name).named("commits")
+        found = await self.server.read_blocking("XREAD", "BLOCK", block_ms, "STREAMS", key, after)
+        return [journal_id for journal_id, _ in parse_read(found)]

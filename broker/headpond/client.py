@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from headpond.connections import BLOCK_S, Patience, find_redis
+from headpond.durability import TIMEOUT_S, CommitWatch, Durability, no_storage, parse_durability
 from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
 from headpond.events import ended_result, read_stream
 from headpond.jobs import Chunk, JobId, JobState, Priority, Result
@@ -64,6 +65,8 @@ class Client:
         deadline: float | None = None,
         priority: Priority | str = Priority.NORMAL,
         tenant: str = "",
+        durability: Durability | str = Durability.QUEUE,
+        durability_timeout: float = TIMEOUT_S,
         **sampling: Unpack[SamplingOptions],
     ) -> Job:
         """Enqueue one job; it is safe once this returns.
@@ -79,8 +82,11 @@ class Client:
         "json_schema", "json_schema": {"schema": {...}}}; or grammar: GBNF, whose rule `root` it must match.
         sampling: any other setting of `headpond.sampling.Sampling`, such as top_k=40. A setting, format or grammar
         that the model's engine lacks fails the job.
-        Raises InvalidRequest, UnknownModel, IdConflict, QueueFull, RedisUnavailable.
+        durability: "queue" returns once Redis has the job; "storage" once S3 has it too, waiting for that at most
+        durability_timeout seconds.
+        Raises InvalidRequest, UnknownModel, IdConflict, QueueFull, RedisUnavailable, DurabilityUnknown.
         """
+        stored_within_s = self._wait_for_storage(model, durability, durability_timeout)
         known = self._known(model)
         submission = prepare(
             model, prompt, messages, known=known, id=id, delay=delay, deadline=deadline, priority=priority,
@@ -88,7 +94,7 @@ class Client:
             stop_token_ids=stop_token_ids, adapter=adapter, response_format=response_format, grammar=grammar,
             **sampling,
         )  # fmt: skip
-        return self._enqueue(submission)
+        return self._enqueue(submission, stored_within_s)
 
     def embed(
         self,
@@ -100,36 +106,53 @@ class Client:
         deadline: float | None = None,
         priority: Priority | str = Priority.NORMAL,
         tenant: str = "",
+        durability: Durability | str = Durability.QUEUE,
+        durability_timeout: float = TIMEOUT_S,
     ) -> Job:
         """Enqueue one job that embeds texts: its result has `embeddings`, one vector a text, and no tokens.
 
         texts: one, or 1 to 1024 of them. The other arguments are those of `submit`. Raises what `submit` raises.
         """
+        stored_within_s = self._wait_for_storage(model, durability, durability_timeout)
         submission = prepare(
             model, None, None, known=self._known(model), id=id, delay=delay, deadline=deadline, priority=priority,
             tenant=tenant, input=texts,
         )  # fmt: skip
-        return self._enqueue(submission)
+        return self._enqueue(submission, stored_within_s)
 
-    def _enqueue(self, submission: Submission) -> Job:
+    def _enqueue(self, submission: Submission, stored_within_s: float | None) -> Job:
         queue = self._queue(submission.id.model)
+        watch = None if stored_within_s is None else CommitWatch(queue, timeout_s=stored_within_s)
         (taken,) = queue.submit([submission.entry], max_queued=submission.max_queued)
         if is_refused([taken]):
             raise_refusals([submission], [taken], retry_after_s=queue.retry_after_s(), many=False)
+        if watch is not None:
+            watch.wait([str(submission.id)])
         return Job(queue, submission.id, submitted=True)
 
-    def submit_many(self, model: str, requests: Sequence[Mapping[str, Any]], **common: Any) -> list[Job]:
+    def submit_many(
+        self,
+        model: str,
+        requests: Sequence[Mapping[str, Any]],
+        *,
+        durability: Durability | str = Durability.QUEUE,
+        durability_timeout: float = TIMEOUT_S,
+        **common: Any,
+    ) -> list[Job]:
         """Enqueue many jobs in few round trips. Each is safe once this returns; the order is that of `requests`.
 
         requests: arguments of `submit` for each job, such as {"prompt": "...", "id": "chat/order-17"}. common:
-        arguments of all that do not say otherwise. All are checked before the first is sent.
+        arguments of all that do not say otherwise. All are checked before the first is sent. durability: of all
+        together; if the queue did not take all of them, storage is not waited for.
         Raises ManyRefused if the queue did not take all of them, and what `submit` raises but for IdConflict and
         QueueFull. If it raises RedisUnavailable, any part may have been enqueued: repeat it with ids.
         """
+        stored_within_s = self._wait_for_storage(model, durability, durability_timeout)
         submissions = prepare_many(model, requests, common, known=self._known(model))
         if not submissions:
             return []
         queue = self._queue(submissions[0].id.model)
+        watch = None if stored_within_s is None else CommitWatch(queue, timeout_s=stored_within_s)
         bound = submissions[0].max_queued
         answers: list[Submitted] = []
         chunks = [submit_operation(chunk, max_queued=bound) for chunk in chunked([s.entry for s in submissions])]
@@ -138,6 +161,8 @@ class Client:
                 answers += chunk_answers
         if is_refused(answers):
             raise_refusals(submissions, answers, retry_after_s=queue.retry_after_s(), many=True)
+        if watch is not None:
+            watch.wait([str(submission.id) for submission in submissions])
         return [Job(queue, submission.id, submitted=True) for submission in submissions]
 
     def _known(self, model: str) -> dict[str, ModelRow]:
@@ -145,6 +170,17 @@ class Client:
         if model.partition("@")[0] not in self._models:
             self.models()
         return self._models
+
+    def _wait_for_storage(self, model: str, durability: str, timeout_s: float) -> float | None:
+        """Seconds to wait for storage after a submit; None not to. Raises InvalidRequest, also where there is none."""
+        stored_within_s = parse_durability(durability, timeout_s)
+        name = model.partition("@")[0]
+        if stored_within_s is None or name not in self._known(model) or self._models[name].storage:
+            return stored_within_s
+        row = self.models().get(name)  # Storage may have been added since the models were read.
+        if row is not None and not row.storage:
+            raise no_storage(name)
+        return stored_within_s
 
     def job(self, id: str) -> Job:
         """The handle of a job that was submitted before, here or elsewhere. Raises InvalidRequest, UnknownModel,

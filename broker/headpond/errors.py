@@ -18,10 +18,15 @@
     |- NameInUse                the name of a model is in use, so it is not forgotten
     |- NotQuarantined           the job is not among the quarantined ones, so it is not for an operator to decide
     |- NotCommitted             the job's end is not in storage yet (retry=True)
+    |- SpoolError               the journal's spool on a host's disk
+    |  |- SpoolElsewhere         another host has part of the journal; nothing is committed before that (retry=True)
+    |  |- SpoolDamaged           what left Redis for the spool is not whole there
+    |  `- SpoolBusy              a process of this host is at work with it (retry=True)
     |- BundleError              a replay bundle cannot be read or written
     |- JobGone                  the job is unknown, or its retention has passed
     |  `- NotStored              storage does not hold the job's end
     |- ResultTimeout            the job goes on; only the waiting ended (retry=True)
+    |- DurabilityUnknown        the queue has the job; whether storage has it is not known (retry=True)
     |- JobEnded                 the job ended without an answer; carries the partial result
     |  |- JobFailed
     |  |- JobCancelled
@@ -284,6 +289,52 @@ class NotCommitted(HeadpondError):
         self.job_id = job_id
 
 
+class SpoolError(HeadpondError):
+    """The journal's spool on a host's disk. model: whose."""
+
+    def __init__(self, model: str, message: str) -> None:
+        super().__init__(message)
+        self.model = model
+
+
+class SpoolElsewhere(SpoolError):
+    """Another host has entries of the journal on its disk, and nothing may be committed before these."""
+
+    retry = True
+
+    def __init__(self, model: str, *, host: str, folder: str, first: str, last: str) -> None:
+        super().__init__(
+            model,
+            f"Entries {first} to {last} of '{model}' are in the spool of {host} ({folder}), and nothing is committed "
+            "before them: start the persister there. If that disk is lost: headpond storage spool --give-up "
+            f"{model} --yes",
+        )
+        self.host, self.folder = host, folder
+
+
+class SpoolDamaged(SpoolError):
+    """What left Redis for the spool is not whole there. Nothing was committed."""
+
+    def __init__(self, model: str, *, path: str, found: str, wanted: str) -> None:
+        super().__init__(
+            model,
+            f"{path}: it is whole up to {found} only, and entries up to {wanted} of '{model}' were moved there. Put "
+            f"the file back from a copy, or have the queue write anew what it holds: headpond storage spool --give-up "
+            f"{model} --yes",
+        )
+        self.path = path
+
+
+class SpoolBusy(SpoolError):
+    """A process of this host is at work with the spool."""
+
+    retry = True
+
+    def __init__(self, model: str, *, path: str) -> None:
+        super().__init__(model, f"{path}: a persister is at work with it. Stop it, or try again in a moment.")
+        self.path = path
+
+
 class BundleError(HeadpondError):
     """A replay bundle cannot be read or written. `where`: its file."""
 
@@ -324,6 +375,27 @@ class ResultTimeout(HeadpondError):
         super().__init__(f"The job '{job_id}' has not ended after {timeout_s:g} s; it goes on.")
         self.job_id = job_id
         self.timeout_s = timeout_s
+
+
+class DurabilityUnknown(HeadpondError):
+    """Jobs were accepted by the queue, and it is not known whether storage has them. An unknown outcome, no failure:
+    they may be in storage already, and run.
+
+    job_ids: what was submitted. The same call may be repeated under the same ids: it waits on, and enqueues nothing
+    twice.
+    """
+
+    retry = True
+
+    def __init__(self, job_ids: Iterable[str], *, reason: str) -> None:
+        self.job_ids = tuple(job_ids)
+        self.reason = reason
+        first, more = self.job_ids[0], len(self.job_ids) - 1
+        jobs = f"the jobs '{first}' and {more} more" if more else f"the job '{first}'"
+        super().__init__(
+            f"It is not known whether storage has {jobs}: {reason}. Submit again under the same id to wait on; nothing "
+            "is enqueued twice. What the persister says: headpond logs persister"
+        )
 
 
 class JobEnded(HeadpondError):

@@ -14,6 +14,7 @@ headpond:{q}:dead                  zset   quarantined id by time, ms
 headpond:{q}:wake:<lane>           list   at most one token, there exactly when the lane can be claimed from
 headpond:{q}:events:<id>           stream tokens and events of one job
 headpond:{q}:journal               stream durable changes, for the persister
+headpond:{q}:commits               stream ids of the latest journal entries that storage has; see `durability`
 headpond:{q}:workers               hash   boot id -> worker row; <boot>:seq -> its last claim
 headpond:{q}:held:<boot>           hash   id -> "<seq>:<fence>": the leases that a worker was given
 headpond:{q}:spec                  hash   version -> fingerprint of what serves this name

@@ -23,11 +23,13 @@ from headpond.connections import (
 )
 from headpond.errors import HeadpondError, MalformedDocument, QueueError
 from headpond.jobs import JobState
+from headpond.journal_mark import JournalMark
 from headpond.keys import MODELS, lanes_of, queue_keys
 from headpond.models import Holder, ModelRow, pack_model, unpack_model
 from headpond.replies import StreamEntry, parse_entries, parse_read, parse_scores, retry_after_s
 from headpond.script_lines import ScriptLines
 from headpond.scripts import NOT_MET, load_script
+from headpond.spooled import StorageTrouble, parse_trouble
 from headpond.waiter import Waiter
 from headpond.wire import Attempt, RunRow, unpack_attempts, unpack_run
 from headpond.workers import WorkerRow, pack_worker, unpack_workers
@@ -415,3 +417,23 @@ class JobQueue:
 
     def journal_length(self) -> int:
         return int(self.server.read("XLEN", queue_keys(self.name).named("journal")))
+
+    def storage_trouble(self) -> StorageTrouble | None:
+        """What of the journal storage lacks, and since when; None while it can be reached and nothing is spooled."""
+        key = queue_keys(self.name).named("meta")
+        return parse_trouble(*self.server.read("HMGET", key, "storage_away", "spool"))
+
+    def journal_mark(self) -> JournalMark:
+        """Where the journal ends. What was accepted before the call is at or before that."""
+        keys = queue_keys(self.name)
+        # In this order: what has left the journal by then is in storage, or in the spool that meta names afterwards.
+        last = parse_entries(self.server.read("XREVRANGE", keys.named("journal"), "+", "-", "COUNT", 1))
+        inc, spool = self.server.read("HMGET", keys.named("meta"), "inc", "spool")
+        return JournalMark.of(inc, last, spool)
+
+    def wait_for_commits(self, *, after: str, block_s: float) -> list[str]:
+        """Journal ids after one up to which storage has the journal, waiting up to block_s for the first."""
+        block_ms = max(1, round(min(block_s, BLOCK_S) * 1000))
+        key = queue_keys(self.name).named("commits")
+        found = self.server.read_blocking("XREAD", "BLOCK", block_ms, "STREAMS", key, after)
+        return [journal_id for journal_id, _ in parse_read(found)]

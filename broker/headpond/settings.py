@@ -43,7 +43,11 @@ from headpond.up_file import Told, read_told
 CONFIG_NAME = "headpond.toml"
 STATE_FOLDER = ".headpond"
 RUN_FILE = "run.json"
+SPOOL_FOLDER = "spool"
 EMBEDDED_VALKEY_FOLDER = "valkey"
+EMBEDDED_SEAWEED_FOLDER = "seaweedfs"
+EMBEDDED_SEAWEED_DATA = "data"
+"""Its objects, below EMBEDDED_SEAWEED_FOLDER."""
 
 
 _T = TypeVar("_T", bound=Table)
@@ -91,6 +95,12 @@ class StorageSettings(Table):
     """Megabytes a second that one process sends to storage at most, in all its threads together. None: no limit."""
     download_mb_per_s: MbPerSecond | None = None
     """The same for what it reads."""
+    spool_after_entries: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000
+    """While storage is away: entries of a model's journal that stay in Redis; more go to a spool on the persister's
+    disk."""
+    spool_max_gb: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 1.0
+    """Gigabytes (10^9 bytes) of that spool, of all models of a machine; once it is full, entries stay in Redis. 0: no
+    spool."""
     cache_gb: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
     """Gigabytes (10^9 bytes) of versions that this machine keeps in its cache; None: no bound."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from headpond.jobs import Priority
 from headpond.operations import Operation
 from headpond.replies import StreamEntry, parse_entries
+from headpond.spooled import Spooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,14 @@ class DeadAnswer(StrEnum):
     """The job is not quarantined."""
     UNCOMMITTED = "uncommitted"
     """With storage nothing is dropped before its end is committed."""
+
+
+class SpoolAnswer(StrEnum):
+    OK = "ok"
+    STALE = "stale"
+    """The server went back in time since the journal was read."""
+    OTHER = "other"
+    """Another spool is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +152,32 @@ def open_queue(
     above it if it is lower. inc: that of the meta which the decision rests on; 0 for any. Returns the queue's lineage
     and state."""
     return Operation("open", (step, lineage, reason, least_inc, inc, ""), lambda r: (_text(r[0]), _text(r[1])))
+
+
+def storage_away() -> Operation[SpoolAnswer]:
+    """Storage could not be reached: since now, unless that was said before."""
+    return Operation("spool", ("away",), _parse_spool)
+
+
+def storage_back() -> Operation[SpoolAnswer]:
+    """Storage can be reached again."""
+    return Operation("spool", ("back",), _parse_spool)
+
+
+def take_to_spool(spooled: Spooled, *, inc: int, through: str) -> Operation[SpoolAnswer]:
+    """Entries up to `through` are synced in a spool, and leave the journal. inc: that they were read under."""
+    return Operation("spool", ("take", inc, spooled.id, through, spooled.pack()), _parse_spool)
+
+
+def spool_replayed(spool_id: str, *, last: str) -> Operation[SpoolAnswer]:
+    """All that the spool held, up to `last`, is in storage."""
+    return Operation("spool", ("replayed", spool_id, last), _parse_spool)
+
+
+def give_up_spool(spool_id: str) -> Operation[SpoolAnswer]:
+    """The spool will not come back: the queue journals anew what it holds."""
+    return Operation("spool", ("give-up", spool_id), _parse_spool)
+
+
+def _parse_spool(reply: bytes) -> SpoolAnswer:
+    return SpoolAnswer(_text(reply))

@@ -185,6 +185,7 @@ def trim(model: Model, inc: int, through: str, ended: Sequence[str], now_ms: int
     last = journal_key(through)
     for journal_id in [each for each in model.server.journal if journal_key(each) <= last]:
         del model.server.journal[journal_id]
+    model.server.committed = max(model.server.committed or "0-0", through, key=journal_key)
     for job_id in ended:
         job = model.jobs.get(job_id)
         if job is not None and job.state.ended:

@@ -131,6 +131,9 @@ def _each_end_is_journalled_once(model: Model, now: Snapshot) -> None:
         model.server.journal[journal_id] = (kind, job_id.decode())
         model.journal_seen = journal_id
     assert (journal.length if journal else 0) == len(model.server.journal)
+    commits = now.streams.get("commits")
+    told = commits.entries[-1][0] if commits else ""
+    assert told == model.server.committed, f"who waits for storage is told {told}, not {model.server.committed}"
 
 
 def _work_wakes_somebody(model: Model, now: Snapshot) -> None:

@@ -30,12 +30,12 @@ SWEEP_EVERY_MS = 20
 @dataclass(slots=True)
 class ServerTruth:
     """What the server has acknowledged. seqs: of each boot's last claim. picks: how many jobs were ever claimed.
-    journal: (kind, id) by journal id, of what no trim has taken. owed: lanes whose wake token a consumer has taken: it,
-    or whoever ends its block next, will claim (invariant 6). noticed: boots that were told that a job of theirs ended,
-    and have not heard it. end_ms, end_gap_ms: of the last job that ran to its end; the usual time between two. share:
-    of the trial that has one. mending: with storage, it went back in time, and nobody has looked yet at what it lost;
-    rolled_to: up to where its journal went then. outcomes: (id, version, state) of what ended while one had. seq: of
-    the alias."""
+    journal: (kind, id) by journal id, of what no trim has taken. committed: what the last trim went up to. owed:
+    lanes whose wake token a consumer has taken: it, or whoever ends its block next, will claim (invariant 6).
+    noticed: boots that were told that a job of theirs ended, and have not heard it. end_ms, end_gap_ms: of the last
+    job that ran to its end; the usual time between two. share: of the trial that has one. mending: with storage, it
+    went back in time, and nobody has looked yet at what it lost; rolled_to: up to where its journal went then.
+    outcomes: (id, version, state) of what ended while one had. seq: of the alias."""
 
     jobs: dict[str, TrueJob] = field(default_factory=dict)
     fairness: Fairness = field(default_factory=Fairness)
@@ -48,6 +48,7 @@ class ServerTruth:
     rolled_to: str = ""
     inc: int = 0
     journal: dict[str, tuple[str, str]] = field(default_factory=dict)
+    committed: str = ""
     owed: set[str] = field(default_factory=set)
     noticed: set[str] = field(default_factory=set)
     end_ms: int | None = None

@@ -122,7 +122,7 @@ def parse(raw: bytes) -> Snapshot:
             snapshot.sets[name] = frozenset(member.decode() for member in value)
         elif name.startswith(("wake:", "notice:")):
             snapshot.lists[name] = value
-        elif name == "journal" or name.startswith("events:"):
+        elif name in ("journal", "commits") or name.startswith("events:"):
             snapshot.streams[name] = Stream(value[0], tuple(_entry(entry) for entry in value[1] or ()))
         else:
             snapshot.zsets[name] = {member: float(score) for member, score in _pairs(value)}

@@ -27,13 +27,22 @@ from headpond.errors import ConfigError, HeadpondError, ServiceUnavailable
 from headpond.keys import PERSISTENCE_QUEUE
 from headpond.operations import QueuePolicy
 from headpond.queue import Server
-from headpond.settings import EMBEDDED_VALKEY_FOLDER, Settings, load_settings
+from headpond.settings import (
+    EMBEDDED_SEAWEED_DATA,
+    EMBEDDED_SEAWEED_FOLDER,
+    EMBEDDED_VALKEY_FOLDER,
+    SPOOL_FOLDER,
+    Settings,
+    load_settings,
+)
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.naming.identity import identity_or_passing
 from headpond_workers.persistence.actor import LEASE_S, RETENTION_S, Persistence
 from headpond_workers.persistence.aof_sync import AofSync
 from headpond_workers.persistence.s3 import S3Blobs
+from headpond_workers.persistence.spooling import SpoolPolicy
 from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.persistence.storage_sync import StorageSync
 from headpond_workers.redaction import Secrets
 from headpond_workers.rollover.alias_follower import AliasFollower
 from headpond_workers.secret_filter import start_logging
@@ -42,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
 INTERVAL_S = 1.0
+GB = 1_000_000_000
 
 
 class Persister:
@@ -62,7 +72,10 @@ class Persister:
         self._leave = threading.Event()
         self._aof = AofSync(settings.state_folder / EMBEDDED_VALKEY_FOLDER) if settings.redis.url is None else None
         self._writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
-        self._persistence = Persistence(address, self._blobs, writer=self._writer, model_server=self._server)
+        self._persistence = Persistence(
+            address, self._blobs, writer=self._writer, model_server=self._server,
+            spools=_spools_of(settings), sync=_sync_of(settings),
+        )  # fmt: skip
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT. Returns the exit code."""
@@ -123,6 +136,21 @@ class Persister:
         except HeadpondError as error:
             # What is left stays in the journal, for the next persister.
             logger.warning("last_commit_failed error=%s", error)
+
+
+def _sync_of(settings: Settings) -> StorageSync | None:
+    """What brings commits to the disk; None where the storage is a server of the operator's own."""
+    if settings.storage.endpoint_url is not None:
+        return None
+    return StorageSync(settings.state_folder / EMBEDDED_SEAWEED_FOLDER / EMBEDDED_SEAWEED_DATA)
+
+
+def _spools_of(settings: Settings) -> SpoolPolicy:
+    storage = settings.storage
+    return SpoolPolicy(
+        settings.state_folder / SPOOL_FOLDER, storage.spool_after_entries, int(storage.spool_max_gb * GB),
+        socket.gethostname(),
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

@@ -6,6 +6,7 @@ from headpond.errors import (
     BundleError,
     CollectionUnderWay,
     ConfigError,
+    DurabilityUnknown,
     HeadpondError,
     InvalidRequest,
     JobEnded,
@@ -16,6 +17,7 @@ from headpond.errors import (
     RestoreRefused,
     ResultTimeout,
     ServiceUnavailable,
+    SpoolBusy,
 )
 
 INTERNAL = 1
@@ -40,6 +42,8 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (JobEnded, JOB_ENDED),
     (QueueFull, TRY_LATER),
     (ResultTimeout, TRY_LATER),
+    (DurabilityUnknown, TRY_LATER),
+    (SpoolBusy, TRY_LATER),
     (NotCommitted, TRY_LATER),
     (CollectionUnderWay, TRY_LATER),
 )

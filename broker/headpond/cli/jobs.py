@@ -12,6 +12,7 @@ import typer
 
 from headpond.cli.request_options import form_of, sampling_of
 from headpond.client import Client, Job
+from headpond.durability import TIMEOUT_S, Durability
 from headpond.errors import HeadpondError, InvalidRequest, JobEnded
 from headpond.jobs import Chunk, JobId, Result
 from headpond.requests import MAX_BODY_BYTES
@@ -24,6 +25,10 @@ UrlOption = Annotated[
     str | None, typer.Option("--redis", help="Server url; `headpond --help` says where it is looked for.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
+DurabilityOption = Annotated[
+    str, typer.Option(metavar="queue|storage", help="Go on once the queue has it, or once storage has it too.")
+]
+DurabilityTimeoutOption = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for storage.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id: MODEL/SLUG.")]
 
 
@@ -61,6 +66,8 @@ def submit(
     tenant: Annotated[str, typer.Option(help="For whom; tenants take turns by what their jobs cost.")] = "",
     delay: Annotated[float, typer.Option(help="Seconds before it may begin.")] = 0.0,
     deadline: Annotated[float | None, typer.Option(help="Seconds after which it ends, done or not.")] = None,
+    durability: DurabilityOption = Durability.QUEUE.value,
+    durability_timeout: DurabilityTimeoutOption = TIMEOUT_S,
     detach: Annotated[bool, typer.Option("--detach", help="Print the id and leave.")] = False,
     as_json: JsonOption = False,
     redis: UrlOption = None,
@@ -77,6 +84,8 @@ def submit(
 
       headpond submit chat "Summarise ..." --priority batch --tenant reports --deadline 3600
 
+      headpond submit chat "Bill order 17" --id chat/order-17 --durability storage --detach
+
       headpond submit chat "Where is Oslo?" --json-schema place.json --sampling top_k=40 --sampling min_p=0.05
     """
     more = sampling_of(sampling or ()) | form_of(response_format, json_schema, grammar)
@@ -85,7 +94,7 @@ def submit(
         job = client.submit(
             model, text, id=id, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
             stop=stop or (), stop_token_ids=stop_token or (), adapter=adapter, priority=priority, tenant=tenant,
-            delay=delay, deadline=deadline, **more,
+            delay=delay, deadline=deadline, durability=durability, durability_timeout=durability_timeout, **more,
         )  # fmt: skip
         if detach:
             typer.echo(json.dumps({"id": job.id}) if as_json else job.id)
@@ -105,6 +114,8 @@ def embed(
     priority: Annotated[str, typer.Option(help="interactive, normal or batch.")] = "normal",
     tenant: Annotated[str, typer.Option(help="For whom; tenants take turns by what their jobs cost.")] = "",
     deadline: Annotated[float | None, typer.Option(help="Seconds after which it ends, done or not.")] = None,
+    durability: DurabilityOption = Durability.QUEUE.value,
+    durability_timeout: DurabilityTimeoutOption = TIMEOUT_S,
     detach: Annotated[bool, typer.Option("--detach", help="Print the id and leave.")] = False,
     as_json: JsonOption = False,
     redis: UrlOption = None,
@@ -119,7 +130,10 @@ def embed(
     """
     wanted = texts if texts else _from_stdin(field="input").removesuffix("\n").split("\n")
     with Client(redis) as client:
-        job = client.embed(model, wanted, id=id, priority=priority, tenant=tenant, deadline=deadline)
+        job = client.embed(
+            model, wanted, id=id, priority=priority, tenant=tenant, deadline=deadline, durability=durability,
+            durability_timeout=durability_timeout,
+        )  # fmt: skip
         if detach:
             typer.echo(json.dumps({"id": job.id}) if as_json else job.id)
         else:

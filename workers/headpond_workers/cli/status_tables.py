@@ -6,8 +6,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from headpond.spooled import StorageTrouble
 from headpond.terminal import escape_controls
 from headpond.workers import WorkerState
+from headpond_workers.cli.sizes import shown_size
 from headpond_workers.supervision.status import DeploymentStatus
 
 PLAIN_WIDTH = 160
@@ -26,6 +28,17 @@ def table_console() -> Console:
     """Where tables go: as wide as the terminal, or as a file may be."""
     console = Console()
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def trouble_line(model: str, trouble: StorageTrouble, *, now_ms: int) -> str:
+    """What storage lacks of a model, and what a loss of Redis would take."""
+    away_s, lack_s = ((now_ms - ms) / 1000 for ms in (trouble.away_since_ms or now_ms, trouble.since_ms))
+    away = f"storage cannot be reached since {away_s:.0f} s; " if trouble.away_since_ms is not None else ""
+    line = f"{model}: {away}the loss of all of Redis would cost the last {lack_s:.0f} s"
+    spooled = trouble.spooled
+    if spooled is None:
+        return line
+    return f"{line}, but for {shown_size(spooled.bytes)} in the spool of {spooled.host} ({spooled.folder})"
 
 
 def show_status(found: DeploymentStatus) -> None:
@@ -63,6 +76,9 @@ def show_status(found: DeploymentStatus) -> None:
             console.print(
                 Text(f"{escape_controls(queue.model)} is closed: {escape_controls(queue.closed)}", style="bold red")
             )
+        if queue.trouble is not None:
+            line = trouble_line(queue.model, queue.trouble, now_ms=found.now_ms)
+            console.print(Text(escape_controls(line), style="bold red"))
         if (alias := found.alias_of(queue.model)) is not None:
             console.print(Text(f"{escape_controls(queue.model)} serves {escape_controls(str(alias))}"))
     console.print()

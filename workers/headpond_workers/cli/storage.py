@@ -1,4 +1,4 @@
-"""`headpond storage`: what versions of models take, its collection, and its scrub."""
+"""`headpond storage`: what versions of models take, its collection, and its scrub; the spool is in storage_spool.py."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ from headpond_workers.checkpoints.storage_status import Amount, StorageStatus, s
 from headpond_workers.cli.config_option import AsJson, Config, say
 from headpond_workers.cli.status_tables import table_console
 from headpond_workers.cli.storage_blobs import is_dead, storage_blobs, writer_name
+from headpond_workers.cli.storage_spool import spool
 
-storage_app = typer.Typer(no_args_is_help=True, help="Versions of models in storage: what they take, collect, scrub.")
+storage_app = typer.Typer(no_args_is_help=True, help="Storage: versions of models, and what waits for it.")
 
 DEFAULT_GRACE_H = 24.0
 LEAST_GRACE_H = 1.0
@@ -46,7 +47,8 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 @storage_app.callback()
 def _storage() -> None:
-    """Versions of models in storage: what they take, what can be collected, and whether it is whole."""
+    """Versions of models in storage: what they take, what can be collected, and whether it is whole. And what waits
+    on disks while storage is away."""
 
 
 @storage_app.command()
@@ -147,6 +149,9 @@ def scrub(config: Config = None, *, as_json: AsJson = False) -> None:
         _tell_scrubbed(done)
     if done.findings:
         raise typer.Exit(INTERNAL)
+
+
+storage_app.command()(spool)
 
 
 def _show_status(found: StorageStatus) -> None:

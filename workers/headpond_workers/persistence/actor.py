@@ -9,17 +9,20 @@ from functools import partial
 
 import dramatiq
 
+from headpond import upkeep
 from headpond.broker import HeadpondBroker
 from headpond.connections import RedisAddress
-from headpond.errors import HeadpondError
+from headpond.errors import HeadpondError, StorageUnavailable
 from headpond.keys import PERSISTENCE_QUEUE
 from headpond.queue import Server
 from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.gate import open_queue
-from headpond_workers.persistence.journal import Journal, drain
+from headpond_workers.persistence.journal import Journal, check_spool, drain
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.snapshot_thread import SnapshotThread
 from headpond_workers.persistence.snapshots import is_due, make_snapshot
+from headpond_workers.persistence.spool import Spool
+from headpond_workers.persistence.spooling import SpoolPolicy, replay, spool_outage
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +35,21 @@ RETENTION_S = 60.0
 class Persistence:
     """Commits journals. One a process; several processes share the work, and the head decides between them."""
 
-    def __init__(self, address: RedisAddress, blobs: Blobs, *, writer: str, model_server: Server) -> None:
-        """model_server: for the queues of models; the broker has a connection of its own. `snapshots` is to be
-        started."""
+    def __init__(
+        self,
+        address: RedisAddress,
+        blobs: Blobs,
+        *,
+        writer: str,
+        model_server: Server,
+        spools: SpoolPolicy,
+        sync: Callable[[], None] | None = None,
+    ) -> None:
+        """model_server: for the queues of models; the broker has a connection of its own. sync: see `journal.drain`.
+        `snapshots` is to be started."""
+        self._sync, self._policy = sync, spools
+        self._spools: dict[str, Spool] = {}
+        self._replays: dict[str, threading.Thread] = {}
         self._blobs, self._writer, self._server = blobs, writer, model_server
         self._busy: dict[str, threading.Lock] = {}
         self._journals: dict[str, Journal] = {}
@@ -58,9 +73,13 @@ class Persistence:
     def _tick(self, model: str, second: int) -> None:
         queue = self._server.queue(model, storage=True)
         queue.tick()
-        if open_queue(queue, StateStore(self._blobs, model), writer=self._writer) and (
-            queue.journal_length() or queue.leased()
-        ):
+        if self._spool(model).has_frames:
+            # Only this host can commit them. Nothing else may be, and no history be looked at, before that.
+            self._replay_apart(model)
+            return
+        check_spool(queue)
+        opened = open_queue(queue, StateStore(self._blobs, model), writer=self._writer)
+        if opened and (queue.journal_length() or queue.leased() or queue.storage_trouble()):
             # The id is the model's and the second's, so that several persisters enqueue one message.
             message: dramatiq.Message[None] = dramatiq.Message(
                 queue_name=PERSISTENCE_QUEUE, actor_name=PERSIST, args=(model,), kwargs={}, options={},
@@ -68,19 +87,38 @@ class Persistence:
             )  # fmt: skip
             self.broker.enqueue(message)
 
+    def _replay_apart(self, model: str) -> None:
+        """In a thread of its own: a spool may be long, and other models' time has to pass."""
+        running = self._replays.get(model)
+        if running is None or not running.is_alive():
+            self._replays[model] = threading.Thread(target=self.persist, args=(model,), name=f"replay {model}")
+            self._replays[model].start()
+
+    def _spool(self, model: str) -> Spool:
+        return self._spools.setdefault(model, Spool(self._policy.root, model))
+
     def persist(self, model: str) -> None:
         """Commit all that one model's journal holds now."""
         self._guarded(model, partial(self.drain, model))
 
     def drain(self, model: str) -> None:
-        """Raises CommitLost, StorageUnavailable, RedisUnavailable."""
+        """Raises CommitLost, SpoolError, StorageUnavailable, RedisUnavailable."""
         with self._busy.setdefault(model, threading.Lock()):
+            queue = self._server.queue(model, storage=True)
             journal = self._journals.get(model)
             if journal is None:
-                journal = self._journals[model] = Journal(self._server.queue(model, storage=True))
-            store = StateStore(self._blobs, model)
-            while drain(journal, store, writer=self._writer):
-                pass
+                journal = self._journals[model] = Journal(queue)
+            store, spool = StateStore(self._blobs, model), self._spool(model)
+            try:
+                if spool.has_frames:
+                    replay(queue, spool, store, writer=self._writer, sync=self._sync)
+                while drain(journal, store, writer=self._writer, sync=self._sync):
+                    pass
+            except StorageUnavailable:
+                spool_outage(journal, spool, self._policy, writer=self._writer)
+                raise
+            if queue.storage_trouble() is not None:
+                queue.run(upkeep.storage_back())
         if journal.at is not None and is_due(journal.at.head):
             self.snapshots.ask(model)
 

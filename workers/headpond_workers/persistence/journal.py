@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from headpond import upkeep
-from headpond.errors import HistoryMismatch
+from headpond.errors import HistoryMismatch, SpoolElsewhere
 from headpond.queue import JobQueue, JournalEntry
+from headpond.spooled import Spooled
 from headpond_workers.persistence.batch import Batch
 from headpond_workers.persistence.journal_id import JournalId
 from headpond_workers.persistence.journal_records import has_tokens, read_records
@@ -73,12 +75,14 @@ class Journal:
             self._sampler.forget_fair()
 
 
-def drain(journal: Journal, store: StateStore, *, writer: str) -> bool:
+def drain(journal: Journal, store: StateStore, *, writer: str, sync: Callable[[], None] | None = None) -> bool:
     """Commit what the journal holds, at most BATCH_ENTRIES, and how far jobs are. Returns whether there is more.
 
     Every step may be the last one before a crash: entries leave Redis only after the head that leads to them, and
     entries that come again are left out by the head's watermark.
-    Raises CommitLost if another writer was first (nothing is lost: the entries stay), HistoryMismatch,
+    sync: what brings a commit to the disk, where storage does not do that itself. Called before each trim, also where
+    the commit is an old one that was not trimmed: its writer may have been killed before it synced.
+    Raises CommitLost if another writer was first (nothing is lost: the entries stay), HistoryMismatch, SpoolElsewhere,
     StorageUnavailable, RedisUnavailable.
     """
     queue = journal.queue
@@ -96,8 +100,12 @@ def drain(journal: Journal, store: StateStore, *, writer: str) -> bool:
     if batch is None or queue.meta().get("inc") != meta.get("inc"):
         # Where the server went back in time meanwhile, not all of the batch is of one life.
         return False
+    # After the entries: what has left the journal by then for a spool is named, and has to be committed before them.
+    check_spool(queue)
     journal.at = store.commit(at, batch, writer=writer)
     journal.stored()
+    if sync is not None:
+        sync()
     if batch.last is None:
         return False
     if not queue.run(upkeep.trim(inc=batch.inc, through=str(batch.last), ended=journal.ended)):
@@ -105,6 +113,17 @@ def drain(journal: Journal, store: StateStore, *, writer: str) -> bool:
         return False
     logger.info("committed model=%s records=%d through=%s", queue.name, len(batch.records), batch.last)
     return journal.more
+
+
+def check_spool(queue: JobQueue) -> None:
+    """Raises SpoolElsewhere if entries of the journal are on a host's disk: nothing may be committed before them."""
+    trouble = queue.storage_trouble()
+    if trouble is not None and trouble.spooled is not None:
+        raise elsewhere(queue.name, trouble.spooled)
+
+
+def elsewhere(model: str, named: Spooled) -> SpoolElsewhere:
+    return SpoolElsewhere(model, host=named.host, folder=named.folder, first=named.first, last=named.last)
 
 
 def _journal_id(entries: list[JournalEntry]) -> JournalId | None:

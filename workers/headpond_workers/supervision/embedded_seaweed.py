@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headpond.errors import DeploymentError
+from headpond.settings import EMBEDDED_SEAWEED_DATA, EMBEDDED_SEAWEED_FOLDER
 from headpond_workers.supervision.launcher import allowed_environment
 from headpond_workers.supervision.ports import LOOPBACK, free_ports, is_open
 from headpond_workers.supervision.private_files import private_folder, write_private
@@ -36,7 +37,7 @@ from headpond_workers.supervision.server_process import POLL_INTERVAL_S, ServerP
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-FOLDER = "seaweedfs"
+FOLDER = EMBEDDED_SEAWEED_FOLDER
 ACCESS_FILE = "access.json"
 REGION = "us-east-1"
 PARTS = ("s3", "master", "volume", "filer", "admin")
@@ -75,7 +76,7 @@ def prepare(state_folder: Path, *, bucket: str = "headpond") -> EmbeddedSeaweed:
     binary = _binary()
     private_folder(state_folder)
     folder = private_folder(state_folder / FOLDER).resolve()
-    data = private_folder(folder / "data")
+    data = private_folder(folder / EMBEDDED_SEAWEED_DATA)
     access = _access(folder / ACCESS_FILE)
     identities = folder / "s3.json"
     write_private(identities, json.dumps(_identities(access), indent=1))

@@ -9,6 +9,7 @@ from headpond.connections import redis_of
 from headpond.models import ModelRow
 from headpond.queue import JobQueue, Server
 from headpond.settings import Settings
+from headpond.spooled import parse_trouble
 from headpond_workers.rollover.followed_models import followed
 from headpond_workers.supervision.status import DeploymentStatus, QueueStatus, closed_reason, join
 from headpond_workers.supervision.supervisor import Supervisor
@@ -29,20 +30,23 @@ def observe(
             # Read, never opened: looking at a queue must not change what it is.
             queue = JobQueue(server, model)
             switch = queue.read_switch() if model in aliases else None
-            queues.append(QueueStatus(model, queue.depths(), closed_reason(queue.meta()), switch))
+            meta = queue.meta()
+            trouble = parse_trouble(meta.get("storage_away"), meta.get("spool"))
+            queues.append(QueueStatus(model, queue.depths(), closed_reason(meta), switch, trouble))
             rows += queue.workers()
     finally:
         server.close()
+    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
     workers = join(
         processes,
         rows,
         host=socket.gethostname(),
         deployment=deployment,
-        now_ms=int(seconds) * 1000 + int(microseconds) // 1000,
+        now_ms=now_ms,
         lease_s={name: model.lease_s for name, model in settings.models.items()},
         last_log_line=last_log_line,
     )
-    return DeploymentStatus(tuple(queues), tuple(workers))
+    return DeploymentStatus(tuple(queues), tuple(workers), now_ms)
 
 
 def configured_models(settings: Settings) -> dict[str, ModelRow]:

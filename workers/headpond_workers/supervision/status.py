@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from headpond.spooled import StorageTrouble
 from headpond.switching import Switch
 from headpond.upkeep import Depths
 from headpond.workers import WorkerRow, WorkerState
@@ -22,12 +23,13 @@ or gone."""
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
     """How many jobs of one model stand where. closed: why nothing is handed out; empty if the queue is open.
-    switch: of a model that follows an alias, once its queue knows it."""
+    switch: of a model that follows an alias, once its queue knows it. trouble: what storage lacks while it is away."""
 
     model: str
     depths: Depths
     closed: str = ""
     switch: Switch | None = None
+    trouble: StorageTrouble | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,11 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentStatus:
+    """now_ms: the server's time."""
+
     queues: tuple[QueueStatus, ...]
     workers: tuple[WorkerStatus, ...]
+    now_ms: int = 0
 
     def alias_of(self, model: str) -> AliasState | None:
         """Where a model stands that follows an alias; None for any other."""
@@ -71,6 +76,7 @@ class DeploymentStatus:
                     "model": queue.model,
                     "ready": queue.depths.ready,
                     **asdict(queue.depths),
+                    "storage": None if queue.trouble is None else trouble_document(queue.trouble, now_ms=self.now_ms),
                     "alias": None if (alias := self.alias_of(queue.model)) is None else alias.document(),
                 }
                 for queue in self.queues
@@ -90,6 +96,16 @@ class DeploymentStatus:
                 for worker in self.workers
             ],
         }
+
+
+def trouble_document(trouble: StorageTrouble, *, now_ms: int) -> dict[str, Any]:
+    """loss_window_s: how much of the past the loss of all of Redis would cost, beside what a spool has."""
+    since_ms = trouble.since_ms
+    return {
+        "away_since_ms": trouble.away_since_ms,
+        "loss_window_s": max(0, now_ms - since_ms) / 1000,
+        "spool": None if trouble.spooled is None else asdict(trouble.spooled),
+    }
 
 
 def closed_reason(meta: Mapping[str, str]) -> str:
