@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,12 +18,14 @@ from headpond import Client, JobState
 from headpond.errors import JobCancelled, JobGone, NotStored
 from headpond.jobs import JobId
 from headpond.settings import load_settings
+from headpond_workers.persistence.documents import Head
 from headpond_workers.persistence.reading import read_result
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.storage_settings import storage_of
 from headpond_workers.supervision.deployment import Deployment as UpDeployment
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess
+from stored_state import differences
 
 pytestmark = pytest.mark.slow
 
@@ -53,9 +57,11 @@ class Stored:
         storage = storage.replace("ACCESS", str(self.folder / "access")).replace("SECRET", str(self.folder / "secret"))
         self.deployment.configure(MODEL.format(speed=speed, retention=retention), extra=storage)
 
-    def start_persister(self) -> WorkerChild:
+    def start_persister(self, *, before: str = "") -> WorkerChild:
+        """before: what its process runs first."""
         log = self.folder / "persister.log"
-        command = [sys.executable, "-m", "headpond_workers.persister", "--config", str(self.deployment.config)]
+        run = f"{before}\nimport sys\nfrom headpond_workers.persister import main\nmain(sys.argv[1:])"
+        command = [sys.executable, "-c", run, "--config", str(self.deployment.config)]
         with log.open("ab") as output:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder)
         child = WorkerChild(process, log)
@@ -165,6 +171,86 @@ def test_killed_persisters_leave_one_whole_chain_with_each_change_once(stored: S
     submitted = [record.id for record in records if type(record).__name__ == "SubmitRecord"]
     assert sorted(ended) == sorted(ids)
     assert sorted(submitted) == sorted(ids)
+
+
+SNAPSHOTS_OFTEN = """
+from headpond_workers.persistence import snapshots
+snapshots.SEGMENTS_ABOVE = 2
+snapshots.PART_TARGET_BYTES = 2000
+"""
+
+
+def test_storage_holds_what_redis_holds_whenever_persisters_and_workers_are_killed(
+    stored: Stored, client: Client
+) -> None:
+    stored.configure(speed=15)
+    chance = random.Random(7)
+    worker = stored.deployment.start("chat", "chat-0")
+    queue = stored.deployment.queue("chat")
+    ids: list[str] = []
+    for number in range(4):
+        persister = stored.start_persister(before=SNAPSHOTS_OFTEN)
+        seen = _seq(stored)
+        for i in range(6):
+            ids.append(client.submit("chat", f"hello {number} {i}", tenant=f"t{i % 3}", max_tokens=40).id)
+        client.job(chance.choice(ids)).cancel()
+        eventually(lambda seen=seen: _seq(stored) > seen, what="a commit")  # type: ignore[misc]
+        until = time.monotonic() + chance.uniform(0, 0.7)
+        eventually(lambda until=until: time.monotonic() > until, what="some moment")  # type: ignore[misc]
+        persister.kill()
+        if number % 2:
+            worker.kill()
+            worker = stored.deployment.start("chat", "chat-0")
+    assert _head(stored).snapshot is not None
+    worker.kill()
+
+    def nothing_runs() -> bool:
+        queue.tick()
+        return not queue.leased()
+
+    eventually(nothing_runs, what="the end of all leases")
+    persister = stored.start_persister(before=SNAPSHOTS_OFTEN)
+    eventually(lambda: queue.journal_length() == 0, what="the last commit")
+    persister.signal(signal.SIGTERM)
+    assert persister.wait() == 0
+    assert differences(queue, stored.store()) == []
+    rows = [queue.run_row(job_id) for job_id in ids]
+    assert any(row is not None and not row.state.ended and row.offset > 0 for row in rows)
+    assert any(row is not None and row.state is JobState.FINISHED for row in rows)
+
+
+def _head(stored: Stored) -> Head:
+    at = stored.store().read_head()
+    assert at is not None
+    return at.head
+
+
+def _seq(stored: Stored) -> int:
+    at = stored.store().read_head()
+    return 0 if at is None else at.head.seq
+
+
+def test_a_running_job_has_its_tokens_in_storage_and_a_persister_that_leaves_commits_the_last(
+    stored: Stored, client: Client
+) -> None:
+    stored.configure(speed=4)
+    persister = stored.start_persister()
+    stored.deployment.start("chat", "chat-0")
+    job = client.submit("chat", "hello", id="chat/one")
+
+    def tokens() -> int:
+        item = stored.store().find_job(job.id)
+        return 0 if item is None else len(item.ids)
+
+    eventually(lambda: tokens() > 0, what="tokens in storage")
+    before = tokens()
+    eventually(lambda: tokens() > before, what="more of them")
+    last = [chunk.offset + len(chunk.token_ids) for chunk, _ in zip(job.stream(), range(before + 2), strict=False)][-1]
+    persister.signal(signal.SIGTERM)
+    assert persister.wait() == 0
+    item = stored.store().find_job(job.id)
+    assert item is not None
+    assert item.state is not None or len(item.ids) >= last
 
 
 def test_two_persisters_share_the_work_and_a_zombie_does_no_harm(stored: Stored, client: Client) -> None:

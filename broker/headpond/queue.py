@@ -412,7 +412,10 @@ class JobQueue:
         for journal_id, fields in parse_entries(found):
             if not {b"k", b"i", b"t"} <= fields.keys():
                 raise MalformedDocument("journal entry", f"{journal_id} lacks its kind, id or time")
-            entries.append(JournalEntry(journal_id, fields[b"k"].decode(), fields[b"i"].decode(), int(fields[b"t"])))
+            kind, job_id, at_ms = (fields[name].decode() for name in (b"k", b"i", b"t"))
+            if not at_ms.isdecimal():
+                raise MalformedDocument("journal entry", f"{journal_id} has no time")
+            entries.append(JournalEntry(journal_id, kind, job_id, int(at_ms)))
         return entries
 
     def journal_length(self) -> int:

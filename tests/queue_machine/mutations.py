@@ -79,7 +79,6 @@ MUTATIONS = (
     Mutation("a job runs for a quantum before it makes room", "local QUANTUM_TOKENS = 60", "local QUANTUM_TOKENS = 6"),
     Mutation("the journal tells of each end", "  write_journal('end', id, now)\n  bump", "  bump"),
     Mutation("the journal tells of each lease that was taken back", "    write_journal('back', id, now)\n", ""),
-    Mutation("the journal tells of each job that was dropped", "write_journal('drop', id, clock(ARGV[1]))", ""),
     Mutation("a stale persister trims nothing", "if int(inc) ~= ARGV[2] then return 'stale' end", ""),
     Mutation(
         "an ended job is dropped after its commit alone",

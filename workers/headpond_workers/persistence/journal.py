@@ -69,6 +69,10 @@ class Journal:
         """The last batch is in storage, or where it will come from."""
         self._sampler.stored()
 
+    def forget(self) -> None:
+        """It is not known any more what storage has of jobs that run: all of it is stored anew."""
+        self._sampler.forget()
+
     def expect(self, at: HeadAt) -> None:
         """Storage has this head, and the next batch is for it."""
         if self.at is None or at.head.segment != self.at.head.segment:

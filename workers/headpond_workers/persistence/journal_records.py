@@ -84,7 +84,11 @@ def _end(queue: JobQueue, journal_id: JournalId, job_id: str, row: bytes, docume
         return None
     if document is None:
         # No worker ended it: its text and tokens are in its stream.
-        document = pack_result(build_result(job_id, job, None, queue.events(job_id)))
+        try:
+            document = pack_result(build_result(job_id, job, None, queue.events(job_id)))
+        except MalformedDocument as error:
+            logger.error("stream_unreadable model=%s job=%s error=%s", queue.name, job_id, error)
+            document = b""
     return EndRecord(journal_id, job_id, job.state, document, row)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from headpond import upkeep
+from headpond.errors import MalformedDocument
 from headpond.queue import JobQueue
 from headpond.replies import StreamEntry
 from headpond.wire import Rewound, unpack_event, unpack_tokens
 from headpond_workers.persistence.fair import BandTimes, Fair
 from headpond_workers.persistence.journal_records import read_row
 from headpond_workers.persistence.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 FROM_THE_FIRST = "-"
 JOBS_A_CALL = 32
@@ -50,7 +54,13 @@ class Sampler:
         progress = []
         paid, found = self._fetch({name: self._after(name) for name in sorted(names)})
         for name, (row, entries) in found.items():
-            if (made := self._progress(name, row, entries)) is not None:
+            try:
+                made = self._progress(name, row, entries)
+            except MalformedDocument as error:
+                # One bad entry of a stream holds up no other job.
+                logger.error("stream_unreadable model=%s job=%s error=%s", self._queue.name, name, error)
+                continue
+            if made is not None:
                 progress.append(made)
         self._fair_read = {band: BandTimes(virtual, tenants) for band, (virtual, tenants) in paid.items()}
         return tuple(progress), None if self._fair_read == self._fair else self._fair_read
