@@ -23,7 +23,6 @@ from headpond.operations import Append
 from headpond.queue import JobQueue
 from headpond.spooled import Spooled
 from headpond.upkeep import SpoolAnswer
-from headpond.wire import unpack_tokens
 from headpond_workers.persistence.gate import open_queue
 from headpond_workers.persistence.items import JobItem
 from headpond_workers.persistence.records import EndRecord, SubmitRecord
@@ -34,6 +33,7 @@ from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from queue_bench import Bench, Clock, bench_on, closing, tokens
 from stepped_persister import REPLAYING, SPOOLING, Order, drained
+from stored_state import differences
 
 DEADLINE_S = 60.0
 
@@ -136,16 +136,9 @@ class Place:
         assert sorted(record.id for record in records if isinstance(record, EndRecord)) == ended
         order = [record.journal_id for record in records]
         assert order == sorted(order, reverse=True)
-        items = {item.id: item for item in self.store().items(at.head) if isinstance(item, JobItem)}
-        assert sorted(items) == ids
-        for name in ids:
-            row = self.bench.row(name)
-            assert row.durable == row.state.ended
-            assert items[name].state == (row.state if row.state.ended else None)
-            if row.state is JobState.RUNNING:
-                made = [i for _, fields in self.queue.events(name) for i in unpack_tokens(fields[b"t"]).ids]
-                assert list(items[name].ids) == made
-                assert len(made) == row.offset
+        assert differences(self.queue, self.store()) == []
+        assert all(self.bench.row(name).durable == (name in ended) for name in ids)
+        assert any(self.bench.row(name).state is JobState.RUNNING for name in ids)
 
 
 @pytest.fixture
@@ -438,7 +431,8 @@ def test_entries_of_a_server_that_went_back_in_time_do_not_leave_for_a_spool(sto
         answer = stored.queue.run(upkeep.take_to_spool(spooled, inc=inc, through=entry.journal_id))
         assert answer is SpoolAnswer.OK
     assert stored.queue.journal_length() == 0
-    # A producer that waits for storage waits for what is in the spool.
+    # A producer that waits for storage waits for what is in the spool, and is told of no commit.
+    assert stored.queue.wait_for_commits(after="0-0", block_s=0.01) == []
     assert stored.queue.journal_mark().last == entry.journal_id
     other = replace(spooled, id="other")
     assert stored.queue.run(upkeep.take_to_spool(other, inc=inc, through=entry.journal_id)) is SpoolAnswer.OTHER

@@ -154,9 +154,9 @@ def open_queue(
     return Operation("open", (step, lineage, reason, least_inc, inc, ""), lambda r: (_text(r[0]), _text(r[1])))
 
 
-def storage_away() -> Operation[SpoolAnswer]:
-    """Storage could not be reached: since now, unless that was said before."""
-    return Operation("spool", ("away",), _parse_spool)
+def storage_away(since_ms: int) -> Operation[SpoolAnswer]:
+    """Storage could not be reached since then, by the server's clock, unless an earlier time was said before."""
+    return Operation("spool", ("away", since_ms), _parse_spool)
 
 
 def storage_back() -> Operation[SpoolAnswer]:

@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 EX_CONFIG = 78
 INTERVAL_S = 1.0
 GB = 1_000_000_000
+BUCKET_WAIT_S = 3.0
+"""For a storage that answers, as it nearly always does: so the first commit finds its bucket."""
 
 
 class Persister:
@@ -70,6 +72,8 @@ class Persister:
         self._blobs = S3Blobs(storage)
         self._server = Server(address)
         self._leave = threading.Event()
+        self._refused: HeadpondError | None = None
+        """Why storage will not be used at all."""
         self._aof = AofSync(settings.state_folder / EMBEDDED_VALKEY_FOLDER) if settings.redis.url is None else None
         self._writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
         self._persistence = Persistence(
@@ -83,8 +87,11 @@ class Persister:
             signal.signal(signum, lambda *_: self._leave.set())
         if self._aof is not None:
             self._aof.start()
-        if not self._await_servers():
+        if not self._await_server():
             return 0
+        bucket = threading.Thread(target=self._make_bucket, name="bucket", daemon=True)
+        bucket.start()
+        bucket.join(BUCKET_WAIT_S)
         broker = self._persistence.broker
         pool = dramatiq.Worker(broker, queues={PERSISTENCE_QUEUE}, worker_threads=2)
         pool.queue_prefetch = 2
@@ -104,17 +111,32 @@ class Persister:
                 logger.warning("tick_failed error=%s", error)
             next_tick = max(next_tick + INTERVAL_S, time.monotonic())
             self._leave.wait(next_tick - time.monotonic())
+        if self._refused is not None:
+            raise self._refused
         follower.stop()
         pool.stop(timeout=10_000)
         self._last_commit()
         broker.close()
         return 0
 
-    def _await_servers(self) -> bool:
-        """Both servers answer. False if told to leave first."""
+    def _make_bucket(self) -> None:
+        """Beside all else: while storage is away the queues need their ticks, and journals may have to go to disk."""
         while not self._leave.is_set():
             try:
                 self._blobs.ensure_bucket()
+            except ServiceUnavailable as error:
+                logger.warning("storage_awaited error=%s", error)
+                self._leave.wait(INTERVAL_S)
+            except HeadpondError as error:
+                self._refused = error
+                self._leave.set()
+            else:
+                return
+
+    def _await_server(self) -> bool:
+        """Redis answers. False if told to leave first."""
+        while not self._leave.is_set():
+            try:
                 queue = self._server.queue(PERSISTENCE_QUEUE)
                 row = WorkerRow(
                     boot=self._persistence.broker.boot, model=PERSISTENCE_QUEUE, version="", host=socket.gethostname(),

@@ -1,5 +1,5 @@
 -- spool: the journal while storage is away (S6).
--- ARGV: now, step, then for 'away', 'back': nothing; 'take': inc that the persister read under, id of its spool, last
+-- ARGV: now, step, then for 'back': nothing; 'away': since when, ms; 'take': inc that the persister read under, id of its spool, last
 --       '<inc>-<seq>' that is synced there, JSON of what the spool holds now (headpond.spooled); 'replayed': id of the
 --       spool, last that it held; 'give-up': id of the spool
 -- Reply: 'ok'; 'stale' if the server has gone back in time since; 'other' if another spool is named. Nothing is done
@@ -10,7 +10,7 @@ local now, step = clock(ARGV[1]), ARGV[2]
 local spooled = call('HGET', meta, 'spool')
 local owner = spooled and cjson.decode(spooled)
 if step == 'away' then
-  call('HSETNX', meta, 'storage_away', int(now))
+  call('HSETNX', meta, 'storage_away', int(tonumber(ARGV[3])))
 elseif step == 'back' then
   call('HDEL', meta, 'storage_away')
 elseif step == 'take' then

@@ -109,13 +109,14 @@ class Persistence:
             if journal is None:
                 journal = self._journals[model] = Journal(queue)
             store, spool = StateStore(self._blobs, model), self._spool(model)
+            began_ms = queue.server.now_ms()
             try:
                 if spool.has_frames:
                     replay(queue, spool, store, writer=self._writer, sync=self._sync)
                 while drain(journal, store, writer=self._writer, sync=self._sync):
                     pass
             except StorageUnavailable:
-                spool_outage(journal, spool, self._policy, writer=self._writer)
+                spool_outage(journal, spool, self._policy, writer=self._writer, since_ms=began_ms)
                 raise
             if queue.storage_trouble() is not None:
                 queue.run(upkeep.storage_back())

@@ -53,20 +53,22 @@ class SpoolPolicy:
     host: str
 
 
-def spool_outage(journal: Journal, spool: Spool, policy: SpoolPolicy, *, writer: str) -> None:
+def spool_outage(journal: Journal, spool: Spool, policy: SpoolPolicy, *, writer: str, since_ms: int) -> None:
     """Storage is away: note that, and move what the journal holds beyond the high-water mark to the spool.
 
+    since_ms: the server's time before it was asked, which may be long ago.
     Raises SpoolElsewhere if another host has begun, SpoolBusy, SpoolDamaged, BlobCorrupt, RedisUnavailable.
     """
     queue = journal.queue
-    queue.run(upkeep.storage_away())
+    queue.run(upkeep.storage_away(since_ms))
     if not policy.max_bytes or queue.journal_length() <= policy.after_entries:
         return
     try:
         with spool.locked():
             _check_owner(queue, spool)
             lineage = queue.meta().get("lineage", "")
-            while queue.journal_length() > policy.after_entries:
+            # Without one nobody has opened the queue yet: what it holds belongs to no history.
+            while lineage and queue.journal_length() > policy.after_entries:
                 if not _spool_batch(journal, spool, policy, lineage=lineage, writer=writer):
                     return
     except OSError as error:
@@ -148,6 +150,7 @@ def replay(
             if ours is not None:
                 queue.run(upkeep.spool_replayed(spool.id, last=ours.last))
             spool.clear()
+            logger.info("spool_replayed model=%s", queue.name)
     except OSError as error:
         raise SpoolError(queue.name, f"{spool.folder} cannot be used: {error.strerror or error}") from error
 
@@ -187,7 +190,7 @@ def _replay(
         if ours is not None and batch.last is not None:
             ended = [record.id for record in batch.records if isinstance(record, EndRecord)]
             if not queue.run(upkeep.trim(inc=inc, through=str(batch.last), ended=ended)):
-                logger.warning("trim_stale model=%s inc=%d", spool.model, inc)
+                raise SpoolError(spool.model, f"the server came back amid the replay of {spool.path}; it is repeated")
 
 
 def _committed(spool: Spool, watermark: JournalId) -> int:
