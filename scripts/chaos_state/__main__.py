@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=_positive, help="for so long")
     parser.add_argument("--losses", type=_count, default=4, metavar="N", help="of all of Redis; default 4")
     parser.add_argument("--workers", type=_count, default=3, metavar="N", help="worker processes; default 3")
-    parser.add_argument("--interval-s", type=_positive, default=0.6, help="mean time between two blows; default 0.6")
+    parser.add_argument("--interval-s", type=_positive, default=0.5, help="mean time between two blows; default 0.5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was done and found")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep configuration, data and logs there")
     return parser

@@ -181,16 +181,18 @@ class Losing:
             arguments = ("restore", "--json", "--model", MODEL, "--config", str(town.config))
             process = town.run(COMMAND, arguments, output)
             # After a while in which it may do anything, or soon after it has begun to put jobs in.
-            after_begin = self.rng.random() < 0.6
+            after_begin = self.rng.random() < 0.75
             kill_at = time.monotonic() + self.rng.uniform(0.0, 0.6)
             begun = False
             while not process.ended:
-                storm.step()
-                state = self._state()
-                if state == "restoring" and not begun:
+                if begun:
+                    time.sleep(0.002)
+                else:
+                    storm.step()
+                if not begun and self._state() == "restoring":
                     begun = True
                     if after_begin:
-                        kill_at = min(kill_at, time.monotonic() + self.rng.uniform(0.0, 0.3))
+                        kill_at = time.monotonic() + self.rng.uniform(0.0, 0.1)
                 if kills < planned and time.monotonic() >= kill_at and (begun or not after_begin):
                     amid = self._state() == "restoring" and not process.ended
                     process.kill()

@@ -147,7 +147,8 @@ class PatientReader(Reader):
         return reading
 
     def _read_on(self, job_id: str, after: int, chunks: list[Chunk]) -> Reading:
-        begun = self._losses.begun
+        # One that begins while Redis is lost finds an empty one.
+        begun = self._losses.begun - self._losses.gate.locked()
         while True:
             at = chunks[-1].offset + len(chunks[-1].token_ids) if chunks else after
             try:

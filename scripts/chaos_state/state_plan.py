@@ -29,8 +29,8 @@ class Blow(StrEnum):
 KILLS = (Blow.PERSISTER, Blow.WORKER, Blow.VALKEY, Blow.SEAWEED, Blow.RESTORE)
 OUTAGES = (Blow.STOP, Blow.CLOSE)
 SHARES = {
-    Blow.PERSISTER: 0.34, Blow.WORKER: 0.26, Blow.VALKEY: 0.2, Blow.SEAWEED: 0.09, Blow.STOP: 0.008, Blow.CLOSE: 0.008,
-    Blow.CUT: 0.094,
+    Blow.PERSISTER: 0.34, Blow.WORKER: 0.3, Blow.VALKEY: 0.2, Blow.SEAWEED: 0.06, Blow.STOP: 0.008, Blow.CLOSE: 0.008,
+    Blow.CUT: 0.084,
 }  # fmt: skip
 MARKS = ("head", "segments", "snapshots", "parts")
 """What a put that is cut is of: the object's kind, as it stands in its key."""
