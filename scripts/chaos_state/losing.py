@@ -61,7 +61,7 @@ class Losing:
         town, number = self.town, len(self.losses) + 1
         at_s = self.storm.seconds
         with self.told.gate:
-            self.told.begun += 1
+            self.told.begun, self.told.under_way = self.told.begun + 1, True
             self._kill_all()
             killed_ms = time.time_ns() // 1_000_000
             self.storm.end_outage()
@@ -93,6 +93,7 @@ class Losing:
             gone = sum(one.state is None for one in found.values())
             for producer in self.producers:
                 producer.take_stock(found)
+            self.told.under_way = False
         waiting = sum(not job.row.state.ended for job in image.jobs.values())
         running = sum(job.row.fence != "" for job in image.jobs.values())
         self.rows.append(

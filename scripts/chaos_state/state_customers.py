@@ -26,10 +26,12 @@ DURABILITY_TIMEOUT_S = 10.0
 @dataclass(slots=True)
 class Losses:
     """What producers and readers are told of losses of Redis. gate: held from before a loss until it is restored;
-    whoever looks at rows holds it, for those of an empty server say nothing. begun: how many there were."""
+    whoever looks at rows holds it, for those of an empty server say nothing. begun: how many there were. under_way: one
+    is, and not restored."""
 
     gate: threading.Lock = field(default_factory=threading.Lock)
     begun: int = 0
+    under_way: bool = False
 
 
 class Producer(Submitter):
@@ -148,7 +150,7 @@ class PatientReader(Reader):
 
     def _read_on(self, job_id: str, after: int, chunks: list[Chunk]) -> Reading:
         # One that begins while Redis is lost finds an empty one.
-        begun = self._losses.begun - self._losses.gate.locked()
+        begun = self._losses.begun - self._losses.under_way
         while True:
             at = chunks[-1].offset + len(chunks[-1].token_ids) if chunks else after
             try:
