@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from headpond.errors import BlobChanged, BlobCorrupt, BlobMissing, StorageUnavailable
+from headpond.errors import BlobChanged, BlobCorrupt, BlobMismatch, BlobMissing, StorageUnavailable
 from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob, Blobs, check_size
 from headpond_workers.persistence.file_parts import FileParts
 
@@ -46,11 +46,15 @@ class MemoryBlobs:
             self.objects[key] = body
         return _etag(body)
 
-    def put_once(self, key: str, body: bytes) -> None:
+    def put_once(self, key: str, body: bytes, *, sha256: bytes | None = None) -> bool:
+        there = key in self.objects
+        if sha256 is not None and hashlib.sha256(body).digest() != sha256:
+            raise BlobMismatch(key)
         try:
             self.put_new(key, body)
         except BlobChanged as error:
             raise BlobCorrupt(key, "it holds other content than its name says") from error
+        return not there
 
     def read_into(self, key: str, buffer: memoryview, *, offset: int = 0) -> None:
         body = self.get(key, max_bytes=sys.maxsize).body
@@ -128,8 +132,8 @@ class FaultyBlobs:
     def put_if(self, key: str, body: bytes, *, etag: str) -> str:
         return self._put(key, lambda: self._inner.put_if(key, body, etag=etag))
 
-    def put_once(self, key: str, body: bytes) -> None:
-        self._put(key, lambda: self._inner.put_once(key, body))
+    def put_once(self, key: str, body: bytes, *, sha256: bytes | None = None) -> bool:
+        return self._put(key, lambda: self._inner.put_once(key, body, sha256=sha256))
 
     def read_into(self, key: str, buffer: memoryview, *, offset: int = 0) -> None:
         self._inner.read_into(key, buffer, offset=offset)

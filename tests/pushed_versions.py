@@ -6,10 +6,14 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from headpond_workers.checkpoints import sending
 from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.gc_documents import Condemned, GcState, Round
 from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES
 from headpond_workers.checkpoints.names import GC_STATE, condemned_key
+from headpond_workers.checkpoints.push_plan import NewObject
 from headpond_workers.checkpoints.pushing import Pushed, push
 from headpond_workers.checkpoints.registry import Registry, new_txn, now_ms
 from headpond_workers.checkpoints.version_document import VersionState
@@ -26,6 +30,17 @@ def registry_on(blobs: Blobs, model: str = MODEL) -> Registry:
 def pushed(blobs: Blobs, path: Path, **how: object) -> Pushed:
     """A push without anything told beside the files."""
     return push(registry_on(blobs), path, PLAIN, **how)  # type: ignore[arg-type]
+
+
+def flip_last_bit_of_large_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are objects of their own are read with other bytes than when they were hashed."""
+    read = sending._read
+
+    def flipped(new: NewObject) -> bytes:
+        body = read(new)
+        return body[:-1] + bytes([body[-1] ^ 1]) if len(new.pieces) == 1 else body
+
+    monkeypatch.setattr(sending, "_read", flipped)
 
 
 def content_of(registry: Registry, number: int) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ from headpond.keys import QueueKeys, queue_keys
 from headpond.models import ModelRow
 from headpond.operations import Append, Claimed, Entry, Lease, LeaseStatus, QueuePolicy, Submitted
 from headpond.queue import JobQueue, Server
+from headpond.turns import Policy, TurnRequest
 from headpond.wire import Call, Ended, Rewound, RunRow, TokenRun, pack_data, unpack_event, unpack_tokens
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess, running_valkey
@@ -53,10 +54,14 @@ def entry(
     cost: int = 1,
     delay_s: float = 0.0,
     deadline_s: float | None = None,
+    session: str = "",
+    policy: Policy | None = None,
+    parent: str = "",
 ) -> Entry:
+    turn = TurnRequest(session, policy, parent) if session else None
     call = Call("generate", (), {"request": {"prompt": job_id}}, {}, 1)
-    data = pack_data(call, digest=digest, tenant=tenant, band=band.value, pinned=pinned, cost=cost)
-    return Entry(job_id, data, digest, tenant, band, pinned, cost, delay_s, deadline_s)
+    data = pack_data(call, digest=digest, tenant=tenant, band=band.value, pinned=pinned, cost=cost, turn=turn)
+    return Entry(job_id, data, digest, tenant, band, pinned, cost, delay_s, deadline_s, session)
 
 
 def lease_key(lease: Lease) -> tuple[str, str]:

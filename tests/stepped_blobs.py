@@ -124,9 +124,9 @@ class SteppedBlobs:
         self._actor.enter(Call("put_if", key, lambda: self._inner.put_if(key, body, etag=etag)))
         return self._inner.put_if(key, body, etag=etag)
 
-    def put_once(self, key: str, body: bytes) -> None:
-        self._actor.enter(Call("put_once", key, lambda: self._inner.put_once(key, body)))
-        self._inner.put_once(key, body)
+    def put_once(self, key: str, body: bytes, *, sha256: bytes | None = None) -> bool:
+        self._actor.enter(Call("put_once", key, lambda: self._inner.put_once(key, body, sha256=sha256)))
+        return self._inner.put_once(key, body, sha256=sha256)
 
     def put_file(self, key: str, path: Path) -> None:
         self._actor.enter(Call("put_file", key))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cutting_proxy import Cut, CuttingProxy
-from headpond.errors import BlobChanged, BlobCorrupt, BlobMissing, ConfigError, ModelFileError
+from headpond.errors import BlobChanged, BlobCorrupt, BlobMismatch, BlobMissing, ConfigError, ModelFileError
 from headpond.settings import load_settings
 from headpond_workers.persistence import s3
 from headpond_workers.persistence.blobs import Blobs
@@ -142,6 +144,28 @@ def test_put_once_may_be_repeated_but_never_with_other_content(blobs: Blobs, key
     with pytest.raises(BlobCorrupt):
         blobs.put_once(key, b"tnetnoc")
     assert blobs.get(key).body == b"content"
+
+
+def test_put_once_says_whether_it_stored_the_object(blobs: Blobs, key: str, request: pytest.FixtureRequest) -> None:
+    digest = hashlib.sha256(b"content").digest()
+    # Where replies are lost, the first call may have been answered for by its second try.
+    assert blobs.put_once(key, b"content", sha256=digest) or behind_cuts(request)
+    assert not blobs.put_once(key, b"content", sha256=digest)
+    assert not blobs.put_once(key, b"content")
+    assert blobs.get(key).body == b"content"
+
+
+def test_a_body_that_is_not_what_was_hashed_is_not_stored(blobs: Blobs, key: str) -> None:
+    hashed, body = secrets.token_bytes(100_000), secrets.token_bytes(100_000)
+    with pytest.raises(BlobMismatch) as caught:
+        blobs.put_once(key, body, sha256=hashlib.sha256(hashed).digest())
+    assert caught.value.key == key
+    assert blobs.size_of(key) is None
+    blobs.put_once(key, hashed, sha256=hashlib.sha256(hashed).digest())
+    # What was hashed is there, so the call may well succeed; it changes nothing.
+    with contextlib.suppress(BlobMismatch):
+        assert not blobs.put_once(key, body, sha256=hashlib.sha256(hashed).digest())
+    assert blobs.get(key).body == hashed
 
 
 def test_an_object_longer_than_the_reader_allows_is_refused(blobs: Blobs, key: str) -> None:

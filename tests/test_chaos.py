@@ -389,6 +389,18 @@ def through(proxy: Any, valkey: ValkeyProcess) -> Iterator[Server]:
     server.close()
 
 
+def test_a_proxy_whose_thread_left_before_it_was_woken_is_closed_all_the_same(
+    modules: dict[str, ModuleType], valkey: ValkeyProcess
+) -> None:
+    proxy = modules["proxies"].WorkerProxy(valkey.port)
+    proxy.start()
+    # As when it is busy with a connection while close() begins.
+    proxy._leaving = True
+    eventually(lambda: not proxy.is_alive(), what="its thread having left")
+    proxy.close()
+    assert proxy._wake_in.fileno() == -1
+
+
 def test_a_cut_reply_comes_after_the_server_has_acted(
     modules: dict[str, ModuleType], proxy: Any, through: Server, valkey: ValkeyProcess
 ) -> None:

@@ -27,7 +27,20 @@ PROGRAM = REPO / "scripts" / "chaos_models"
 SHARED = (REPO / "scripts" / "chaos_runs", REPO / "scripts" / "benchmarks")
 PAGE = REPO / "docs" / "reliability.md"
 RECORDS = REPO / "docs" / "reliability"
-OWN = ("weights", "task_plan", "forge", "found", "judgement", "ledger", "refusals", "models_record", "models_page")
+OWN = (
+    "weights",
+    "task_plan",
+    "forge",
+    "found",
+    "judgement",
+    "ledger",
+    "refusals",
+    "models_record",
+    "models_page",
+    "pins",
+    "load_plan",
+    "load_verdict",
+)
 """Modules of scripts/chaos_models, which import each other by file name."""
 
 
@@ -358,6 +371,22 @@ def test_the_same_seed_gives_the_same_tasks_and_moments(modules: dict[str, Modul
     assert 1.05 < max(killed) < 1.1
 
 
+def test_the_same_seed_gives_the_same_acts_under_load_and_each_kind_of_process_is_killed(
+    modules: dict[str, ModuleType],
+) -> None:
+    plan, kinds = modules["load_plan"], modules["task_plan"].TaskKind
+    drawn = list(islice(plan.plan_acts(3), 2000))
+    assert drawn == list(islice(plan.plan_acts(3), 2000))
+    assert drawn != list(islice(plan.plan_acts(4), 2000))
+    assert {act.task.kind for act in drawn} == set(plan.SHARES)
+    assert {kinds.WORKER, kinds.PERSISTER, kinds.SERVER} < set(plan.SHARES)
+    assert {act.task.model for act in drawn} == {modules["weights"].ANSWERS}
+    away = [act.task.away_s for act in drawn]
+    assert 0 <= min(away) < 0.1
+    assert 2.9 < max(away) < 3
+    assert 0.9 < sum(act.after_s for act in drawn) / len(drawn) < 1.1
+
+
 def test_contents_follow_from_their_recipe_and_share_what_did_not_change(
     modules: dict[str, ModuleType], tmp_path: Path
 ) -> None:
@@ -439,6 +468,55 @@ def test_a_version_is_doomed_from_the_beginning_of_its_deletion_until_that_is_re
     ledger.answered(again, {"word": "done"})
     assert ledger.promised().deleted == {("chat", orders[1]["number"])}
     assert ledger.promised().doomed == set()
+
+
+# ---- jobs that are submitted for a version
+
+
+def orders(modules: dict[str, ModuleType]) -> Iterator[Any]:
+    """Without end."""
+    engines = importlib.import_module("engines")
+    found: Iterator[Any] = engines.orders(7, engines.EngineName.SCRIPTED, model="chat")
+    return found
+
+
+def test_a_share_of_the_jobs_is_pinned_to_what_the_alias_names_or_named_before(modules: dict[str, ModuleType]) -> None:
+    pins = modules["pins"]
+    source = pins.Pins(orders(modules), lambda: pins.Named("4", "3"), seed="1")
+    drawn = list(islice(source, 2000))
+    assert [replace(order, version="") for order in drawn] == list(islice(orders(modules), 2000))
+    by_version = {version: [o for o in drawn if o.version == version] for version in ("", "3", "4")}
+    assert 350 < len(by_version["3"]) + len(by_version["4"]) < 450
+    assert 110 < len(by_version["3"]) < 210
+    assert source.old == {order.id for order in by_version["3"]}
+    assert by_version["3"][0].recipient == "chat@3"
+    assert by_version[""][0].recipient == "chat"
+    again = pins.Pins(orders(modules), lambda: pins.Named("4", "3"), seed="1")
+    assert list(islice(again, 2000)) == drawn
+    first = pins.Pins(orders(modules), lambda: pins.Named("1", ""), seed="1")
+    assert {order.version for order in islice(first, 2000)} == {"", "1"}
+    assert first.old == set()
+
+
+def test_a_pinned_job_that_another_version_answered_or_nobody_is_found(modules: dict[str, ModuleType]) -> None:
+    pins, verdict = modules["pins"], modules["load_verdict"]
+    ordered = {
+        order.id: replace(order, version=version)
+        for order, version in zip(orders(modules), ("3", "3", "4", "", "3"), strict=False)
+    }
+    ids = list(ordered)
+    answered = {ids[0]: "3", ids[1]: "4", ids[2]: "4", ids[3]: "4"}
+    assert verdict.misplaced(ordered, answered) == [
+        f"{ids[1]}: it was submitted for version 3, and answered by 4",
+        f"{ids[4]}: it was submitted for version 3, and answered by nobody",
+    ]
+    assert verdict.misplaced(ordered, answered | {ids[1]: "3", ids[4]: "3"}) == []
+    assert pins.counts(ordered, {ids[0], ids[3]}) == {"pinned": 4, "pinned_old": 1, "pinned_versions": 2}
+
+
+def test_a_change_of_the_queue_that_never_came_to_storage_is_found(modules: dict[str, ModuleType]) -> None:
+    assert modules["load_verdict"].unsaved(0) == []
+    assert modules["load_verdict"].unsaved(3) == ["3 changes of the queue never came to storage"]
 
 
 # ---- the process that makes others
@@ -568,8 +646,11 @@ def test_the_page_shows_each_run_with_models_and_what_was_wrong(modules: dict[st
     jobs = {"submitted": 1500, "not_finished": 0, "versions": 8, "began_anew": 3, "most_leases": 4, "moves": 20,
             "workers_started": 41}  # fmt: skip
     loaded = recorded(modules, jobs=jobs, parameters={"grace_s": 2.0, "workers": 3, "rollover": "in-place"})
-    row = "| [models-load](reliability/models-load.json) | 3, in-place | 20 | 8 | 1,500 | 0 | 3 | 4 | 41 |"
+    row = "| [models-load](reliability/models-load.json) | 3, in-place | 20 | 8 | 1,500 | none | 0 | 3 | 4 | 41 |"
     assert row in page.render([("models-load.json", loaded)])
+    pinned = replace(loaded, jobs=jobs | {"pinned": 1234, "pinned_old": 321, "pinned_versions": 7})
+    row = row.replace("none", "1,234 (321)")
+    assert row in page.render([("models-load.json", pinned)])
     assert "`0123456789ab`" in text
     assert "push 4 (done 3, killed 1)" in text
     assert "before its kill, by process: push (new version 1)." in text

@@ -275,6 +275,7 @@ def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
         "watch",
         "result",
         "cancel",
+        "sessions",
         "dead",
         "fsck",
         "replay",

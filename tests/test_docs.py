@@ -14,13 +14,14 @@ import msgpack
 import pytest
 import typer.main
 
-from headpond import codec, keys, operations, restoring, switching, upkeep, wire
+from headpond import codec, keys, operations, restoring, session_operations, switching, upkeep, wire
 from headpond import names as name_operations
 from headpond.cli import exits
 from headpond.cli.app import build_app
+from headpond.commits import COMMIT_SCHEMA, Commit, SessionRow, pack_commit
 from headpond.connections import script_key
 from headpond.held import IDLE_RENEWAL_S
-from headpond.jobs import FinishReason, JobState, Priority, Result
+from headpond.jobs import FinishReason, JobState, Priority, Result, Usage
 from headpond.models import MODEL_SCHEMA, ModelRow, pack_model
 from headpond.provenance import Provenance
 from headpond.requests import JobRequest
@@ -28,6 +29,7 @@ from headpond.sampling import Sampling
 from headpond.scripts import load_script
 from headpond.settings import RUN_FILE
 from headpond.tables import ENGINES, ModelTable
+from headpond.turns import Policy, Turn, TurnRequest
 from headpond.up_file import UP_FILE
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.naming.identity import IDENTITY_FILE
@@ -47,6 +49,7 @@ ALL_LUA = {**SCRIPTS, **PARTS}
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 WRITTEN = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
 FORMAT, STATES, OPERATION = TEXTS["format.md"], TEXTS["states.md"], TEXTS["operation.md"]
+COMMIT = Commit("", "", "s", "chat/a", (), FinishReason.STOP, "chat", "v1", "f", Usage(), 0, 1, 0, Policy.PIN)
 RUN_ROW = ["version", *(field.name for field in dataclasses.fields(wire.RunRow))]
 
 
@@ -168,7 +171,9 @@ def test_the_scripts_and_the_codec_agree_on_the_run_row() -> None:
     (first,) = re.findall(r"type\(head\) == 'table' and head\[(\w+)\]", PARTS["rows"])
     (last, before) = re.findall(r"type\(tail\) ~= 'table' or not tail\[(\w+) - (\w+)\]", PARTS["rows"])[0]
     assert places[first] == places[before] == wire.RUN_HEAD
-    assert places[last] == len(RUN_ROW)
+    # But for what a row of an older release lacks.
+    later = [field for field in dataclasses.fields(wire.RunRow) if field.default is not dataclasses.MISSING]
+    assert places[last] == len(RUN_ROW) - len(later)
     assert f"the elements 0 to {wire.RUN_HEAD - 1} (`rows.RUN_HEAD` of them)" in section(FORMAT, "Run row")
 
 
@@ -197,9 +202,12 @@ def test_a_new_job_gets_a_row_with_every_element() -> None:
 def test_rows_and_documents_are_described_field_by_field() -> None:
     call = wire.Call("generate", (), {}, {}, 0)
     unpacker = msgpack.Unpacker(raw=False)
-    unpacker.feed(wire.pack_data(call, digest=""))
+    unpacker.feed(wire.pack_data(call, digest="", turn=TurnRequest("s")))
     header, body = list(unpacker)
-    assert numbered("Header")[1:] == [field.name for field in dataclasses.fields(wire.Header)]
+    plain, turn = dataclasses.fields(wire.Header)[:-1], dataclasses.fields(TurnRequest)
+    assert numbered("Header")[1:] == [field.name for field in (*plain, *turn)]
+    # The first element is the row's own version; the name is left to the handle.
+    assert numbered("Session row")[1:] == [field.name for field in dataclasses.fields(SessionRow)][1:]
     assert len(numbered("Header")) == len(header)
     assert numbered("Attempts") == [field.name for field in dataclasses.fields(wire.Attempt)]
     assert numbered("Call")[1:] == [field.name for field in dataclasses.fields(wire.Call)]
@@ -218,10 +226,13 @@ def test_rows_and_documents_are_described_field_by_field() -> None:
     assert isinstance(wire.unpack_event(msgpack.packb([1, "ended", 0, "finished"])), wire.Ended)
 
     made_by = Provenance(engine="scripted", fingerprint="f")
-    result = Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP, embeddings=((1.0,),), provenance=made_by)
+    result = Result(
+        "chat/a", JobState.FINISHED, "", (), FinishReason.STOP, embeddings=((1.0,),), provenance=made_by, turn=Turn("s")
+    )
     assert names(section(FORMAT, "Provenance"), "field", "type", "meaning") == list(made_by.fields())
     for heading, packed in (
         ("Result document", wire.pack_result(result)),
+        ("Commit document", pack_commit(COMMIT)[1]),
         ("Model document", pack_model(ModelRow("scripted", 0, storage=False, context_tokens=0))),
     ):
         fields = list(msgpack.unpackb(packed))
@@ -248,7 +259,8 @@ def test_schema_versions_are_those_of_the_code() -> None:
     assert versions["every row (`wire.ROW_VERSION`)"] == str(wire.ROW_VERSION)
     result = wire.pack_result(Result("chat/a", JobState.FINISHED, "", (), FinishReason.STOP))
     model = pack_model(ModelRow("scripted", 0, storage=False, context_tokens=0))
-    for schema, packed in ((wire.RESULT_SCHEMA, result), (MODEL_SCHEMA, model)):
+    commit = pack_commit(COMMIT)[1]
+    for schema, packed in ((wire.RESULT_SCHEMA, result), (MODEL_SCHEMA, model), (COMMIT_SCHEMA, commit)):
         (found,) = [version for what, version in versions.items() if what.startswith(f"`{schema}`")]
         assert found == str(msgpack.unpackb(packed)["v"])
 
@@ -395,7 +407,7 @@ def test_drawing_text_and_table_of_transitions_are_the_same() -> None:
 def asked_by() -> dict[str, set[str]]:
     """Script -> the functions whose operation it is."""
     found: dict[str, set[str]] = {}
-    for module in (operations, upkeep, restoring, switching, name_operations):
+    for module in (operations, session_operations, upkeep, restoring, switching, name_operations):
         for function in ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8")).body:
             for node in ast.walk(function):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Operation":

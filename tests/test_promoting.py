@@ -110,6 +110,11 @@ def test_a_deployment_is_promoted_and_rolled_back_by_commands(town: Town) -> Non
     assert chat["alias"]["target"] == "2"
     assert "3" in chat["alias"]["refused"]
     assert "serves 2" in place.command("status").stdout
+    newest = json.loads(place.command("models", "history", "chat", "--json").stdout)["moves"][0]
+    assert (newest["from"], newest["to"], newest["cause"]) == (3, 2, "automatic")
+    assert "fail = load" in newest["note"]
+    # By the name of a model that follows another alias, that one is meant.
+    assert "chat@staging names version 1" in place.command("models", "history", "lone").stdout
 
     back = place.command("models", "rollback", "chat")
     assert back.returncode == 0, back.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import threading
@@ -24,17 +25,28 @@ from headpond.errors import (
     PushOvertaken,
     StorageUnavailable,
 )
+from headpond_workers.checkpoints import sending
 from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.gc_documents import GcState
 from headpond_workers.checkpoints.intent import Intent
 from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES, SMALL_CHUNK_BYTES
 from headpond_workers.checkpoints.names import GC_STATE, epoch_of, intent_key
+from headpond_workers.checkpoints.push_plan import Piece
 from headpond_workers.checkpoints.pushing import How, Stage, Unchanged, push
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.checkpoints.sending import PARALLEL_PUTS
+from headpond_workers.checkpoints.sending import LOOKS, PARALLEL_PUTS
 from headpond_workers.checkpoints.version_document import VersionState
 from memory_blobs import Fault, FaultyBlobs, MemoryBlobs
-from pushed_versions import MODEL, check_versions, condemn, content_of, on_disk, pushed, registry_on
+from pushed_versions import (
+    MODEL,
+    check_versions,
+    condemn,
+    content_of,
+    flip_last_bit_of_large_chunks,
+    on_disk,
+    pushed,
+    registry_on,
+)
 from tiny_weights import gguf, noise, safetensors, write_model
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -194,6 +206,61 @@ def test_the_same_content_is_no_new_version_and_nothing_is_sent(
     assert (found.number, found.how, found.sent_bytes) == (1, How.UNCHANGED, 0)
     assert hashed[-1] == found.document.size_bytes, "every byte is hashed again"
     assert blobs.objects == before
+
+
+@pytest.mark.parametrize("at", [0, 6 * MIB, -1], ids=["first byte", "between", "last byte"])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_file_of_the_same_path_and_size_with_other_bytes_is_hashed_as_a_whole(
+    blobs: MemoryBlobs, registry: Registry, tmp_path: Path, name: str, at: int
+) -> None:
+    model = write_model(tmp_path / "model", {f"t{n}": noise(n, 3 * MIB) for n in range(4)})
+    (model / "tokenizer.json").write_bytes(noise(9, 8 * MIB))
+    pushed(blobs, model)
+    content = bytearray((model / name).read_bytes())
+    # The first tensor's first byte: the header itself has to stay one.
+    position = int.from_bytes(content[:8], "little") + 8 if at == 0 and name == "model.safetensors" else at
+    content[position] ^= 1
+    (model / name).write_bytes(content)
+    done: list[int] = []
+    found = pushed(
+        blobs, model, on_progress=lambda stage, now, total: done.append(now) if stage is Stage.HASH else None
+    )
+    assert (found.number, found.how) == (2, How.NEW)
+    digests = {file.path: file.sha256 for file in registry.manifest_of(found.document).files}
+    assert digests == {path: hashlib.sha256(body).digest() for path, body in on_disk(model).items()}
+    assert content_of(registry, 2) == on_disk(model)
+    assert done == sorted(done), "what is read twice counts once"
+    assert done[-1] == found.document.size_bytes
+
+
+def test_a_manifest_that_cannot_be_read_makes_hashing_longer_and_nothing_else(
+    blobs: MemoryBlobs, registry: Registry, model: Path
+) -> None:
+    blobs.objects[pushed(blobs, model).document.manifest] = b"damaged"
+    found = pushed(blobs, model, unchanged=Unchanged.NEW_VERSION)
+    assert (found.number, found.how) == (2, How.NEW)
+    assert content_of(registry, 2) == on_disk(model)
+
+
+def test_after_many_new_objects_only_puts_tell_what_is_there(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Asked(MemoryBlobs):
+        def size_of(self, key: str) -> int | None:
+            if key.startswith("chunks/"):
+                asked.append(key)
+            return super().size_of(key)
+
+    blobs = Asked()
+    base = {f"base.{n}": noise(n, SMALL_CHUNK_BYTES) for n in range(6)}
+    other = {f"added.{n:02d}": noise(100 + n, SMALL_CHUNK_BYTES) for n in range(20)}
+    push(registry_on(blobs, "base"), write_model(tmp_path / "base", base), Description())
+    asked.clear()
+    # Sorted by name: the tensors of the other model come behind the new ones.
+    found = push(registry_on(blobs), write_model(tmp_path / "model", other | base), Description())
+    assert found.new_bytes - found.sent_bytes == 6 * SMALL_CHUNK_BYTES, "they are found all the same"
+    assert LOOKS <= len(asked) < 20 + 6
+    assert content_of(registry_on(blobs), 1) == on_disk(tmp_path / "model")
 
 
 def test_it_is_another_version_if_that_is_wanted(blobs: MemoryBlobs, registry: Registry, model: Path) -> None:
@@ -369,8 +436,9 @@ class Mortal(MemoryBlobs):
     def put_if(self, key: str, body: bytes, *, etag: str) -> str:
         return self._write(lambda: MemoryBlobs.put_if(self, key, body, etag=etag)) or ""
 
-    def put_once(self, key: str, body: bytes) -> None:
+    def put_once(self, key: str, body: bytes, *, sha256: bytes | None = None) -> bool:
         self._write(lambda: self.objects.setdefault(key, body) and None)
+        return True
 
     def delete(self, key: str) -> None:
         self._write(lambda: MemoryBlobs.delete(self, key))
@@ -434,8 +502,9 @@ class Unlucky(MemoryBlobs):
     def put_if(self, key: str, body: bytes, *, etag: str) -> str:
         return self._write(lambda: MemoryBlobs.put_if(self, key, body, etag=etag))  # type: ignore[no-any-return]
 
-    def put_once(self, key: str, body: bytes) -> None:
+    def put_once(self, key: str, body: bytes, *, sha256: bytes | None = None) -> bool:
         self._write(lambda: MemoryBlobs.put_new(self, key, body))
+        return True
 
     def delete(self, key: str) -> None:
         self._write(lambda: MemoryBlobs.delete(self, key))
@@ -554,7 +623,7 @@ def test_no_more_objects_are_in_flight_than_are_put_at_once(tmp_path: Path) -> N
     all_in = threading.Barrier(PARALLEL_PUTS)
 
     class Slow(MemoryBlobs):
-        def put_once(self, key: str, body: bytes) -> None:
+        def put_once(self, key: str, body: bytes, *, sha256: bytes | None = None) -> bool:
             nonlocal in_flight, most
             if key.startswith("chunks/"):
                 with lock:
@@ -563,7 +632,7 @@ def test_no_more_objects_are_in_flight_than_are_put_at_once(tmp_path: Path) -> N
                 all_in.wait(30)
                 with lock:
                     in_flight -= 1
-            super().put_once(key, body)
+            return super().put_once(key, body, sha256=sha256)
 
     model = write_model(tmp_path / "model", {f"t{n}": noise(n, SMALL_CHUNK_BYTES) for n in range(7)})
     pushed(Slow(), model)  # with the pack of the header: eight objects
@@ -572,8 +641,8 @@ def test_no_more_objects_are_in_flight_than_are_put_at_once(tmp_path: Path) -> N
 
 def test_memory_is_bounded_however_large_the_files_are(tmp_path: Path) -> None:
     class Forgetful(MemoryBlobs):
-        def put_once(self, key: str, body: bytes) -> None:
-            super().put_once(key, body if key.startswith("models/") else b"")
+        def put_once(self, key: str, body: bytes, *, sha256: bytes | None = None) -> bool:
+            return super().put_once(key, body if key.startswith("models/") else b"")
 
     model = write_model(tmp_path / "model", {"tiny": b"x" * 100})
     large = {f"t{n}": bytes([n]) * MAX_OBJECT_BYTES for n in range(10)}
@@ -648,6 +717,36 @@ def test_a_file_that_changes_while_it_is_hashed_is_refused(blobs: MemoryBlobs, r
 
     with pytest.raises(ModelFileError, match="changed while"):
         pushed(blobs, model, on_progress=on_progress)
+    assert registry.numbers() == []
+    assert blobs.objects == {}
+
+
+def test_bytes_that_change_without_a_trace_are_refused_by_storage(
+    blobs: MemoryBlobs, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a page of memory does that lost a bit: no time stamp tells."""
+    large = noise(1, 5 * MIB)
+    model = write_model(tmp_path / "model", {"large": large, "small": noise(2, 100)})
+    flip_last_bit_of_large_chunks(monkeypatch)
+    with pytest.raises(ModelFileError, match=r"model\.safetensors changed while it was pushed"):
+        pushed(blobs, model)
+    assert registry.numbers() == []
+    assert not any(key.endswith(hashlib.sha256(large).hexdigest()) for key in chunk_keys(blobs))
+
+
+def test_small_chunks_that_change_without_a_trace_are_refused_before_a_pack_is_named_by_them(
+    blobs: MemoryBlobs, registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pack would have a digest that fits its bytes, and a chunk in it that no reader accepts."""
+    read = sending._read_piece
+
+    def flipped(descriptor: int, piece: Piece) -> bytes:
+        content = read(descriptor, piece)
+        return content[:-1] + bytes([content[-1] ^ 1]) if piece.file.path == "config.json" else content
+
+    monkeypatch.setattr(sending, "_read_piece", flipped)
+    with pytest.raises(ModelFileError, match=r"config\.json changed while it was pushed"):
+        pushed(blobs, model)
     assert registry.numbers() == []
     assert blobs.objects == {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cutting_proxy import Cut, CuttingProxy
+from headpond.errors import ModelFileError
 from headpond_workers.checkpoints.pushing import How, push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import VersionState
@@ -23,7 +25,7 @@ from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.s3_client import S3Timeouts
 from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
-from pushed_versions import PLAIN, check_versions, content_of, on_disk, registry_on
+from pushed_versions import PLAIN, check_versions, content_of, flip_last_bit_of_large_chunks, on_disk, registry_on
 from tiny_weights import noise, write_model
 
 pytestmark = pytest.mark.slow
@@ -52,6 +54,24 @@ def open_s3(seaweed: SeaweedProcess, *, url: str | None = None, timeouts: S3Time
 def registry(seaweed: SeaweedProcess) -> Registry:
     """Of a model that no other test has."""
     return registry_on(open_s3(seaweed), f"m{os.urandom(6).hex()}")
+
+
+def test_the_server_refuses_bytes_that_changed_without_a_trace(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = noise(501, 5 * MIB)
+    model = write_model(tmp_path / "model", {"a": large, "b": noise(502, 100 * KIB)})
+    with monkeypatch.context() as patch:
+        flip_last_bit_of_large_chunks(patch)
+        with pytest.raises(ModelFileError, match="changed while it was pushed"):
+            push(registry, model, PLAIN)
+    assert registry.numbers() == []
+    named = hashlib.sha256(large).hexdigest()
+    assert not any(key.endswith(named) for key in registry.blobs.list_keys("chunks/"))
+    for left in list(registry.blobs.list_keys("intents/")):  # a collector would, after its grace
+        registry.blobs.delete(left)
+    push(registry, model, PLAIN)
+    assert content_of(registry, 1) == on_disk(model)
 
 
 def test_every_chunk_of_every_version_comes_back_and_only_what_is_new_is_sent(

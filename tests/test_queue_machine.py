@@ -15,17 +15,19 @@ FEW_STEPS = 3_000
 MANY_STEPS = 100_000
 STEPS_TO_A_FINDING = 20_000
 SCRIPTS = (
-    "append", "assign", "cancel", "claim", "dead", "depths", "finish", "fsck", "hello", "open", "park", "refuse",
-    "register", "renew", "submit", "switch", "tick", "trim", "unregister",
+    "append", "assign", "cancel", "chain", "claim", "dead", "depths", "finish", "fsck", "hello", "open", "park",
+    "refuse", "register", "renew", "session", "submit", "switch", "tick", "trim", "unregister",
 )  # fmt: skip
 SELDOM = (
     "band at rest", "batch before its turn", "begun anew", "claim asked again", "claim of one lane",
     "claim without a sweep", "delayed job expired", "dropped", "ends in one call", "gap", "job moved back",
-    "leases moved", "no turn for a slot given up", "outcome noted", "queued job expired", "reader ahead", "refund",
+    "leases moved", "next turn", "no turn for a slot given up", "outcome noted", "queued job expired", "reader ahead",
+    "refund",
     "running job cancelled", "running job dead", "running job expired", "running job failed", "running job finished",
     "settled together", "share begun", "share ended", "share given up", "stream dropped", "strike by a fault",
     "strike by silence", "strike forgiven", "suspect alone", "suspect at the front", "tenants apart", "told to move",
-    "told to park", "version given up", "version gone", "visit",
+    "told to park", "turn committed", "turn on another head", "turn skipped", "version given up", "version gone",
+    "visit",
 )  # fmt: skip
 """What a long run must have come to. An invariant of what never happened was not checked."""
 

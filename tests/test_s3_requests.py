@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 
-from headpond.errors import ConfigError
+from headpond.errors import BlobMismatch, ConfigError
 from headpond.settings import load_settings
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.s3_uploads import PartSizes
@@ -43,6 +43,8 @@ class Recorder:
 
     blobs: S3Blobs
     sent: list[Sent]
+    refuse_puts: bytes | None = None
+    """What each put is answered with, by status 400."""
 
     def answer(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
         headers = {
@@ -52,6 +54,8 @@ class Recorder:
         self.sent.append(Sent(request.method, request.url, headers))
         if request.method == "HEAD":
             return AWSResponse(request.url, 404, {}, Reply(b""))
+        if request.method == "PUT" and self.refuse_puts is not None:
+            return AWSResponse(request.url, 400, {}, Reply(self.refuse_puts))
         body = b""
         if request.url.endswith("?uploads"):
             body = b"<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>"
@@ -117,6 +121,17 @@ def test_the_checksum_of_a_put_is_signed_and_its_body_is_not_hashed_again(endpoi
         assert "x-amz-checksum-sha256" in signed.split(";")
         assert int(sent.headers["Content-Length"]) in [len(body) for body in bodies]
         assert not {"Content-Encoding", "Transfer-Encoding", "x-amz-trailer"} & set(sent.headers)
+
+
+def test_a_sha256_that_is_given_goes_along_as_it_is_and_a_body_without_it_is_refused_once() -> None:
+    recorder = recorded(ADDRESS)
+    given = hashlib.sha256(b"what was hashed").digest()
+    assert recorder.blobs.put_once("key", b"what is there now", sha256=given)
+    assert recorder.sent[0].headers["x-amz-checksum-sha256"] == base64.b64encode(given).decode()
+    recorder.refuse_puts = b"<Error><Code>BadDigest</Code></Error>"
+    with pytest.raises(BlobMismatch):
+        recorder.blobs.put_once("key", b"what is there now", sha256=given)
+    assert len(recorder.sent) == 2, "no further try would mend it"
 
 
 def test_each_put_and_each_complete_of_an_upload_has_its_condition(tmp_path: Path) -> None:

@@ -12,11 +12,14 @@ from bucket_policy import ACTIONS, Policy, policies
 from headpond.errors import ConfigError
 from headpond_workers.persistence import s3_bucket
 from headpond_workers.persistence.batch import Batch
+from headpond_workers.persistence.history import collect as collect_state
+from headpond_workers.persistence.history import list_unsettled, raise_floor
 from headpond_workers.persistence.journal_id import JournalId
-from headpond_workers.persistence.records import SubmitRecord
+from headpond_workers.persistence.records import DropRecord, SubmitRecord
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.s3_uploads import PartSizes
 from headpond_workers.persistence.segments import StateStore
+from headpond_workers.persistence.snapshots import make_snapshot
 from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 
@@ -65,6 +68,14 @@ def persist(own: S3Blobs, all_rights: S3Blobs, tmp_path: Path) -> None:
     record = SubmitRecord(JournalId(1, 1), "chat/a", b"data")
     batch = Batch(first=JournalId(1, 1), last=JournalId(1, 1), inc=1, records=(record,))
     at = store.commit(at, batch, writer="test")
+    at = make_snapshot(store, at, writer="test")
+    drop = DropRecord(JournalId(1, 2), "chat/a")
+    batch = Batch(first=drop.journal_id, last=drop.journal_id, inc=1, records=(drop,))
+    at = store.commit(at, batch, writer="test")
+    listed = list_unsettled(store)
+    at = make_snapshot(store, at, writer="test")
+    at = raise_floor(store, at, history_ms=0, purged=drop.journal_id, writer="test")
+    assert collect_state(store, at, listed) == 4
     assert store.read_head() == at
 
 

@@ -1,4 +1,4 @@
-"""`headpond models push`, `versions`, `show` and `diff`, as a person or a script runs them."""
+"""`headpond models push`, `versions`, `show`, `diff` and `history`, as a person or a script runs them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from headpond.cli import exits
 from headpond.cli.app import build_app
 from headpond.errors import HeadpondError
-from headpond_workers.checkpoints.alias_document import AliasDocument
+from headpond_workers.checkpoints.alias_document import MAX_HISTORY, AliasDocument, Cause, Trial
+from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.description import engine_of_files
 from headpond_workers.checkpoints.names import alias_key, version_key
 from headpond_workers.checkpoints.registry import new_txn, now_ms
@@ -26,6 +27,7 @@ from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from pushed_versions import registry_on
+from stored_versions import put_version
 from tiny_weights import gguf, noise, safetensors, write_model
 
 KIB = 1 << 10
@@ -191,6 +193,105 @@ def test_errors_say_what_to_do_and_their_codes_tell_them_apart(shell: Shell) -> 
     assert len(listed.stdout.splitlines()) == 3
     assert "versions/0000000002" in listed.stderr
     assert shell.json("versions", "chat")["unreadable"] == [version_key("chat", 2)]
+
+
+def aliases_of(shell: Shell, *numbers: int) -> Aliases:
+    """Of `chat`, which then has these versions."""
+    shell.blobs.ensure_bucket()
+    for number in numbers:
+        put_version(shell.blobs, "chat", {"config.json": f"{{{number}}}".encode()}, number=number)
+    return Aliases(registry_on(shell.blobs))
+
+
+@pytest.mark.slow
+def test_every_change_of_an_alias_is_shown_the_newest_first(shell: Shell) -> None:
+    aliases = aliases_of(shell, 1, 2, 3)
+    aliases.move("prod", to=1, left=None, who="ann@mill", note="first")
+    aliases.move("prod", to=2, left=1, who="bob@mill", note="better \x1b[31m answers")
+    aliases.begin_trial("prod", Trial(3, 125, now_ms()), who="ann@mill")
+    aliases.rollback("prod", left=2, who="chat-0", note="no memory", cause=Cause.AUTOMATIC)
+    aliases.move("next", to=3, left=None, who="cy@mill")
+
+    found = shell.json("history", "chat")
+    assert {key: found[key] for key in ("name", "alias", "version", "previous", "seq", "trial")} == {
+        "name": "chat", "alias": "prod", "version": 1, "previous": 0, "seq": 4, "trial": None,
+    }  # fmt: skip
+    moves = found["moves"]
+    assert isinstance(moves, list)
+    assert [(m["seq"], m["from"], m["to"], m["cause"], m["who"], m["note"]) for m in moves] == [
+        (4, 2, 1, "automatic", "chat-0", "no memory"),
+        (3, 2, 2, "canary", "ann@mill", ""),
+        (2, 1, 2, "promote", "bob@mill", "better \x1b[31m answers"),
+        (1, 0, 1, "promote", "ann@mill", "first"),
+    ]
+    stored = aliases.get("prod")
+    assert stored is not None
+    assert [m["at_ms"] for m in moves] == [move.at_ms for move in reversed(stored.document.history)]
+
+    lines = shell.run("history", "chat").stdout.splitlines()
+    assert lines[0] == "chat@prod names version 1"
+    assert lines[1].split() == ["seq", "from", "to", "cause", "when", "who", "note"]
+    assert re.fullmatch(r" +4 +2 +1 +automatic +[-\d]{10} [:\d]{8} UTC +chat-0 +no memory *", lines[2])
+    assert re.search(r"^ +2 +1 +2 +promote .* bob@mill +better \\x1b\[31m answers", lines[4])
+    assert re.search(r"^ +1 +- +1 +promote .* ann@mill +first", lines[5])
+    assert len(lines) == 6
+
+    other = shell.run("history", "chat", "--alias", "next").stdout
+    assert "chat@next names version 3" in other
+    assert "cy@mill" in other
+    aliases.begin_trial("next", Trial(2, 100, now_ms()), who="cy@mill")
+    assert (
+        "chat@next names version 3; 10 % of the jobs try version 2"
+        in shell.run("history", "chat", "--alias", "next").stdout
+    )
+
+
+@pytest.mark.slow
+def test_a_long_history_says_how_many_changes_are_no_longer_kept(shell: Shell) -> None:
+    aliases = aliases_of(shell, 1, 2)
+    for n in range(MAX_HISTORY + 2):
+        aliases.move("prod", to=1 + n % 2, left=None, who="ann@mill")
+    moves = shell.json("history", "chat")["moves"]
+    assert [move["seq"] for move in moves] == list(range(MAX_HISTORY + 2, 2, -1))  # type: ignore[index,attr-defined]
+    assert shell.run("history", "chat").stdout.splitlines()[-1] == "2 older changes are no longer kept."
+
+
+@pytest.mark.slow
+def test_an_alias_that_names_nothing_any_more_still_has_its_history(shell: Shell) -> None:
+    aliases = aliases_of(shell, 1)
+    aliases.begin_trial("next", Trial(1, 100, now_ms()), who="ann@mill", note="a look")
+    aliases.end_trial("next", version=1, who="ann@mill", note="seen enough")
+    assert aliases.get("next") is None
+    lines = shell.run("history", "chat", "--alias", "next").stdout.splitlines()
+    assert lines[0] == "chat@next names no version"
+    assert [line.split()[:4] for line in lines[2:]] == [["2", "-", "-", "canary"], ["1", "-", "-", "canary"]]
+    assert "seen enough" in lines[2]
+
+
+@pytest.mark.slow
+def test_the_history_of_what_is_not_there_is_an_error_that_says_what_is(shell: Shell) -> None:
+    aliases = aliases_of(shell)
+    none = shell.run("history", "chat")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert "chat@prod: storage has no version of a model 'chat'" in none.stderr
+    assert "headpond models push chat PATH" in none.stderr
+    aliases_of(shell, 1)
+    unmoved = shell.run("history", "chat", "--json")
+    assert (unmoved.returncode, unmoved.stdout) == (1, "")
+    assert "never moved. Aliases of chat: none. Let it name a version with: headpond models promote chat" in (
+        unmoved.stderr
+    )
+    aliases.move("prod", to=1, left=None, who="ann@mill")
+    unknown = shell.run("history", "chat", "--alias", "staging")
+    assert unknown.returncode == 1
+    assert "chat@staging: this alias was never moved. Aliases of chat: prod." in unknown.stderr
+    for words in (("Chat",), ("chat", "--alias", "3")):
+        wrong = shell.run("history", *words)
+        assert (wrong.returncode, "cannot name" in wrong.stderr) == (2, True), wrong
+
+
+def test_the_help_of_history_has_an_example(shell: Shell) -> None:
+    assert "headpond models history chat --alias staging" in shell.run("history", "--help").stdout
 
 
 def test_without_storage_or_configuration_the_command_says_what_to_write(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -11,9 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headpond.commits import Commit, Origin, pack_commit, unpack_commit, unpack_session
 from headpond.errors import MalformedDocument, UnsupportedSchema
 from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
 from headpond.models import ModelRow, pack_model, unpack_model
+from headpond.requests import Message
+from headpond.turns import ROOT, Policy, Turn, TurnRequest
 from headpond.wire import (
     MAX_DOCUMENT_BYTES,
     MAX_EMBEDDING_BYTES,
@@ -29,6 +34,7 @@ from headpond.wire import (
     pack,
     pack_data,
     pack_document,
+    pack_for_script,
     pack_result,
     pack_tokens,
     unpack,
@@ -272,6 +278,11 @@ ROW = RunRow(
     durable=False, reason="", parked="", fingerprint="f", host="h:1", faults=0, struck="", pinned="", served_by="v1",
 )  # fmt: skip
 CALL = Call("generate", (1, "two"), {"request": {"prompt": "p", "stop": ["x"]}}, {"retries": 1}, 1_800_000_000_000)
+COMMIT = Commit(
+    "", "c" * 64, "s", "chat/a", (Message(role="user", content="u"), Message(role="assistant", content="a")),
+    FinishReason.STOP, "chat", "v1", "f", Usage(3, 2), 1_800_000_000_000, 2, 9, Policy.PIN, Origin("v0", "e"),
+    ("chat/b",),
+)  # fmt: skip
 RECORD: list[object] = [1, "boot", "h:1", "v1", "f", 5, 9, "expired", 0, 3, "silent"]
 WORKER = WorkerRow("01BOOT", "chat", "v1", "host", 7, "chat-0", 4, 0, WorkerState.READY, "", 1_800_000_000_000)
 
@@ -281,6 +292,16 @@ KINDS: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
     "ended": (pack([1, "ended", 5, "finished"]), unpack_event),
     "result": (pack_result(RESULT), lambda data: unpack_result(data, durable=False)),
     "data": (pack_data(CALL, digest="d", tenant="t", band="normal", pinned="v1", cost=9), unpack_data),
+    "data of a session": (pack_data(CALL, digest="d", turn=TurnRequest("s", Policy.PIN, ROOT)), unpack_data),
+    "result of a session": (
+        pack_result(replace(RESULT, turn=Turn("s", "c" * 64, None, ("chat/b",), "v1"))),
+        lambda data: unpack_result(data, durable=False),
+    ),
+    "commit": (pack_commit(COMMIT)[1], lambda data: unpack_commit(hashlib.sha256(data).hexdigest(), data)),
+    "session": (
+        pack_for_script([1, "c" * 64, "v1", "pin", "t", 2, 1, 9, ["chat/b"], ["d" * 64]]),
+        lambda data: unpack_session("s", data),
+    ),
     "run": (pack_run(ROW), unpack_run),
     "model": (pack_model(ModelRow("scripted", 5, storage=True, context_tokens=64)), unpack_model),
     "attempts": (pack([1, RECORD]), unpack_attempts),
@@ -416,6 +437,14 @@ def test_pieces_that_do_not_match_their_ids_are_refused() -> None:
             unpack_tokens(pack(row))
 
 
+def test_a_commit_comes_back_under_its_own_id_alone() -> None:
+    commit_id, document = pack_commit(COMMIT)
+    assert unpack_commit(commit_id, document) == replace(COMMIT, id=commit_id)
+    with pytest.raises(MalformedDocument, match="is not what"):
+        unpack_commit("d" * 64, document)
+    assert pack_commit(replace(COMMIT, parent=""))[0] != commit_id
+
+
 def test_a_run_row_with_a_field_of_another_type_is_refused() -> None:
     whole = run_elements(ROW)
     for at, name in enumerate(RunRow.__slots__, start=1):
@@ -428,8 +457,10 @@ def test_a_run_row_with_a_part_that_is_too_short_or_missing_is_refused() -> None
     whole = run_elements(ROW)
     first, second = pack(whole[:RUN_HEAD]), pack(whole[RUN_HEAD:])
     assert unpack_run(first + second) == ROW
+    # A release before sessions wrote the row without its last two elements.
+    assert unpack_run(first + pack(whole[RUN_HEAD:-2])) == replace(ROW, session="", place=0)
     for packed in (
-        pack(whole[: RUN_HEAD - 1]) + second, first + pack(whole[RUN_HEAD:-1]), first, second, second + first,
+        pack(whole[: RUN_HEAD - 1]) + second, first + pack(whole[RUN_HEAD:-3]), first, second, second + first,
         pack(whole), first + pack(dict.fromkeys(map(str, whole[RUN_HEAD:]), 0)), first + second + second, b"",
     ):  # fmt: skip
         with pytest.raises(MalformedDocument):

@@ -53,9 +53,11 @@ class Shelf:
 
     deployment: Deployment
     seaweed: SeaweedProcess
+    table: str = TABLE
+    """Of the model, with a place for more lines."""
     bucket: str = field(default_factory=lambda: f"shelf-{uuid.uuid4().hex[:12]}")
     folders: dict[str, Path] = field(default_factory=dict)
-    """Of what was pushed, by version."""
+    """Of what was pushed, or files, by version."""
     digests: dict[str, str] = field(default_factory=dict)
     """The same, as storage has them."""
     _answers: dict[tuple[str, str, int], str] = field(default_factory=dict)
@@ -96,16 +98,20 @@ class Shelf:
             f'region = "{self.seaweed.region}"\naccess_key = {{file = "{folder}/access-key"}}\n'
             f'secret_key = {{file = "{folder}/secret-key"}}\n'
         )
-        self.deployment.configure(TABLE.format(more=more), extra=storage)
+        self.deployment.configure(self.table.format(more=more), extra=storage)
 
     def push(self, **keys: object) -> str:
         """A version that differs from all others. keys: of scripted.json. Returns its name."""
         folder = self.deployment.folder / f"pushed-{len(self.folders) + 1}"
         folder.mkdir()
         (folder / "scripted.json").write_text(json.dumps({"salt": folder.name, **keys}))
-        pushed = push(self.registry, folder, Description())
+        return self.push_path(folder)
+
+    def push_path(self, path: Path) -> str:
+        """A version of what stands there. Returns its name."""
+        pushed = push(self.registry, path, Description())
         version = str(pushed.number)
-        self.folders[version], self.digests[version] = folder, pushed.document.model_digest
+        self.folders[version], self.digests[version] = path, pushed.document.model_digest
         return version
 
     def promote(self, version: str) -> AliasDocument:

@@ -7,21 +7,30 @@ with Client() as hp:
 """
 
 from headpond.aio import AsyncClient, AsyncJob
+from headpond.aio_sessions import AsyncSession
 from headpond.client import Client, Job
+from headpond.commits import Commit
 from headpond.errors import HeadpondError
 from headpond.jobs import Chunk, FinishReason, JobState, Priority, Result, Timings, Usage
+from headpond.sessions import Session
+from headpond.turns import Policy, Turn
 
 __all__ = [
     "AsyncClient",
     "AsyncJob",
+    "AsyncSession",
     "Chunk",
     "Client",
+    "Commit",
     "FinishReason",
     "HeadpondError",
     "Job",
     "JobState",
+    "Policy",
     "Priority",
     "Result",
+    "Session",
     "Timings",
+    "Turn",
     "Usage",
 ]

@@ -10,6 +10,8 @@ from typing import Any, Self, Unpack
 
 from headpond import operations as ops
 from headpond.aio_queue import AsyncJobQueue, AsyncServer
+from headpond.aio_sessions import AsyncSession
+from headpond.commits import SessionRow
 from headpond.connections import BLOCK_S, Patience, find_redis
 from headpond.durability import TIMEOUT_S, AsyncCommitWatch, Durability, no_storage, parse_durability
 from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
@@ -64,6 +66,9 @@ class AsyncClient:
         tenant: str = "",
         durability: Durability | str = Durability.QUEUE,
         durability_timeout: float = TIMEOUT_S,
+        session: str | None = None,
+        parent: str | None = None,
+        policy: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncJob:
         """Enqueue one job; see `Client.submit`."""
@@ -73,7 +78,7 @@ class AsyncClient:
             model, prompt, messages, known=known, id=id, delay=delay, deadline=deadline, priority=priority,
             tenant=tenant, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
             stop_token_ids=stop_token_ids, adapter=adapter, response_format=response_format, grammar=grammar,
-            **sampling,
+            session=session, parent=parent, policy=policy, **sampling,
         )  # fmt: skip
         return await self._enqueue(submission, stored_within_s)
 
@@ -157,6 +162,16 @@ class AsyncClient:
     def job(self, id: str) -> AsyncJob:
         """The handle of a job that was submitted before, here or elsewhere."""
         return AsyncJob(self, JobId.parse(id))
+
+    def session(self, name: str, *, model: str | None = None) -> AsyncSession:
+        """The handle of a session; see `Client.session`."""
+        return AsyncSession(self, name, model=model)
+
+    async def sessions(self, model: str, *, limit: int = 1000) -> list[SessionRow]:
+        """See `Client.sessions`."""
+        queue = await self._queue(model)
+        rows = [await queue.session(name) for name in await queue.session_names(limit=limit)]
+        return [row for row in rows if row is not None]
 
     async def _queue(self, model: str) -> AsyncJobQueue:
         row = self._models.get(model) or (await self.models()).get(model)

@@ -9,6 +9,8 @@ import redis.asyncio
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from headpond import operations as ops
+from headpond import session_operations
+from headpond.commits import Chain, Commit, SessionRow, unpack_commit, unpack_session
 from headpond.connections import (
     BLOCK_S,
     UNREACHABLE,
@@ -115,6 +117,33 @@ class AsyncJobQueue:
     async def run_row(self, job_id: str) -> RunRow | None:
         raw = await self.server.read("HGET", queue_keys(self.name).named("run"), job_id)
         return None if raw is None else unpack_run(raw)
+
+    async def session(self, name: str) -> SessionRow | None:
+        """See JobQueue."""
+        row = await self.server.read("HGET", queue_keys(self.name).named("sessions"), name)
+        return None if row is None else unpack_session(name, row)
+
+    async def session_names(self, *, limit: int) -> list[str]:
+        """See JobQueue."""
+        found = await self.server.read("ZREVRANGE", queue_keys(self.name).named("changed"), 0, limit - 1)
+        return [name.decode() for name in found]
+
+    async def session_jobs(self, name: str) -> list[str]:
+        """See JobQueue."""
+        found = await self.server.read("LRANGE", queue_keys(self.name).session(name), 0, -1)
+        return [raw.decode() for raw in found]
+
+    async def commit(self, commit_id: str) -> Commit | None:
+        """See JobQueue."""
+        document = await self.server.read("HGET", queue_keys(self.name).named("turns"), commit_id)
+        return None if document is None else unpack_commit(commit_id, document)
+
+    async def chain(self, session: str, head: str) -> list[Commit]:
+        """See JobQueue."""
+        chain = Chain(session, head)
+        while chain.onward:
+            chain.add(await self.run(session_operations.chain(chain.onward)))
+        return chain.commits()
 
     async def retry_after_s(self) -> float:
         raw = await self.server.read("HMGET", queue_keys(self.name).named("meta"), "end_gap_ms")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from headpond.commits import SessionRow
 from headpond.connections import BLOCK_S, Patience, find_redis
 from headpond.durability import TIMEOUT_S, CommitWatch, Durability, no_storage, parse_durability
 from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
@@ -18,6 +19,7 @@ from headpond.operations import submit as submit_operation
 from headpond.queue import JobQueue, Server
 from headpond.results import answer
 from headpond.sampling import SamplingOptions
+from headpond.sessions import Session
 from headpond.submission import (
     WINDOW_CHUNKS,
     Submission,
@@ -67,6 +69,9 @@ class Client:
         tenant: str = "",
         durability: Durability | str = Durability.QUEUE,
         durability_timeout: float = TIMEOUT_S,
+        session: str | None = None,
+        parent: str | None = None,
+        policy: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Job:
         """Enqueue one job; it is safe once this returns.
@@ -84,7 +89,12 @@ class Client:
         that the model's engine lacks fails the job.
         durability: "queue" returns once Redis has the job; "storage" once S3 has it too, waiting for that at most
         durability_timeout seconds.
-        Raises InvalidRequest, UnknownModel, IdConflict, QueueFull, RedisUnavailable, DurabilityUnknown.
+        session: a conversation of this model by its name, which begins with its first turn: the job then holds the new
+        turn alone, and is shown to the model after all turns before it. Jobs of one session run in order.
+        parent: the head that the session must have, a commit's id or "root". policy: "migrate" or "pin"; see
+        `headpond.turns.Policy`. A turn that names one sets it for those after it.
+        Raises InvalidRequest, UnknownModel, IdConflict, QueueFull, SessionConflict, SessionFull, RedisUnavailable,
+        DurabilityUnknown.
         """
         stored_within_s = self._wait_for_storage(model, durability, durability_timeout)
         known = self._known(model)
@@ -92,7 +102,7 @@ class Client:
             model, prompt, messages, known=known, id=id, delay=delay, deadline=deadline, priority=priority,
             tenant=tenant, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
             stop_token_ids=stop_token_ids, adapter=adapter, response_format=response_format, grammar=grammar,
-            **sampling,
+            session=session, parent=parent, policy=policy, **sampling,
         )  # fmt: skip
         return self._enqueue(submission, stored_within_s)
 
@@ -187,6 +197,23 @@ class Client:
         RedisUnavailable."""
         job_id = JobId.parse(id)
         return Job(self._queue(job_id.model), job_id)
+
+    def session(self, name: str, *, model: str | None = None) -> Session:
+        """The handle of a session, which begins with its first turn: `session("chat/s1")`, or `session("s1",
+        model="chat")`. With neither it is the one model's that has a session of that name.
+
+        Raises InvalidRequest.
+        """
+        return Session(self, name, model=model)
+
+    def sessions(self, model: str, *, limit: int = 1000) -> list[SessionRow]:
+        """Sessions of a model that have a commit, or had a job; those that changed last come first.
+
+        Raises UnknownModel, RedisUnavailable.
+        """
+        queue = self._queue(model)
+        rows = [queue.session(name) for name in queue.session_names(limit=limit)]
+        return [row for row in rows if row is not None]
 
     def _queue(self, model: str) -> JobQueue:
         # Asking for an unknown name must not make a queue of it.

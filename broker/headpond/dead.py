@@ -19,6 +19,8 @@ from headpond.operations import Submitted
 from headpond.queue import JobQueue
 from headpond.requests import JobRequest, parse_request
 from headpond.submission import GENERATE, is_refused, raise_refusals, submission_of
+from headpond.turns import Turn
+from headpond.whole_request import whole_request
 from headpond.wire import Attempt, Header, RunRow, unpack_attempts, unpack_entry, unpack_result, unpack_run
 
 _RETRY = re.compile(r"(.+)\.retry([1-9][0-9]{0,5})")
@@ -95,9 +97,10 @@ class DeadJobs:
 
     def retry(self, job_id: str) -> Retried:
         """Submit a quarantined job's request again, under the id that `retry_id` gives, with the same seed, tenant,
-        priority and version; then list the old one no more. It stays readable until its retention ends.
+        priority and version; then list the old one no more. It stays readable until its retention ends. A turn of a
+        session is the next one then.
 
-        May be repeated. Raises JobGone, NotQuarantined, QueueFull, IdConflict, MalformedDocument.
+        May be repeated. Raises JobGone, NotQuarantined, QueueFull, IdConflict, SessionConflict, MalformedDocument.
         """
         row = self._row(job_id)
         if row.state is not JobState.DEAD:
@@ -113,6 +116,7 @@ class DeadJobs:
             band=_band(header),
             pinned=header.pinned,
             max_queued=self._max_queued,
+            turn=header.turn,
         )
         (answer,) = self._queue.submit([submission.entry], max_queued=self._max_queued)
         if is_refused([answer]):
@@ -177,7 +181,9 @@ def _band(header: Header) -> Priority:
 
 
 def bundle_of(queue: JobQueue, job_id: str) -> Bundle:
-    """All that Redis holds of one job. Raises JobGone, MalformedDocument, RedisUnavailable.
+    """All that Redis holds of one job; of a session's, with the whole conversation as it was shown.
+
+    Raises JobGone, MalformedDocument, RedisUnavailable, CommitGone if the conversation cannot be told any more.
 
     Of a job that runs, the tokens may be some more than its attempts tell of.
     """
@@ -187,14 +193,17 @@ def bundle_of(queue: JobQueue, job_id: str) -> Bundle:
     header, request = _request_of(queue, job_id)
     document = queue.result(job_id)
     embeddings: BundleVectors | None = None
+    told: Turn | None = None
     if document is not None:
         result = unpack_result(document, durable=row.durable)
-        ids, text = result.token_ids, result.text
+        ids, text, told = result.token_ids, result.text, result.turn
         if result.embeddings is not None:
             embeddings = BundleVectors.of(result.embeddings)
     else:
         tokens = fold_tokens(queue.events(job_id))
         ids, text = tokens.ids, "".join(tokens.pieces)
+    if header.turn is not None:
+        request = whole_request(queue, job_id, row.state, header.turn, request, told)
     ended = queue.attempts(job_id)
     attempts = [*ended, *_last_lease(row, ended)]
     return new_bundle(

@@ -18,10 +18,17 @@
     |- NameInUse                the name of a model is in use, so it is not forgotten
     |- NotQuarantined           the job is not among the quarantined ones, so it is not for an operator to decide
     |- NotCommitted             the job's end is not in storage yet (retry=True)
+    |- PurgeRefused             not now, or not known to be done: purge again (retry=True)
     |- SpoolError               the journal's spool on a host's disk
     |  |- SpoolElsewhere         another host has part of the journal; nothing is committed before that (retry=True)
     |  |- SpoolDamaged           what left Redis for the spool is not whole there
     |  `- SpoolBusy              a process of this host is at work with it (retry=True)
+    |- SessionError             a conversation cannot go on or be moved as was asked
+    |  |- SessionGone           no such session
+    |  |- SessionConflict       its head is not the one that was named, or the new name is taken
+    |  |- SessionBusy           a job of it waits or runs (retry=True)
+    |  |- SessionFull           it holds, or waits for, as much as a session may
+    |  `- CommitGone            no such commit, or one that cannot be read
     |- BundleError              a replay bundle cannot be read or written
     |- JobGone                  the job is unknown, or its retention has passed
     |  `- NotStored              storage does not hold the job's end
@@ -49,6 +56,7 @@
     |  |- BlobMissing
     |  |- BlobChanged           a conditional put lost
     |  |- BlobCorrupt
+    |  |- BlobMismatch
     |  |- CommitLost             another writer committed first (nothing is lost)
     |  |- StaleIncarnation       Redis went back in time without noticing
     |  |- HistoryMismatch        storage and Redis hold different histories
@@ -276,6 +284,16 @@ class NotQuarantined(HeadpondError):
         self.state = state
 
 
+class PurgeRefused(HeadpondError):
+    """Nothing of a queue is purged now, or it is not known whether what was purged stays so. May be repeated."""
+
+    retry = True
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"'{model}': {reason}. Call headpond purge again.")
+        self.model = model
+
+
 class NotCommitted(HeadpondError):
     """Storage does not hold the job's end yet, and nothing is dropped before it does. Nothing was changed."""
 
@@ -333,6 +351,54 @@ class SpoolBusy(SpoolError):
     def __init__(self, model: str, *, path: str) -> None:
         super().__init__(model, f"{path}: a persister is at work with it. Stop it, or try again in a moment.")
         self.path = path
+
+
+class SessionError(HeadpondError):
+    """A conversation cannot go on, or be moved, as was asked. session: its name."""
+
+    def __init__(self, message: str, *, session: str) -> None:
+        super().__init__(message)
+        self.session = session
+
+
+class SessionGone(SessionError):
+    """There is no such session. name: with its model's, if that is known."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"There is no session '{name}'. It was never used, or deleted. List them with: headpond sessions list",
+            session=name,
+        )
+
+
+class SessionConflict(SessionError):
+    """The head is not the one that was named, or a new name is taken. head: as it is; None if it does not matter."""
+
+    def __init__(self, message: str, *, session: str, head: str | None = None) -> None:
+        super().__init__(message, session=session)
+        self.head = head
+
+
+class SessionBusy(SessionError):
+    """A job of the session waits or runs, or its queue is closed."""
+
+    retry = True
+
+
+class SessionFull(SessionError):
+    """The session holds, or waits for, as much as one may."""
+
+
+class CommitGone(SessionError):
+    """A commit is not there, or cannot be read. commit: its id."""
+
+    def __init__(self, session: str, commit: str, *, why: str = "is not there") -> None:
+        super().__init__(
+            f"Commit {commit[:12]} of session '{session}' {why}. Its commits are listed by: headpond sessions show; a "
+            "session whose own commits are gone goes on after: headpond sessions rollback",
+            session=session,
+        )
+        self.commit = commit
 
 
 class BundleError(HeadpondError):
@@ -555,6 +621,15 @@ class BlobCorrupt(BlobError):
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(key, f"corrupt object: {reason}")
         self.reason = reason
+
+
+class BlobMismatch(BlobError):
+    """What was to be put is not what its caller hashed: it has changed since, and is not stored."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            key, "its content changed between being hashed and being stored; nothing was stored. Try again"
+        )
 
 
 class CommitLost(BlobError):

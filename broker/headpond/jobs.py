@@ -12,6 +12,7 @@ from ulid import ULID
 
 from headpond.errors import InvalidRequest
 from headpond.provenance import Provenance
+from headpond.turns import Turn
 
 MODEL_NAME = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 JOB_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
@@ -174,7 +175,7 @@ class Result:
     is committed to storage. error: why it failed; None for an answer. pieces: the text that each token completes,
     shape (n,), of n tokens; together they are `text`. embeddings: of a job that embeds, one vector a text, shape
     (texts, dimensions), in single precision; None of any other job. provenance: what made it; None if no worker ended
-    the job, or one of an older release.
+    the job, or one of an older release. turn: its place in a session; None of a job without one.
     """
 
     id: str
@@ -192,3 +193,9 @@ class Result:
     pieces: tuple[str, ...] = field(default=(), repr=False)
     embeddings: tuple[tuple[float, ...], ...] | None = field(default=None, repr=False)
     provenance: Provenance | None = field(default=None, repr=False, hash=False)
+    turn: Turn | None = field(default=None, repr=False)
+
+    @property
+    def commit(self) -> str | None:
+        """Id of the commit of its session that holds this answer; None without one."""
+        return None if self.turn is None else self.turn.commit

@@ -24,11 +24,20 @@ headpond:{q}:waits                 zset   what ends a wait, by time: "s:<id>", "
 headpond:{q}:lanes                 set    lanes beside `any` that jobs wait in, or did
 headpond:{q}:fair:<band>           zset   tenant by the virtual time up to which its jobs are paid for
 headpond:{q}:weights               hash   tenant -> weight
+headpond:{q}:retention             hash   tenant -> ms of its own in Redis, in storage, of its sessions
 headpond:{q}:streams               zset   ended id by the time at which its stream is dropped, ms
 headpond:{q}:attempts              hash   id -> log of leases that ended without an end of the job
 headpond:{q}:preempts              zset   batch job that was told to park, by time, ms
 headpond:{q}:switch                hash   the queue's copy of an alias, whose turn it is to change, what was refused
 headpond:{q}:restored              hash   id -> what was put in from storage, while it is: new, merged or conflict
+headpond:{q}:session:<s>           list   ids of a session's jobs that have not ended, in order
+headpond:{q}:waiting               zset   those of them that are not the first, by their place
+headpond:{q}:sessions              hash   name -> session row
+headpond:{q}:changed               zset   session by the time of its last change, ms
+headpond:{q}:lapses                zset   session by the time at which a sweep looks whether it is over, ms
+headpond:{q}:retention             hash   tenant -> ms of its own in Redis, in storage, of its sessions
+headpond:{q}:turns                 hash   commit id -> document `headpond/commit`
+headpond:{q}:links                 hash   commit id -> "<refs>:<parent>": how many need it
 headpond:{q}:outcomes              hash   <version>:<n> -> how one job ended while a trial was on; <version> -> how many
 """
 
@@ -59,6 +68,9 @@ class QueueKeys:
 
     def events(self, job_id: str) -> str:
         return f"{self.prefix}events:{job_id}"
+
+    def session(self, name: str) -> str:
+        return f"{self.prefix}session:{name}"
 
     def wake(self, lane: str) -> str:
         return f"{self.prefix}wake:{lane}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from headpond.errors import MalformedDocument
 from headpond.jobs import JobState, Priority
 from headpond.wire import TokenRun, pack_for_script, pack_tokens, unpack, unpack_raw
 
@@ -34,6 +35,10 @@ class Submitted(StrEnum):
     KNOWN = "known"
     CONFLICT = "conflict"
     FULL = "full"
+    CROWDED = "crowded"
+    """Too many jobs of its session wait."""
+    MOVED = "moved"
+    """Nothing of its session waits, and the head is not the parent that it asks for."""
 
 
 class LeaseStatus(StrEnum):
@@ -80,8 +85,18 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """How long what is over is kept. Seconds; 0 is for ever, in storage and of sessions."""
+
+    retention_s: float
+    storage_retention_s: float = 0.0
+    session_retention_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """What a worker's table says of its queue. Seconds. weights: of tenants; who is not named has 1."""
+    """What a worker's table says of its queue. Seconds. weights: of tenants; who is not named has 1. retention_s,
+    storage_retention_s, session_retention_s: as in Retention, of tenants that are not in tenant_retention."""
 
     lease_s: float
     retention_s: float
@@ -89,12 +104,16 @@ class QueuePolicy:
     suspect_wait_s: float = 30.0
     version_wait_s: float = 60.0
     weights: Mapping[str, float] = field(default_factory=dict)
+    storage_retention_s: float = 0.0
+    session_retention_s: float = 0.0
+    tenant_retention: Mapping[str, Retention] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One job to submit. cost: in tokens, what its tenant pays for it (Q6). pinned: the one version that may run it.
-    delay_s: 0 for now. deadline_s: from now; None for none."""
+    delay_s: 0 for now; so it is for a job of a session. deadline_s: from now; None for none. session: its name; '' for
+    none."""
 
     id: str
     data: bytes
@@ -105,6 +124,7 @@ class Entry:
     cost: int = 1
     delay_s: float = 0.0
     deadline_s: float | None = None
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +184,18 @@ def submit(entries: Sequence[Entry], *, max_queued: int = 0) -> Operation[list[S
     flat: list[object] = []
     for e in entries:
         deadline = 0 if e.deadline_s is None else max(1, _ms(e.deadline_s))
-        flat += (e.id, e.data, e.digest, e.tenant, e.band.value, e.pinned, e.cost, _ms(e.delay_s), deadline)
+        flat += (
+            e.id, e.data, e.digest, e.tenant, e.band.value, e.pinned, e.cost, _ms(e.delay_s), deadline, e.session,
+        )  # fmt: skip
     return Operation("submit", (max_queued, pack_for_script(flat)), _parse_submit)
 
 
 def _parse_submit(reply: bytes) -> list[Submitted]:
-    return [Submitted(answer) for answer in unpack(reply, kind="submit reply")]
+    answers = unpack(reply, kind="submit reply")
+    try:
+        return [Submitted(answer) for answer in answers]
+    except (TypeError, ValueError) as error:
+        raise MalformedDocument("submit reply", str(error)[:200]) from error
 
 
 def claim(
@@ -200,7 +226,15 @@ def claim(
 
 
 def _parse_claim(reply: bytes) -> Claimed:
-    state, due, now, settled, *flat = unpack_raw(reply, kind="claim reply")
+    fields = unpack_raw(reply, kind="claim reply")
+    try:
+        return _claimed(fields)
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise MalformedDocument("claim reply", str(error)[:200]) from error
+
+
+def _claimed(fields: Any) -> Claimed:
+    state, due, now, settled, *flat = fields
     leases = []
     for i in range(0, len(flat), 7):
         job_id, fence, attempt, gen, offset, submitted, data = flat[i : i + 7]
@@ -231,7 +265,10 @@ def append(batch: Sequence[Append], *, full_version: str = "") -> Operation[list
 
 def _parse_append(reply: bytes) -> list[Outcome]:
     flat = unpack(reply, kind="append reply")
-    return [Outcome(LeaseStatus(flat[i]), flat[i + 1]) for i in range(0, len(flat), 2)]
+    try:
+        return [Outcome(LeaseStatus(flat[i]), flat[i + 1]) for i in range(0, len(flat), 2)]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise MalformedDocument("append reply", repr(error)[:200]) from error
 
 
 def finish(
@@ -243,12 +280,14 @@ def finish(
     result: bytes,
     reason: str = "",
     first_token_s: float | None = None,
+    turn: Sequence[Argument] = (),
 ) -> Operation[Outcome]:
-    """first_token_s: from the lease to its first token; None without one. Kept while a trial is on."""
+    """first_token_s: from the lease to its first token; None without one. Kept while a trial is on. turn: what it adds
+    to its session, `TurnEnd.words()`; FENCED is also the answer where that has another head by now."""
     first_token_ms = -1 if first_token_s is None else _ms(first_token_s)
     return Operation(
         "finish",
-        (job_id, fence, offset, state.value, result, reason, first_token_ms),
+        (job_id, fence, offset, state.value, result, reason, first_token_ms, *turn),
         lambda r: Outcome(LeaseStatus(_text(r[0])), int(r[1])),
     )
 
@@ -277,10 +316,16 @@ def register(
     boot: str, *, host: str, instance: str, row: bytes, version: str, fingerprint: str, policy: QueuePolicy
 ) -> Operation[str]:
     p = policy
-    times = (p.lease_s, p.retention_s, p.stream_retention_s, p.suspect_wait_s, p.version_wait_s)
-    args: list[Argument] = [boot, host, instance, row, version, fingerprint, *map(_ms, times)]
+    times = (
+        p.lease_s, p.retention_s, p.stream_retention_s, p.suspect_wait_s, p.version_wait_s, p.storage_retention_s,
+        p.session_retention_s,
+    )  # fmt: skip
+    args: list[Argument] = [boot, host, instance, row, version, fingerprint, *map(_ms, times), len(p.weights)]
     for tenant, weight in p.weights.items():
         args += (tenant, repr(float(weight)))
+    for tenant, kept in p.tenant_retention.items():
+        own = (kept.retention_s, kept.storage_retention_s, kept.session_retention_s)
+        args += (tenant, " ".join(str(_ms(time)) for time in own))
     return Operation("register", args, _text)
 
 

@@ -31,6 +31,15 @@ class Operator:
         """The queue itself. Raises UnknownModel, RedisUnavailable."""
         return self._server.queue(model, storage=self._row(model).storage)
 
+    @property
+    def server(self) -> Server:
+        """The connection itself."""
+        return self._server
+
+    def has_storage(self, model: str) -> bool:
+        """Whether the model's queue is journaled. Raises UnknownModel, RedisUnavailable."""
+        return self._row(model).storage
+
     def dead(self, model: str) -> DeadJobs:
         """The model's quarantined jobs: list, show, retry, drop. Raises UnknownModel, RedisUnavailable."""
         # A producer's commands import this module too, and are not to pay for what bundles need.

@@ -9,8 +9,9 @@ from typing import Any, TypeVar, cast
 import redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from headpond import names, switching, upkeep
+from headpond import names, session_operations, switching, upkeep
 from headpond import operations as ops
+from headpond.commits import Chain, Commit, SessionRow, unpack_commit, unpack_session
 from headpond.connections import (
     BLOCK_S,
     UNREACHABLE,
@@ -40,12 +41,14 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
     """One durable change. kind: 'submit', 'end', 'back', 'drop', 'commit' or 'session'. job_id: of the job, else of the
-    commit, or the session's name. at_ms: when it was made."""
+    commit, or the session's name. at_ms: when it was made. row: of a session, as the change left it;
+    empty if it was deleted."""
 
     journal_id: str
     kind: str
     job_id: str
     at_ms: int = 0
+    row: bytes = b""
 
 
 def _send(client: Any, *command: Any, **options: Any) -> Any:
@@ -260,12 +263,14 @@ class JobQueue:
         result: bytes,
         reason: str = "",
         first_token_s: float | None = None,
+        turn: Sequence[ops.Argument] = (),
     ) -> ops.Outcome:
         return self.run(
             ops.finish(
-                job_id, fence, offset=offset, state=state, result=result, reason=reason, first_token_s=first_token_s
+                job_id, fence, offset=offset, state=state, result=result, reason=reason, first_token_s=first_token_s,
+                turn=turn,
             )
-        )
+        )  # fmt: skip
 
     def run_all(self, operations: Sequence[ops.Operation[T]]) -> list[T]:
         """Several operations in one round trip; see `Server.run_all`."""
@@ -332,6 +337,43 @@ class JobQueue:
         raw = self.server.read("HGET", queue_keys(self.name).named("run"), job_id)
         return None if raw is None else unpack_run(raw)
 
+    def session_row(self, name: str) -> bytes | None:
+        """A session's row as it is packed; None without one."""
+        return cast("bytes | None", self.server.read("HGET", queue_keys(self.name).named("sessions"), name))
+
+    def session(self, name: str) -> SessionRow | None:
+        """Raises MalformedDocument."""
+        row = self.session_row(name)
+        return None if row is None else unpack_session(name, row)
+
+    def session_names(self, *, limit: int) -> list[str]:
+        """Those that changed last come first."""
+        found = self.server.read("ZREVRANGE", queue_keys(self.name).named("changed"), 0, limit - 1)
+        return [name.decode() for name in found]
+
+    def session_jobs(self, name: str) -> list[str]:
+        """Ids of the jobs of a session that have not ended, in their order."""
+        return [raw.decode() for raw in self.server.read("LRANGE", queue_keys(self.name).session(name), 0, -1)]
+
+    def turn(self, commit_id: str) -> bytes | None:
+        """The document of a commit; None if it is not there."""
+        return cast("bytes | None", self.server.read("HGET", queue_keys(self.name).named("turns"), commit_id))
+
+    def commit(self, commit_id: str) -> Commit | None:
+        """Raises MalformedDocument."""
+        document = self.turn(commit_id)
+        return None if document is None else unpack_commit(commit_id, document)
+
+    def chain(self, session: str, head: str) -> list[Commit]:
+        """The commits up to a head, the first turn first. session: named in errors.
+
+        Raises CommitGone, MalformedDocument.
+        """
+        chain = Chain(session, head)
+        while chain.onward:
+            chain.add(self.run(session_operations.chain(chain.onward)))
+        return chain.commits()
+
     def data(self, job_id: str) -> bytes | None:
         return cast("bytes | None", self.server.read("HGET", queue_keys(self.name).named("data"), job_id))
 
@@ -393,17 +435,14 @@ class JobQueue:
         """Ids of the jobs that run."""
         return [raw.decode() for raw in self.server.read("ZRANGE", queue_keys(self.name).named("leases"), 0, -1)]
 
-    def session_row(self, name: str) -> bytes | None:
-        """A session's row as it is packed; None without one."""
-        return cast("bytes | None", self.server.read("HGET", queue_keys(self.name).named("sessions"), name))
-
-    def turn(self, commit_id: str) -> bytes | None:
-        """The document of a commit; None if it is not there."""
-        return cast("bytes | None", self.server.read("HGET", queue_keys(self.name).named("turns"), commit_id))
-
     def meta(self) -> dict[str, str]:
         raw = cast("dict[bytes, bytes]", self.server.read("HGETALL", queue_keys(self.name).named("meta")))
         return {key.decode(): value.decode() for key, value in raw.items()}
+
+    def tenant_retention(self) -> dict[str, str]:
+        """Tenants that have times of their own: in Redis, in storage, of sessions; ms, as one text."""
+        raw = cast("dict[bytes, bytes]", self.server.read("HGETALL", queue_keys(self.name).named("retention")))
+        return {tenant.decode(): times.decode() for tenant, times in raw.items()}
 
     def journal(self, *, limit: int) -> list[JournalEntry]:
         """The oldest entries of the journal."""
@@ -412,10 +451,10 @@ class JobQueue:
         for journal_id, fields in parse_entries(found):
             if not {b"k", b"i", b"t"} <= fields.keys():
                 raise MalformedDocument("journal entry", f"{journal_id} lacks its kind, id or time")
-            kind, job_id, at_ms = (fields[name].decode() for name in (b"k", b"i", b"t"))
+            kind, name, at_ms = (fields[field].decode() for field in (b"k", b"i", b"t"))
             if not at_ms.isdecimal():
                 raise MalformedDocument("journal entry", f"{journal_id} has no time")
-            entries.append(JournalEntry(journal_id, kind, job_id, int(at_ms)))
+            entries.append(JournalEntry(journal_id, kind, name, int(at_ms), fields.get(b"r", b"")))
         return entries
 
     def journal_length(self) -> int:

@@ -47,3 +47,9 @@ NO_RATE_S = 5.0
 def retry_after_s(end_gap_ms: bytes | None) -> float:
     """From `end_gap_ms` of meta: seconds, at least 0.1 and at most 300."""
     return NO_RATE_S if end_gap_ms is None else min(300.0, max(0.1, float(end_gap_ms) / 1000))
+
+
+def journal_place(journal_id: str) -> tuple[int, int]:
+    """A journal id as two numbers, to be compared; (0, 0), which is before all, for what is none."""
+    inc, _, seq = journal_id.partition("-")
+    return (int(inc), int(seq)) if inc.isdecimal() and seq.isdecimal() else (0, 0)

@@ -14,6 +14,7 @@ from headpond.constraints import MAX_CONSTRAINT_BYTES, Constraint, ConstraintKin
 from headpond.errors import InvalidRequest
 from headpond.jobs import ADAPTER_NAME
 from headpond.sampling import Sampling
+from headpond.turns import TurnRequest
 
 MAX_BODY_BYTES = 1 << 20
 """Upper bound of one request's text, in UTF-8 bytes."""
@@ -145,11 +146,13 @@ class JobRequest(_Frozen):
         return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4], "big")
 
 
-def digest_of(asked: Mapping[str, Any], *, pinned: str = "") -> str:
-    """Of what a request asks for, and of the version that it is pinned to: 32 hex digits.
+def digest_of(asked: Mapping[str, Any], *, pinned: str = "", turn: TurnRequest | None = None) -> str:
+    """Of what a request asks for, of the version that it is pinned to, and of its place in a session: 32 hex digits.
 
     asked: `JobRequest.asked()`, whose fields have one order, so that the same request packs to the same bytes.
     """
+    if turn is not None:
+        return hashlib.sha256(pack([asked, pinned, *turn.words()])).hexdigest()[:32]
     return hashlib.sha256(pack([asked, pinned] if pinned else asked)).hexdigest()[:32]
 
 

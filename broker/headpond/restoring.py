@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from headpond.errors import ServerWentBack
+from headpond.errors import MalformedDocument, ServerWentBack
 from headpond.operations import Operation
 from headpond.wire import TokenRun, pack_for_script, pack_tokens, unpack
 
@@ -120,7 +120,10 @@ def _parse_put_in(reply: bytes) -> list[PutIn]:
     answers = unpack(reply, kind="restore reply")
     if answers == ["stale"]:
         raise ServerWentBack("restore")
-    return [PutIn(answer) for answer in answers]
+    try:
+        return [PutIn(answer) for answer in answers]
+    except (TypeError, ValueError) as error:
+        raise MalformedDocument("restore reply", str(error)[:200]) from error
 
 
 def rejournal(*, inc: int, after: str = JOURNAL_START) -> Operation[str | None]:

@@ -6,6 +6,7 @@ from headpond.errors import JobCancelled, JobEnded, JobExpired, JobFailed, JobQu
 from headpond.folding import fold_tokens
 from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
 from headpond.replies import StreamEntry
+from headpond.turns import Turn
 from headpond.wire import RunRow, unpack_result
 
 _REASONS = {
@@ -41,6 +42,7 @@ def build_result(job_id: str, row: RunRow, document: bytes | None, entries: list
         durable=row.durable,
         error=row.reason or None,
         pieces=tokens.pieces,
+        turn=Turn(row.session) if row.session else None,
     )
 
 

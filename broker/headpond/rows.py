@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from headpond.codec import split_first, unpack, unpack_row
+from headpond.codec import MAX_ROW_BYTES, split_first, unpack, unpack_row
 from headpond.errors import MalformedDocument
 from headpond.jobs import JobState
 
@@ -40,6 +40,8 @@ class RunRow:
     struck: str
     pinned: str
     served_by: str
+    session: str = ""
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ RUN_HEAD = 8
 """Elements of a run row's first array, its version included: what each step of an engine reads and writes."""
 _RUN_FIELDS = len(fields(RunRow))
 _RUN_TAIL = 1 + _RUN_FIELDS - RUN_HEAD
+_LATER = ("", 0)
+"""Of the last fields, which a row that an older release wrote does not have."""
 _ATTEMPT_FIELDS = len(fields(Attempt))
 _STORED: dict[object, tuple[type, ...]] = {
     "str": (str,),
@@ -89,10 +93,11 @@ def unpack_run(data: bytes) -> RunRow:
     """Raises MalformedDocument."""
     first, rest = split_first(data, kind="run row")
     head = unpack_row(first, kind="run row", length=RUN_HEAD)[1:RUN_HEAD]
-    tail = unpack(rest, kind="run row")
-    if not isinstance(tail, list) or len(tail) < _RUN_TAIL:
-        raise MalformedDocument("run row", f"its second part is no array of {_RUN_TAIL} elements")
-    values = [*head, *tail[:_RUN_TAIL]]
+    tail = unpack(rest, kind="run row", max_bytes=MAX_ROW_BYTES)
+    least = _RUN_TAIL - len(_LATER)
+    if not isinstance(tail, list) or len(tail) < least:
+        raise MalformedDocument("run row", f"its second part is no array of {least} elements")
+    values = [*head, *tail[:_RUN_TAIL], *_LATER[max(0, len(tail) - least) :]]
     _check_types("run row", RunRow, values)
     row = dict(zip(RunRow.__slots__, values, strict=True))
     try:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-_ALL_PARTS = ("head", "rows", "journal", "streams", "lanes", "versions", "ends", "sweep", "preemption")
+_ALL_PARTS = ("head", "rows", "journal", "streams", "lanes", "sessions", "versions", "ends", "sweep", "preemption")
 """lua/parts, in the order of what builds on what."""
 _FEW_PARTS = {
     "append": ("head", "rows", "streams", "lanes", "preemption"),
     "submit": ("head", "rows", "journal", "lanes"),
-    "claim": ("head", "rows", "journal", "streams", "lanes", "versions", "ends", "sweep"),
-    "finish": ("head", "rows", "journal", "streams", "lanes", "ends"),
+    "claim": ("head", "rows", "journal", "streams", "lanes", "sessions", "versions", "ends", "sweep"),
+    "finish": ("head", "rows", "journal", "streams", "lanes", "sessions", "ends"),
+    "chain": ("head", "rows", "lanes", "sessions"),
+    "session": ("head", "rows", "journal", "lanes", "sessions"),
     "switch": ("head", "rows", "lanes", "versions", "switching"),
     "assign": ("head", "rows", "lanes", "versions", "switching"),
     "refuse": ("head", "rows", "lanes", "versions", "switching"),

@@ -37,6 +37,7 @@ from headpond.origins import BUILT_IN, Layer, Origin, Problem, nearest
 from headpond.overrides import Overrides, from_command_line, from_environment, of_present, settings_variables
 from headpond.shapes import parse_text
 from headpond.tables import ENGINES, ModelTable, SecretRef, Table
+from headpond.tables.retention import MAX_RETENTION_S
 from headpond.toml_places import dotted
 from headpond.up_file import Told, read_told
 
@@ -95,6 +96,8 @@ class StorageSettings(Table):
     """Megabytes a second that one process sends to storage at most, in all its threads together. None: no limit."""
     download_mb_per_s: MbPerSecond | None = None
     """The same for what it reads."""
+    history_s: Annotated[float, Field(ge=0, le=MAX_RETENTION_S)] = 86400.0
+    """How far back `headpond restore --at` can go; what is older is folded into one snapshot."""
     spool_after_entries: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000
     """While storage is away: entries of a model's journal that stay in Redis; more go to a spool on the persister's
     disk."""

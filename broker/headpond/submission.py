@@ -9,12 +9,22 @@ from typing import Any, NoReturn
 
 from ulid import ULID
 
-from headpond.errors import HeadpondError, IdConflict, InvalidRequest, ManyRefused, QueueFull, UnknownModel
+from headpond.errors import (
+    HeadpondError,
+    IdConflict,
+    InvalidRequest,
+    ManyRefused,
+    QueueFull,
+    SessionConflict,
+    SessionFull,
+    UnknownModel,
+)
 from headpond.jobs import TENANT_NAME, VERSION_NAME, JobId, Priority
 from headpond.models import ModelRow
 from headpond.operations import Entry, Submitted
 from headpond.requests import JobRequest, digest_of, parse_request
 from headpond.sampling import Sampling
+from headpond.turns import TurnRequest, turn_request
 from headpond.wire import Call, pack_data
 
 GENERATE = "generate"
@@ -49,6 +59,9 @@ def prepare(
     deadline: float | None = None,
     priority: str = Priority.NORMAL,
     tenant: str = "",
+    session: str | None = None,
+    parent: str | None = None,
+    policy: str | None = None,
     **options: Any,
 ) -> Submission:
     """Check everything that can be checked without the model. model: its name, or name@version for that version alone.
@@ -78,11 +91,27 @@ def prepare(
             "and begins with a letter or a digit.",
             field="tenant",
         )
+    turn = _turn(session, parent, policy, delay)
     request = _request(prompt, messages, options)
+    if turn is not None and request.input is not None:
+        raise InvalidRequest("a job that embeds is no turn of a session: leave out session", field="session")
     return submission_of(
         new_id, request, tenant=tenant, band=band, pinned=pinned, max_queued=row.max_queued, delay=delay,
-        deadline=deadline,
+        deadline=deadline, turn=turn,
     )  # fmt: skip
+
+
+def _turn(session: str | None, parent: str | None, policy: str | None, delay: float) -> TurnRequest | None:
+    if session is None:
+        for name, value in (("parent", parent), ("policy", policy)):
+            if value is not None:
+                raise InvalidRequest(f"{name} is of a session: give session too", field=name)
+        return None
+    if delay:
+        raise InvalidRequest(
+            "a job of a session has no delay: its turn comes once the one before has ended", field="delay"
+        )
+    return turn_request(session, policy, parent)
 
 
 def submission_of(
@@ -95,14 +124,15 @@ def submission_of(
     max_queued: int,
     delay: float = 0.0,
     deadline: float | None = None,
+    turn: TurnRequest | None = None,
 ) -> Submission:
-    """What is enqueued for a request that was checked before. delay, deadline: seconds from now."""
+    """What is enqueued for a request that was checked before. delay, deadline: seconds from now. turn: of a session."""
     asked = request.asked()
     call = Call(GENERATE, (), {"request": asked}, {}, int(time.time() * 1000))
-    digest, cost = digest_of(asked, pinned=pinned), request.cost_tokens()
+    digest, cost = digest_of(asked, pinned=pinned, turn=turn), request.cost_tokens()
     entry = Entry(
         id=str(new_id),
-        data=pack_data(call, digest=digest, tenant=tenant, band=band.value, pinned=pinned, cost=cost),
+        data=pack_data(call, digest=digest, tenant=tenant, band=band.value, pinned=pinned, cost=cost, turn=turn),
         digest=digest,
         tenant=tenant,
         band=band,
@@ -110,6 +140,7 @@ def submission_of(
         cost=cost,
         delay_s=delay,
         deadline_s=deadline,
+        session="" if turn is None else turn.session,
     )
     return Submission(new_id, request, entry, max_queued)
 
@@ -204,7 +235,7 @@ def _listed(values: object) -> object:
 
 
 def is_refused(answers: Sequence[Submitted]) -> bool:
-    return Submitted.CONFLICT in answers or Submitted.FULL in answers
+    return any(answer not in (Submitted.NEW, Submitted.KNOWN) for answer in answers)
 
 
 def raise_refusals(
@@ -222,6 +253,17 @@ def raise_refusals(
         elif answer is Submitted.FULL:
             model, limit = submission.id.model, submission.max_queued
             refused.append((n, QueueFull(model, limit=limit, retry_after_s=retry_after_s)))
+        elif answer is Submitted.CROWDED:
+            name = submission.entry.session
+            text = f"Session '{name}' has 1000 jobs that have not ended, and takes no more until some have."
+            refused.append((n, SessionFull(text, session=name)))
+        elif answer is Submitted.MOVED:
+            name = submission.entry.session
+            text = (
+                f"The head of session '{name}' is not the parent that was asked for: somebody else has added a turn, "
+                "or moved it. Read the conversation anew, and submit on the head that it has."
+            )
+            refused.append((n, SessionConflict(text, session=name)))
         else:
             accepted.append(str(submission.id))
     raise ManyRefused(accepted, refused) if many else refused[0][1]

@@ -15,13 +15,17 @@ from headpond.operations import Operation
 from headpond.replies import StreamEntry, parse_entries
 from headpond.spooled import Spooled
 
+PURGE_PAGE = 100
+"""Jobs that one call of `purge` removes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Depths:
     """How many jobs of one queue stand where.
 
     interactive, normal, batch: ready to be claimed. suspects: of these, those that wait for a turn of their own.
-    due: of the delayed ones. lapsed: of the running ones, those whose lease has ended.
+    due: of the delayed ones. lapsed: of the running ones, those whose lease has ended. waiting: for their turn in a
+    session, behind a job of it that has not ended.
     """
 
     interactive: int
@@ -33,6 +37,7 @@ class Depths:
     running: int
     lapsed: int
     dead: int
+    waiting: int = 0
 
     @property
     def ready(self) -> int:
@@ -123,6 +128,45 @@ def _parse_fsck(reply: list[Any]) -> FsckPage:
     words = [_text(word) for word in reply[2:]]
     faults = tuple(Fault(*words[i : i + 3]) for i in range(0, len(words), 3))
     return FsckPage(_text(reply[0]), int(reply[1]), faults)
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """state: of the queue; while it is restored nothing is purged. through: journal id of the last change; '' without
+    storage. there: for each id, whether Redis had it."""
+
+    state: str
+    through: str
+    there: tuple[bool, ...]
+
+
+def purge(job_ids: Sequence[str]) -> Operation[Purged]:
+    """Remove jobs for good, whatever their state, at most PURGE_PAGE of them. May be repeated. None: storage is to be
+    clean of what was removed so far."""
+    return Operation(
+        "purge",
+        tuple(job_ids),
+        lambda r: Purged(_text(r[0]), _text(r[1]), tuple(int(was) == 1 for was in r[2:])),
+    )
+
+
+class Owner(StrEnum):
+    """By what jobs are looked for."""
+
+    TENANT = "tenant"
+    SESSION = "session"
+
+
+def jobs_of(owner: Owner, name: str, cursor: str, *, jobs: int = 50) -> Operation[tuple[str, list[str]]]:
+    """Ids of the jobs of one tenant or session, and the cursor of the next page. cursor: "0" begins, and comes after
+    the last page."""
+    args = (cursor, owner.value, name, jobs)
+    return Operation("jobs_of", args, lambda r: (_text(r[0]), [_text(found) for found in r[1:]]))
+
+
+def mark_clean(*, inc: int, through: str) -> Operation[bool]:
+    """Storage is clean of what was purged up to a journal id. False if the server went back in time since."""
+    return Operation("clean", (inc, through), lambda r: _text(r) == "ok")
 
 
 def sample(after: Sequence[tuple[str, str]], *, entries: int) -> Operation[Sample]:

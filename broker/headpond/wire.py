@@ -30,9 +30,11 @@ from headpond.errors import MalformedDocument
 from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
 from headpond.provenance import Provenance
 from headpond.rows import RUN_HEAD, Attempt, RunRow, unpack_attempts, unpack_run
+from headpond.turns import Policy, Turn, TurnRequest
 
 __all__ = [
     "EMBEDDED_NUMBER_BYTES",
+    "MAX_CALL_DEPTH",
     "MAX_DOCUMENT_BYTES",
     "MAX_EMBEDDING_BYTES",
     "RESULT_SCHEMA",
@@ -69,6 +71,10 @@ __all__ = [
 ]
 
 
+MAX_CALL_DEPTH = 512
+"""Levels of a call: as many as msgpack packs. A pipeline of other actors nests each message in the one before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """What a worker is asked to run: an actor and its arguments. The body of a `data` entry."""
@@ -81,13 +87,21 @@ class Call:
 
 
 def pack_data(
-    call: Call, *, digest: str, tenant: str = "", band: str = "normal", pinned: str = "", cost: int = 1
+    call: Call,
+    *,
+    digest: str,
+    tenant: str = "",
+    band: str = "normal",
+    pinned: str = "",
+    cost: int = 1,
+    turn: TurnRequest | None = None,
 ) -> bytes:
     """A `data` entry: a header that scripts read, then the body that they do not.
 
-    pinned: the one version that may run it. cost: in tokens, as its tenant pays it.
+    pinned: the one version that may run it. cost: in tokens, as its tenant pays it. turn: of a session's job.
     """
-    return pack([ROW_VERSION, digest, tenant, band, pinned, cost]) + _pack_call(call)
+    of_session = () if turn is None else turn.words()
+    return pack([ROW_VERSION, digest, tenant, band, pinned, cost, *of_session]) + _pack_call(call)
 
 
 def _pack_call(call: Call) -> bytes:
@@ -103,7 +117,7 @@ def pack_checked(call: Call) -> bytes:
     Raises MalformedDocument for what a worker could not read: a dict with keys that are no strings, for one.
     """
     body = _pack_call(call)
-    unpack(body, kind="call")
+    unpack(body, kind="call", max_depth=MAX_CALL_DEPTH)
     return _PLAIN_HEADER + body
 
 
@@ -121,21 +135,35 @@ class Header:
     band: str
     pinned: str
     cost: int
+    turn: TurnRequest | None = None
 
 
 def unpack_header(first: bytes) -> Header:
     """The first value of a `data` entry. Raises MalformedDocument."""
-    _, digest, tenant, band, pinned, cost = unpack_row(first, kind="data header", length=6)[:6]
+    row = unpack_row(first, kind="data header", length=6)
+    _, digest, tenant, band, pinned, cost = row[:6]
     if not all(isinstance(text, str) for text in (digest, tenant, band, pinned)) or type(cost) is not int:
         raise MalformedDocument("data header", "a field has the wrong type")
-    return Header(digest, tenant, band, pinned, cost)
+    return Header(digest, tenant, band, pinned, cost, _turn_of(row[6:9]))
+
+
+def _turn_of(words: list[Any]) -> TurnRequest | None:
+    if not words or words[0] == "":
+        return None
+    if len(words) < 3 or not all(isinstance(word, str) for word in words):
+        raise MalformedDocument("data header", "its session, policy and parent are no texts")
+    session, policy, parent = words
+    try:
+        return TurnRequest(session, Policy(policy) if policy else None, parent)
+    except ValueError as error:
+        raise MalformedDocument("data header", str(error)) from error
 
 
 def unpack_entry(data: bytes) -> tuple[Header, Call]:
     """Both parts of a `data` entry. Raises MalformedDocument."""
     first, rest = split_first(data, kind="data entry")
     header = unpack_header(first)
-    row = unpack_row(rest, kind="call", length=6)
+    row = unpack_row(rest, kind="call", length=6, max_bytes=MAX_DOCUMENT_BYTES, max_depth=MAX_CALL_DEPTH)
     _, actor, args, kwargs, options, timestamp_ms = row[:6]
     if not (
         isinstance(actor, str) and isinstance(args, list) and isinstance(kwargs, dict) and isinstance(options, dict)
@@ -174,7 +202,7 @@ def pack_tokens(run: TokenRun) -> bytes:
 
 
 def unpack_tokens(data: bytes) -> TokenRun:
-    row = unpack_row(data, kind="token entry", length=4)
+    row = unpack_row(data, kind="token entry", length=4, max_bytes=MAX_DOCUMENT_BYTES)
     _, offset, ids, pieces = row[:4]
     if not isinstance(offset, int) or offset < 0 or not isinstance(ids, list) or not isinstance(pieces, list):
         raise MalformedDocument("token entry", "a field has the wrong type")
@@ -256,6 +284,7 @@ def pack_result(result: Result) -> bytes:
     # An older reader passes over a field that it does not know, so that these took no new version.
     vectors = {} if result.embeddings is None else {"embeddings": pack_vectors(result.embeddings)}
     made_by = {} if result.provenance is None else {"provenance": result.provenance.fields()}
+    turn = {} if result.turn is None else {"turn": result.turn.fields()}
     return pack_document(
         RESULT_SCHEMA,
         1,
@@ -273,6 +302,7 @@ def pack_result(result: Result) -> bytes:
             "error": result.error,
             **vectors,
             **made_by,
+            **turn,
         },
     )
 
@@ -296,6 +326,7 @@ def unpack_result(data: bytes, *, durable: bool) -> Result:
             pieces=tuple(fields["pieces"]),
             embeddings=None if fields.get("embeddings") is None else unpack_vectors(fields["embeddings"]),
             provenance=None if fields.get("provenance") is None else Provenance.of_fields(fields["provenance"]),
+            turn=None if fields.get("turn") is None else Turn.of_fields(fields["turn"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedDocument(RESULT_SCHEMA, repr(error)) from error

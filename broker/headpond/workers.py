@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from headpond.codec import MAX_ROW_BYTES
 from headpond.errors import MalformedDocument, UnsupportedSchema
 from headpond.wire import ROW_VERSION, pack, unpack
 
@@ -65,7 +66,7 @@ def unpack_workers(model: str, fields: Mapping[bytes, bytes]) -> list[WorkerRow]
         boot = key.decode()
         if ":" in boot:
             continue
-        raw = unpack(value, kind="worker row")
+        raw = unpack(value, kind="worker row", max_bytes=MAX_ROW_BYTES)
         if not isinstance(raw, list) or not raw or not isinstance(raw[0], int):
             raise MalformedDocument("worker row", f"of {boot}")
         if raw[0] > ROW_VERSION:

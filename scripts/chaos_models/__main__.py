@@ -19,7 +19,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "chaos_runs"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import models_page
-from load_run import LoadParameters, run_load
+from load import LoadParameters
+from load_run import run_load
 from models_record import load_records, to_json
 from models_run import Parameters, run
 from page import replace_between
@@ -80,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--workers", type=_count, metavar="N",
-        help="under load instead: N workers follow an alias and serve jobs, and are killed too; then --kills is 0 by "
-        "default",
+        help="under load instead: N workers follow an alias and serve jobs, and are killed too, as is the persister; "
+        "then --kills is 0 by default",
     )  # fmt: skip
     parser.add_argument(
         "--moves", type=_count, default=20, help="with --workers: moves of the alias, at least; default 20"

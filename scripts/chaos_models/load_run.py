@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from customers import Customer, Reader, Submitter
-from engines import EngineName, Order, orders
-from evidence import Answer, JobEvidence, QueueEvidence
+from engines import Order
+from evidence import Answer
 from forge import Forge
-from gathering import gather_job, gather_queue
 from ledger import Ledger
-from load_town import LEASE_S, LoadTown
+from load import PRODUCERS, SETTLE_TIMEOUT_S, Load, LoadParameters, order_of
+from load_plan import plan_acts
+from load_town import LoadTown
+from load_verdict import misplaced, unsaved
 from machine import describe_machine
 from models_record import Record, kill_rows
 from models_run import Surveys, clear, outcomes_of, storage_of, versions_of
-from raid import Kill, Raid
-from storm import Limit
-from task_plan import BY_CHANGE_SHARE, PlannedTask, TaskKind, Trigger
+from pins import counts
+from raid import Raid
+from task_plan import PlannedTask, TaskKind, Trigger
 from tasks import Tools
 from town import MODEL, ChaosError, running_town
 from verdict import judge
@@ -30,57 +30,17 @@ from weights import ANSWERS, write
 
 from headpond import Client
 from headpond.connections import RedisAddress
-from headpond.wire import Rewound, unpack_result
+from headpond.wire import Rewound
+from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.names import PROD
+from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.supervision.embedded_seaweed import running_seaweed
 from headpond_workers.supervision.embedded_valkey import running_valkey
 
-PRODUCERS, READERS, JOBS_EACH = 4, 4, 5
-INTERVAL_S = 1.0
-"""Between two things that are begun, on average."""
-SHARES = {TaskKind.WORKER: 0.45, TaskKind.PUSH: 0.25, TaskKind.PROMOTE: 0.2, TaskKind.ROLLBACK: 0.1}
-KILLED_SHARE = 0.4
-"""How many pushes and moves are to be killed before they are done."""
-SETTLE_TIMEOUT_S = 120.0
-LAST_WORD_S = 15.0
 CALM_TABLE = (
     '\n[models.{model}]\nengine = "scripted"\npath = "{path}"\nslots = 16\nlease_s = 30\ntokens_per_s = 100000\n'
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LoadParameters:
-    """moves: of the alias, acknowledged ones, at least; the kills of `limit` beside. rollover: of the model."""
-
-    seed: int
-    limit: Limit
-    moves: int
-    workers: int
-    rollover: str
-    grace_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedAct:
-    """after_s: since the act before. draw: which worker, and which of its processes."""
-
-    after_s: float
-    task: PlannedTask
-    draw: float
-
-
-def plan_acts(seed: int) -> Iterator[PlannedAct]:
-    """Acts without end."""
-    rng = random.Random(f"load:{seed}")  # noqa: S311 - it has to be repeatable
-    kinds, shares = list(SHARES), list(SHARES.values())
-    while True:
-        after_s = min(rng.expovariate(1 / INTERVAL_S), 4 * INTERVAL_S)
-        # The third draw of a ledger's pick: neither a deletion nor a version that is deleted.
-        kind, draws = rng.choices(kinds, shares)[0], (rng.random(), rng.random(), 0.6)
-        killed, moment, draw = rng.random() < KILLED_SHARE, rng.random(), rng.random()
-        trigger = Trigger.CHANGE if rng.random() < BY_CHANGE_SHARE else Trigger.TIME
-        yield PlannedAct(after_s, PlannedTask(kind, ANSWERS, 1, draws, moment if killed else None, trigger, 0.0), draw)
 
 
 def run_load(p: LoadParameters, folder: Path, *, progress: Callable[[str], None]) -> Record:
@@ -108,21 +68,26 @@ def run_load(p: LoadParameters, folder: Path, *, progress: Callable[[str], None]
         )  # fmt: skip
         town.start_persister()
         _begin(raid, town)
-        load = _Load(raid, town, stack.enter_context(Client(valkey.url)), p)
+        aliases = Aliases(Registry(S3Blobs(storage_of(seaweed)), ANSWERS, writer="scripts/chaos models"))
+        load = Load(raid, town, stack.enter_context(Client(valkey.url)), aliases, p)
         progress(f"seed {p.seed}: {p.workers} workers serve version 1, rollover {p.rollover}")
         load.rage(plan_acts(p.seed))
         seconds = raid.seconds
         progress(f"the load is over: {raid.told()}, {load.moves} moves")
         jobs, answered, queue = load.settle()
+        ordered = load.ordered()
+        # All who serve have drained, the persister last.
+        entries = town.queue.journal_length()
         readings = [one for reader in load.readers for one in (*reader.readings, *reader.unfinished())]
         workers = town.evidence()
         surveys = Surveys(S3Blobs(storage_of(seaweed)), (ANSWERS,))
         surveys.take(raid, last=False)
         clear(raid, surveys, p.grace_s)
         last = surveys.take(raid, last=True)
-    calm, strange = _calm_answers(folder / "calm", ledger, load.ordered(), answered, progress=progress)
+    calm, strange = _calm_answers(folder / "calm", ledger, ordered, answered, progress=progress)
     wrong = [
-        *raid.wrong, *ledger.wrong, *surveys.wrong, *strange, *map(str, judge(jobs, readings, queue, workers, calm)),
+        *raid.wrong, *ledger.wrong, *surveys.wrong, *strange, *misplaced(ordered, answered), *unsaved(entries),
+        *map(str, judge(jobs, readings, queue, workers, calm)),
     ]  # fmt: skip
     progress(f"{len(wrong) or 'nothing'} wrong; {len(jobs)} jobs from {len(set(answered.values()))} versions")
     return Record(
@@ -147,6 +112,7 @@ def run_load(p: LoadParameters, folder: Path, *, progress: Callable[[str], None]
             "versions": len(set(answered.values())),
             "began_anew": sum(any(isinstance(event, Rewound) for event in job.events) for job in jobs),
             "most_leases": max((job.attempts for job in jobs), default=0),
+            **counts(ordered, load.pinned_old),
             "moves": load.moves,
             "workers_started": town.started,
         },
@@ -156,123 +122,10 @@ def run_load(p: LoadParameters, folder: Path, *, progress: Callable[[str], None]
 def _begin(raid: Raid, town: LoadTown) -> None:
     """The first version, named by the alias, and served. Raises ChaosError."""
     for kind in (TaskKind.PUSH, TaskKind.PROMOTE):
-        told = raid.do(_order(raid.ledger, PlannedTask(kind, ANSWERS, 1, (0.9, 0.0, 0.6), None, Trigger.TIME, 0.0)))
+        told = raid.do(order_of(raid.ledger, PlannedTask(kind, ANSWERS, 1, (0.9, 0.0, 0.6), None, Trigger.TIME, 0.0)))
         if told is None or told["word"] != "done":
             raise ChaosError(f"The first {kind} did not succeed: {told}")
     town.all_serve("1")
-
-
-def _order(ledger: Ledger, task: PlannedTask) -> dict[str, object]:
-    order = ledger.order(task)
-    if "alias" in order:
-        order["alias"] = PROD
-    return order
-
-
-class _Load:
-    """Those who use the queue, and what is done meanwhile."""
-
-    def __init__(self, raid: Raid, town: LoadTown, client: Client, p: LoadParameters) -> None:
-        self._raid, self._town, self._p = raid, town, p
-        self.submitters = [
-            Submitter(client, town.queue, _orders_of(p.seed, number), in_flight=JOBS_EACH)
-            for number in range(PRODUCERS)
-        ]
-        self.readers = [
-            Reader(client, self.submitters[number % PRODUCERS], seed=p.seed, number=number) for number in range(READERS)
-        ]
-        for customer in self._customers:
-            customer.start()
-
-    @property
-    def _customers(self) -> Sequence[Customer]:
-        return (*self.submitters, *self.readers)
-
-    @property
-    def moves(self) -> int:
-        """Acknowledged ones, without the first."""
-        return max(0, sum(map(len, self._raid.ledger.moves.values())) - 1)
-
-    def ordered(self) -> dict[str, Order]:
-        return {job_id: order for submitter in self.submitters for job_id, order in submitter.orders.items()}
-
-    def rage(self, plan: Iterator[PlannedAct]) -> None:
-        """Raises HeadpondError if the run cannot go on."""
-        raid, limit = self._raid, self._p.limit
-        due_s = raid.seconds
-        while self.moves < self._p.moves or not limit.reached(raid.counted, raid.seconds):
-            act = next(plan)
-            due_s = max(due_s + act.after_s, raid.seconds)
-            self._tend(until_s=due_s)
-            if act.task.kind is TaskKind.WORKER:
-                self._kill_worker(act.draw)
-            else:
-                raid.start(_order(raid.ledger, act.task), act.task.killed_at, act.task.trigger)
-        raid.settle()
-
-    def _tend(self, *, until_s: float) -> None:
-        while True:
-            self._town.tend()
-            for customer in self._customers:
-                customer.check()
-            left_s = until_s - self._raid.seconds
-            if left_s <= 0:
-                return
-            self._raid.tend(at_most_s=min(0.02, left_s))
-
-    def _kill_worker(self, draw: float) -> None:
-        places = self._town.places
-        turn = int(draw * len(places))
-        place = next((p for p in (*places[turn:], *places[:turn]) if self._town.may_be_hit(p)), None)
-        if place is None:
-            return
-        at_s = self._raid.seconds
-        hit = self._town.kill_worker(place, (draw * len(places)) % 1)
-        self._raid.kills.append(Kill(at_s, TaskKind.WORKER, MODEL, 0.0, at_s, hit.jobs + hit.changing))
-
-    def settle(self) -> tuple[list[JobEvidence], dict[str, str], QueueEvidence]:
-        """Let all come to their end: every job, every reading, and every worker on what the alias names. Returns the
-        jobs, the version that answered each, and what the queue still holds."""
-        for customer in self._customers:
-            customer.leaving.set()
-        until = time.monotonic() + SETTLE_TIMEOUT_S
-        for submitter in self.submitters:
-            while submitter.is_alive() and time.monotonic() < until:
-                self._tend(until_s=self._raid.seconds + 0.1)
-        while any(submitter.open for submitter in self.submitters) and time.monotonic() < until:
-            self._tend(until_s=self._raid.seconds + 0.1)
-            for submitter in self.submitters:
-                submitter.await_ends(0.1)
-        last = time.monotonic() + LAST_WORD_S
-        for reader in self.readers:
-            reader.join(max(0.0, last - time.monotonic()))
-        named = self._town.queue.read_switch()
-        self._town.all_serve("" if named is None else named.target)
-        queue = gather_queue(self._town.queue)
-        until = time.monotonic() + 3 * LEASE_S
-        while (queue.waiting or queue.leased or queue.held) and time.monotonic() < until:
-            time.sleep(0.1)
-            queue = gather_queue(self._town.queue)
-        answered = {job_id: version for job_id in self.ordered() if (version := self._version_of(job_id))}
-        self._town.drain()
-        found = [self._latest(submitter, job_id) for submitter in self.submitters for job_id in submitter.orders]
-        counts = gather_queue(self._town.queue).counts
-        return found, answered, replace(queue, counts=counts)
-
-    def _latest(self, submitter: Submitter, job_id: str) -> JobEvidence:
-        """As it is now; with the stream as it was seen first, if the queue has folded it into the result since."""
-        early, late = submitter.ended.get(job_id), gather_job(self._town.queue, job_id)
-        return late if early is None or late.events or late.state is None else replace(late, events=early.events)
-
-    def _version_of(self, job_id: str) -> str:
-        document = self._town.queue.result(job_id)
-        return "" if document is None else unpack_result(document, durable=False).version
-
-
-def _orders_of(seed: int, producer: int) -> Iterator[Order]:
-    """Jobs of one producer, without end."""
-    for order in orders(seed * PRODUCERS + producer, EngineName.SCRIPTED, model=MODEL):
-        yield replace(order, id=f"{MODEL}/p{producer}-{order.id.rpartition('/')[2]}")
 
 
 def _calm_answers(

@@ -16,7 +16,7 @@ from town import MODEL, ChaosError, on_its_last_chance
 
 from headpond.connections import RedisAddress
 from headpond.jobs import JobState
-from headpond.keys import queue_keys
+from headpond.keys import PERSISTENCE_QUEUE, queue_keys
 from headpond.queue import JobQueue, Server
 from headpond.wire import RunRow, unpack_run
 from headpond.workers import WorkerRow, WorkerState
@@ -28,6 +28,8 @@ SLOTS = 3
 LEASE_S = 1.5
 TOKENS_PER_S = 120.0
 DRAIN_S = 2.0
+VERSION_WAIT_S = 300.0
+"""A pinned job is not to fail while workers are killed before they come to its version."""
 READY_TIMEOUT_S = 120.0
 LEAVE_TIMEOUT_S = 40.0
 CHANGING = (WorkerState.STARTING, WorkerState.LOADING, WorkerState.DRAINING)
@@ -43,10 +45,12 @@ class WorkerHit:
 
 @dataclass(slots=True)
 class Place:
-    """One place for a worker; with side by side, for a parent and up to two workers."""
+    """One place for a worker, with side by side for a parent and up to two workers; or for the persister. program: its
+    module, and what follows the configuration."""
 
     number: int
     log: Path
+    program: tuple[str, ...]
     process: subprocess.Popen[bytes] | None = None
     killed: bool = False
     """Something of it was ended by this run, so that it may leave."""
@@ -65,8 +69,14 @@ class LoadTown:
         self.started = 0
         self._config = folder / "headpond.toml"
         self._environment = {**os.environ, "HEADPOND_CACHE": str(folder / "cache")}
-        self._persister = Place(-1, folder / "persister.log")
-        self.places = [Place(number, folder / f"worker-{number}.log") for number in range(workers)]
+        self._persister = Place(-1, folder / "persister.log", ("headpond_workers.persister",))
+        self.places = [
+            Place(
+                number, folder / f"worker-{number}.log",
+                ("headpond_workers.worker", "--model", MODEL, "--instance", f"{MODEL}-{number}"),
+            )
+            for number in range(workers)
+        ]  # fmt: skip
         secrets = {
             "redis": urlsplit(valkey.url).password or "", "access": seaweed.access_key, "secret": seaweed.secret_key,
         }  # fmt: skip
@@ -78,26 +88,25 @@ class LoadTown:
             f'[storage]\nendpoint_url = "{seaweed.url}"\nbucket = "{seaweed.bucket}"\nregion = "{seaweed.region}"\n'
             f'access_key = {{file = "{folder / "access"}"}}\nsecret_key = {{file = "{folder / "secret"}"}}\n\n'
             f'[models.{MODEL}]\nengine = "scripted"\nsource = "{source}"\nrollover = "{rollover}"\nslots = {SLOTS}\n'
-            f"lease_s = {LEASE_S}\ndrain_timeout_s = {DRAIN_S}\ntokens_per_s = {TOKENS_PER_S}\n",
+            f"lease_s = {LEASE_S}\ndrain_timeout_s = {DRAIN_S}\ntokens_per_s = {TOKENS_PER_S}\n"
+            f"version_wait_s = {VERSION_WAIT_S}\n",
         )
 
     # ---- what mends
 
     def start_persister(self) -> None:
         """It opens the queue, and completes moves of the alias that were cut off."""
-        self._start(self._persister, "headpond_workers.persister")
+        self._start(self._persister)
 
     def tend(self) -> None:
-        """Start who is not there. Raises ChaosError without the persister, which nobody kills."""
-        for place in self.places:
+        """Start who is not there."""
+        for place in (*self.places, self._persister):
             if place.process is not None and (status := place.process.poll()) is not None:
                 if not place.killed:
                     place.left.append(f"left by itself with {status}: {last_lines(place.log)}")
                 place.process = None
             if place.process is None:
-                self._start(place, "headpond_workers.worker", "--model", MODEL, "--instance", f"{MODEL}-{place.number}")
-        if self._persister.process is None or self._persister.process.poll() is not None:
-            raise ChaosError(f"The persister has left: {last_lines(self._persister.log)}")
+                self._start(place)
 
     def serving(self) -> list[WorkerRow]:
         """Rows of workers that serve, each of a process that lives."""
@@ -116,7 +125,8 @@ class LoadTown:
                 raise ChaosError(f"Not all workers serve version {version} after {READY_TIMEOUT_S:g} s: {told}")
             time.sleep(0.05)
 
-    def _start(self, place: Place, module: str, *arguments: str) -> None:
+    def _start(self, place: Place) -> None:
+        module, *arguments = place.program
         with open(os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
             place.process = subprocess.Popen(
                 [sys.executable, "-m", module, "--config", str(self._config), *arguments],
@@ -182,6 +192,19 @@ class LoadTown:
             psutil.wait_procs(family, LEAVE_TIMEOUT_S)
             place.process.wait()
         return hit
+
+    def kill_persister(self) -> int | None:
+        """SIGKILL. Returns how many changes waited in the journal for it just before. None: it is not there, or only
+        starts, and is spared."""
+        process = self._persister.process
+        rows = self.server.queue(PERSISTENCE_QUEUE).workers()
+        if process is None or process.poll() is not None or process.pid not in {row.pid for row in rows}:
+            return None
+        self._persister.killed = True
+        waiting = self.queue.journal_length()
+        process.kill()
+        process.wait()
+        return waiting
 
     def may_be_hit(self, place: Place) -> bool:
         """Whether it stands, and no job of it would be quarantined by the rule: see `town.on_its_last_chance`."""

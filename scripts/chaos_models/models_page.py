@@ -56,16 +56,18 @@ def _under_load(records: Sequence[tuple[str, Record]]) -> list[str]:
         return []
     lines = [
         "With workers that follow an alias:\n",
-        "| run | workers, rollover | moves of the alias | versions that answered | jobs | not finished | begun anew on "
-        "another version | most leases of a job | worker processes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| run | workers, rollover | moves of the alias | versions that answered | jobs | of these for one version "
+        "(one that the alias had left) | not finished | begun anew on another version | most leases of a job | worker "
+        "processes |",
+        f"|{'---|' * 10}",
     ]
     for name, record in records:
         jobs, p = record.jobs, record.parameters
         cells = [
             f"[{name.removesuffix('.json')}](reliability/{name})", f"{p['workers']}, {p['rollover']}",
-            *(f"{jobs[field]:,}" for field in ("moves", "versions", "submitted", "not_finished", "began_anew",
-                                               "most_leases", "workers_started")),
+            *(f"{jobs[field]:,}" for field in ("moves", "versions", "submitted")),
+            f"{jobs['pinned']:,} ({jobs['pinned_old']:,})" if "pinned" in jobs else "none",
+            *(f"{jobs[field]:,}" for field in ("not_finished", "began_anew", "most_leases", "workers_started")),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
@@ -94,7 +96,7 @@ def _changes(record: Record) -> str:
     told = []
     for kind in TaskKind:
         changes = record.changes(kind)
-        if changes and kind not in (TaskKind.SERVER, TaskKind.WORKER):
+        if changes and kind not in (TaskKind.SERVER, TaskKind.PERSISTER, TaskKind.WORKER):
             each = ", ".join(f"{change or 'none'} {count:,}" for change, count in changes.most_common())
             told.append(f"{kind} ({each})")
     return "; ".join(told)

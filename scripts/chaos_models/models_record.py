@@ -5,8 +5,8 @@ seed, parameters  the same seed gives the same plan; kills, seconds, grace_s, su
 started, seconds  UTC, and how long tasks were begun
 machine           commit, versions and machine, as in the files of benchmarks
 kills             each: at_s, kind, model, moment (part of the usual length after which it was planned), after_s (since
-                  it had begun), hit (processes whose work was under way; 0 does not count), change (the last that it
-                  had made in storage)
+                  it had begun), hit (processes whose work was under way; 0 does not count; of the persister: 1 if
+                  changes waited for it), change (the last that it had made in storage)
 outcomes          by kind of task, then by how it ended: killed, done, refused, unavailable
 usual_s           how long each kind of task took at the end
 left              what killed processes had left in storage, as surveys met it: intents, pending, deleting, orphans
@@ -14,7 +14,9 @@ surveys           each: at_s, versions, complete, aliases, moves, objects, bytes
 versions          acknowledged, complete (at the end), deleted, unheard (complete, and whose push was killed before it
                   could say so), lost
 jobs              only with workers: submitted, not_finished, versions (how many answered), began_anew (jobs that
-                  another version took over from the start), most_leases, moves, workers_started
+                  another version took over from the start), most_leases, moves, workers_started; and, since they are
+                  part of a run, pinned (jobs that were submitted for one version, which each of them got), pinned_old
+                  (of these, for a version that the alias no longer named), pinned_versions (how many that were)
 wrong             what was found; empty if nothing
 """
 

@@ -118,7 +118,7 @@ class Raid:
             while len(self._running) >= task.width:
                 self.tend()
             if task.kind is TaskKind.SERVER:
-                self._kill_server(task.away_s)
+                self.kill_server(task.away_s)
             else:
                 self.start(self.ledger.order(task), task.killed_at, task.trigger)
         self.settle()
@@ -257,9 +257,14 @@ class Raid:
         elif files != wanted:
             self.wrong.append(f"{what} other bytes than those of version {number}")
 
+    def await_begun(self, running: Running) -> None:
+        """Until its work is under way, or over."""
+        while running.begun is None and running in self._running:
+            self.tend()
+
     # ---- the server
 
-    def _kill_server(self, away_s: float) -> None:
+    def kill_server(self, away_s: float) -> None:
         """SIGKILL, and a start on the same ports and data. What it hit is counted just before."""
         hit = sum(running.under_way for running in self._running)
         began = time.monotonic()

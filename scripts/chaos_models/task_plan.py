@@ -28,6 +28,8 @@ class TaskKind(StrEnum):
     SCRUB = "scrub"
     WORKER = "worker"
     """SIGKILL of a worker that follows an alias, or of its parent; only in a run with workers."""
+    PERSISTER = "persister"
+    """SIGKILL of the process that brings the queue's changes to storage, and aliases to the queue; likewise."""
     SERVER = "server"
     """SIGKILL of the storage server. It is started again on the same ports and data."""
 

@@ -119,7 +119,7 @@ class _Task:
                     self._blobs, writer=self._registry.writer, now_ms=now_ms, grace_ms=int(grace_s * 1000),
                     lease_ms=int(LEASE_S * 1000),
                 ).collect()  # fmt: skip
-            case TaskKind.WORKER | TaskKind.SERVER as other:
+            case TaskKind.WORKER | TaskKind.PERSISTER | TaskKind.SERVER as other:
                 raise ValueError(f"{other} is no task of a process")
         return {}
 

@@ -32,9 +32,10 @@ class TellingBlobs:
         self._told(f"swapped {family_of(key)}")
         return swapped
 
-    def put_once(self, key: str, body: bytes) -> None:
-        self._blobs.put_once(key, body)
+    def put_once(self, key: str, body: bytes, *, sha256: bytes | None = None) -> bool:
+        stored = self._blobs.put_once(key, body, sha256=sha256)
         self._told(f"new {family_of(key)}")
+        return stored
 
     def read_into(self, key: str, buffer: memoryview, *, offset: int = 0) -> None:
         self._blobs.read_into(key, buffer, offset=offset)

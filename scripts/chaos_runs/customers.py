@@ -96,7 +96,7 @@ class Submitter(Customer):
         while True:
             try:
                 self._client.submit(
-                    order.id.partition("/")[0], order.prompt, id=order.id, max_tokens=order.max_tokens,
+                    order.recipient, order.prompt, id=order.id, max_tokens=order.max_tokens,
                     temperature=order.temperature,
                 )  # fmt: skip
                 break

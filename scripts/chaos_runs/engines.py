@@ -53,12 +53,19 @@ TUNINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One job to submit."""
+    """One job to submit. version: for this one alone; empty for any."""
 
     id: str
     prompt: str
     max_tokens: int
     temperature: float
+    version: str = ""
+
+    @property
+    def recipient(self) -> str:
+        """The model, with the version if there is one: `chat@3`."""
+        model = self.id.partition("/")[0]
+        return f"{model}@{self.version}" if self.version else model
 
 
 def orders(seed: int, engine: EngineName, *, model: str) -> Iterator[Order]:

@@ -75,6 +75,9 @@ class WorkerProxy(threading.Thread):
         self._leaving = True
         self._wake_in.send(b"x")
         self.join(10)
+        # Not by the thread: it may see that it is to leave before it is woken.
+        for end in (self._wake_in, self._wake_out):
+            end.close()
 
     def run(self) -> None:
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -89,8 +92,7 @@ class WorkerProxy(threading.Thread):
                 elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._pairs:
                     self._forward(key.fileobj)
         self._end_all()
-        for end in (self._listener, self._wake_in, self._wake_out):
-            end.close()
+        self._listener.close()
         self._selector.close()
 
     def _accept(self) -> None:

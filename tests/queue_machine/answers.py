@@ -11,6 +11,7 @@ from headpond.upkeep import DeadAnswer, Depths
 from headpond.wire import unpack, unpack_raw
 from queue_machine.jobs import TrueJob
 from queue_machine.model import LEASE_MS, STREAM_RETENTION_MS, Model
+from queue_machine.sessions import commit_of
 from queue_machine.snapshot import Snapshot
 from queue_machine.sweeping import forgive, sweep
 
@@ -35,11 +36,15 @@ def submit(model: Model, entries: Sequence[Entry], max_queued: int, now_ms: int)
             waiting += 1
             new.append(entry)
     jobs = [TrueJob(entry, model.new_serial(), now_ms) for entry in new]
-    model.begin_to_wait([job for job in jobs if not job.entry.delay_s], now_ms)
     for entry, job in zip(new, jobs, strict=True):
         model.jobs[entry.id] = job
-        if entry.delay_s:
-            job.state = JobState.DELAYED
+        if entry.session:
+            model.server.turns += 1
+            job.turn = model.server.turns
+        # Not queued before it has its turn: see Model.begin_to_wait.
+        job.state = JobState.DELAYED
+    model.begin_to_wait([job for job in jobs if not job.entry.delay_s], now_ms)
+    for entry, job in zip(new, jobs, strict=True):
         if entry.pinned:
             # Also where it is delayed: see Model.begin_to_wait.
             model.server.fairness.shares[job.band].unsettle(entry.tenant)
@@ -97,8 +102,18 @@ def append(
 
 
 def finish(
-    model: Model, job_id: str, fence: str, offset: int, state: JobState, result: bytes, now_ms: int
+    model: Model,
+    job_id: str,
+    fence: str,
+    offset: int,
+    state: JobState,
+    result: bytes,
+    now_ms: int,
+    *,
+    turn: bool = False,
+    stale: bool = False,
 ) -> LeaseStatus:
+    """turn: it adds to its session. stale: the worker saw another head than that has."""
     job = model.jobs.get(job_id)
     if job is None:
         return LeaseStatus.FENCED
@@ -109,11 +124,16 @@ def finish(
         return refused
     if offset != job.offset:
         return LeaseStatus.GAP
+    if turn and stale:
+        model.reached["turn on another head"] += 1
+        job.tokens = []
+        model.take_back(job, now_ms)
+        return LeaseStatus.FENCED
     if result:
         assert unpack(result, kind="result") == job.tokens, f"a worker's tokens of {job_id} are not those of its stream"
         job.result, job.stream_until_ms = result, now_ms + STREAM_RETENTION_MS
     model.note_outcome(job, state)
-    model.end(job, state, now_ms)
+    model.end(job, state, now_ms, commit=commit_of(fence) if turn else "")
     model.finished.append(job.claimed_ms)
     return LeaseStatus.DONE
 
@@ -219,7 +239,7 @@ def decide_dead(model: Model, job_id: str, *, drop: bool) -> DeadAnswer:
 def depths(model: Model, now_ms: int) -> Depths:
     queued, running = model.queued(), model.running()
     delayed = [job for job in model.jobs.values() if job.state is JobState.DELAYED]
-    interactive, normal, batch = (sum(job.band == band for job in queued) for band in BANDS)
+    interactive, normal, batch = (sum(job.band == band and job.lane != "" for job in queued) for band in BANDS)
     return Depths(
         interactive=interactive,
         normal=normal,
@@ -230,4 +250,5 @@ def depths(model: Model, now_ms: int) -> Depths:
         running=len(running),
         lapsed=sum(job.lease_end_ms <= now_ms for job in running),
         dead=sum(job.listed for job in model.jobs.values()),
+        waiting=sum(not job.lane for job in queued),
     )

@@ -11,8 +11,12 @@ from queue_machine.answers import BANDS
 from queue_machine.jobs import TrueJob
 from queue_machine.model import RETENTION_MS, SUSPECT_WAIT_MS, Model
 from queue_machine.reader import StreamReader
+from queue_machine.sessions import check_sessions
 from queue_machine.snapshot import Snapshot
 from queue_machine.sweeping import is_suspect
+
+_OTHER_SETS = ("fair:", "waits", "preempts", "changed", "lapses")
+"""Sets of something else than jobs, or that a job may stand in beside its place."""
 
 
 def check(model: Model, now: Snapshot) -> None:
@@ -27,6 +31,7 @@ def check(model: Model, now: Snapshot) -> None:
     _turns_are_true(model, now)
     _no_tenant_lags(model)
     _trials_are_over(model, now)
+    _sessions_are_true(model, now)
 
 
 def _rows_are_true(model: Model, now: Snapshot) -> None:
@@ -45,7 +50,7 @@ def _each_job_is_in_one_place(model: Model, now: Snapshot) -> None:
     places: dict[str, dict[str, float]] = defaultdict(dict)
     for job in model.jobs.values():
         _place(job, places)
-    for name in {*places, *(name for name in now.zsets if not name.startswith(("fair:", "waits", "preempts")))}:
+    for name in {*places, *(name for name in now.zsets if not name.startswith(_OTHER_SETS))}:
         found, true = now.zset(name), places.get(name, {})
         if found != true:
             near = found.keys() == true.keys() and all(abs(true[x] - score) < 1e-6 for x, score in found.items())
@@ -64,7 +69,9 @@ def _each_job_is_in_one_place(model: Model, now: Snapshot) -> None:
 
 
 def _place(job: TrueJob, places: dict[str, dict[str, float]]) -> None:
-    if job.state is JobState.QUEUED:
+    if job.state is JobState.QUEUED and not job.lane:
+        places["waiting"][job.id] = job.turn
+    elif job.state is JobState.QUEUED:
         places[f"ready:{job.lane}:{job.band}"][job.id] = job.place
     elif job.state is JobState.DELAYED:
         places["delayed"][job.id] = job.due_ms
@@ -139,6 +146,8 @@ def _each_end_is_journalled_once(model: Model, now: Snapshot) -> None:
 def _work_wakes_somebody(model: Model, now: Snapshot) -> None:
     """6: where something can be claimed there is a wake token, or somebody took it and will claim."""
     for name, tokens in now.lists.items():
+        if name.startswith("session:"):
+            continue
         assert len(tokens) == 1, f"{name} holds {len(tokens)} tokens"
     if not model.server.open:
         return
@@ -180,6 +189,14 @@ def _no_tenant_lags(model: Model) -> None:
         model.reached["tenants apart"] += any(race.most - race.least > 0 for race in shares.races.values())
 
 
+def _sessions_are_true(model: Model, now: Snapshot) -> None:
+    """10, Q14: see `check_sessions`."""
+    names = {job.entry.session for job in model.jobs.values() if job.entry.session}
+    waiting = {name: [job.id for job in model.of_session(name)] for name in names}
+    running = Counter(job.entry.session for job in model.running() if job.entry.session)
+    check_sessions(model.server.sessions, waiting, running, now)
+
+
 def _trials_are_over(model: Model, now: Snapshot) -> None:
     """Q5: nobody waits for a version that is neither named nor bound; ends are noted while a trial has its share."""
     share = model.server.share
@@ -187,7 +204,7 @@ def _trials_are_over(model: Model, now: Snapshot) -> None:
     alias = now.hash("switch")
     named = {alias[name].decode() for name in ("target", "trial") if name in alias}
     for job in model.queued():
-        stray = not job.version and job.lane not in ("any", "suspect", *named)
+        stray = not job.version and job.lane not in ("", "any", "suspect", *named)
         assert not stray, f"{job.id} waits in {job.lane}, and {named} are served"
     outcomes = {name.encode(): value for name, value in now.hash("outcomes").items()}
     found = sorted((o.id, o.version, o.state.value) for o in parse_outcomes(outcomes)) if outcomes else []

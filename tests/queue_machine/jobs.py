@@ -27,7 +27,7 @@ class TrueJob:
     waiting_from_ms: since when it is queued. lane: where it waits, or waited last. front: it waited so long that it is
     first of its band. alone: it runs as the one suspect. kept_from_ms: when its retention began; None until then.
     stream_until_ms: until when its stream is kept, where its result holds the same. listed: among the quarantined ones.
-    serial: names this life of its id."""
+    serial: names this life of its id. turn: its place among the jobs of all sessions; 0 without a session."""
 
     entry: Entry
     serial: int
@@ -59,6 +59,7 @@ class TrueJob:
     durable: bool = False
     listed: bool = False
     result: bytes | None = None
+    turn: int = 0
 
     @property
     def id(self) -> str:
@@ -95,7 +96,8 @@ class TrueJob:
             return f"suspect@{self.version}" if self.version else "suspect"
         if self.version or share is None:
             return self.version or "any"
-        digits = hashlib.sha1(self.id.encode(), usedforsecurity=False).hexdigest()[:8]
+        name = self.entry.session or self.id
+        digits = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()[:8]
         return share[0] if int(digits, 16) % 1000 < share[1] else "any"
 
     @property
@@ -153,12 +155,12 @@ class TrueJob:
         true = (
             self.state, self.fence, self.parked, self.attempt, self.strikes, self.faults, self.offset, self.struck_by,
             self.claimed_offset, self.band, self.entry.pinned, self.submitted_ms, self.ended_ms, self.durable,
-            self.served_by, self.fingerprint, self.boot, self.claimed_ms,
+            self.served_by, self.fingerprint, self.boot, self.claimed_ms, self.entry.session, self.turn,
         )  # fmt: skip
         told = (
             row.state, row.fence, row.parked, row.attempt, row.strikes, row.faults, row.offset, row.struck,
             row.claimed_offset, row.band, row.pinned, row.submitted_ms, row.ended_ms, row.durable,
-            row.served_by, row.fingerprint, row.worker, row.claimed_ms,
+            row.served_by, row.fingerprint, row.worker, row.claimed_ms, row.session, row.place,
         )  # fmt: skip
         if true == told and abs(self.tag - row.tag) < _TAG_ERROR and (not queued or row.lane == self.lane):
             return {}
@@ -181,6 +183,8 @@ class TrueJob:
             "fingerprint",
             "worker",
             "claimed_ms",
+            "session",
+            "place",
             "tag",
             "lane",
         ]

@@ -11,6 +11,7 @@ from headpond.jobs import JobState
 from queue_machine.fairness import Fairness
 from queue_machine.jobs import Share, TrueJob
 from queue_machine.reader import StreamReader
+from queue_machine.sessions import TrueSession
 from queue_machine.workers import Writing
 
 QUEUE = "chat"
@@ -35,7 +36,8 @@ class ServerTruth:
     noticed: boots that were told that a job of theirs ended, and have not heard it. end_ms, end_gap_ms: of the last
     job that ran to its end; the usual time between two. share: of the trial that has one. mending: with storage, it
     went back in time, and nobody has looked yet at what it lost; rolled_to: up to where its journal went then.
-    outcomes: (id, version, state) of what ended while one had. seq: of the alias."""
+    outcomes: (id, version, state) of what ended while one had. seq: of the alias. sessions: that have a row. turns:
+    how many jobs of sessions there ever were."""
 
     jobs: dict[str, TrueJob] = field(default_factory=dict)
     fairness: Fairness = field(default_factory=Fairness)
@@ -56,6 +58,8 @@ class ServerTruth:
     share: Share | None = None
     outcomes: list[tuple[str, str, str]] = field(default_factory=list)
     seq: int = 0
+    sessions: dict[str, TrueSession] = field(default_factory=dict)
+    turns: int = 0
 
 
 @dataclass(slots=True)
@@ -98,6 +102,17 @@ class Model:
     def queued(self) -> list[TrueJob]:
         return [job for job in self.jobs.values() if job.state is JobState.QUEUED]
 
+    def of_session(self, name: str) -> list[TrueJob]:
+        """Those that have not ended, in the order of their submits."""
+        jobs = [job for job in self.jobs.values() if job.entry.session == name and not job.state.ended]
+        return sorted(jobs, key=lambda job: job.turn)
+
+    def wait(self, job: TrueJob, now_ms: int) -> None:
+        """It begins to wait: in its lane, or in none where others of its session come before it."""
+        job.wait(now_ms, self.server.share)
+        if job.entry.session and self.of_session(job.entry.session)[0] is not job:
+            job.lane = ""
+
     def suspect_runs(self) -> bool:
         return any(job.alone for job in self.running())
 
@@ -115,13 +130,13 @@ class Model:
             bands.shares[band].rest()
         for job in jobs:
             job.tag = bands.turns[job.band].tag(job.entry)
-            job.wait(now_ms, self.server.share)
-            if job.lane != "any":
+            self.wait(job, now_ms)
+            if job.lane != "any" or job.entry.session:
                 # It may wait for its version while its tenant's others, that were paid for after it, are served.
                 bands.shares[job.band].unsettle(job.entry.tenant)
 
     def _idle(self, band: str) -> bool:
-        return not self.running() and not any(job.band == band for job in self.queued())
+        return not self.running() and not any(job.band == band and job.lane for job in self.queued())
 
     def _refund(self, job: TrueJob) -> None:
         """It was paid for, and never served."""
@@ -145,7 +160,8 @@ class Model:
         self.reached["ends in one call"] += count > 1
         self.finished.clear()
 
-    def end(self, job: TrueJob, state: JobState, now_ms: int) -> None:
+    def end(self, job: TrueJob, state: JobState, now_ms: int, *, commit: str = "") -> None:
+        """commit: id of what it adds to its session."""
         if job.state is JobState.QUEUED and not job.attempt:
             self._refund(job)
         if job.state is JobState.RUNNING and state in (JobState.CANCELLED, JobState.EXPIRED):
@@ -156,7 +172,28 @@ class Model:
         job.listed = state is JobState.DEAD
         if not self.storage:
             job.kept_from_ms = now_ms
+        if job.entry.session:
+            self._leave_session(job, now_ms, commit)
         self.write_journal("end", job.id)
+
+    def _leave_session(self, job: TrueJob, now_ms: int, commit: str) -> None:
+        name = job.entry.session
+        session = self.server.sessions.setdefault(name, TrueSession())
+        if commit:
+            session.commit(commit)
+            self.write_journal("commit", commit)
+            self.reached["turn committed"] += 1
+        else:
+            session.skip(job.id)
+            self.reached["turn skipped"] += 1
+        self.write_journal("session", name)
+        following = self.of_session(name)[:1]
+        for other in following:
+            if not other.lane:
+                self.reached["next turn"] += 1
+                other.wait(now_ms, self.server.share)
+                # It kept its place between tenants, and may come before what waited longer in a lane.
+                self.server.fairness.shares[other.band].unsettle(other.entry.tenant)
 
     def take_back(self, job: TrueJob, now_ms: int, *, fault: bool = False, silent: bool = False) -> None:
         self.reached["strike by silence" if silent else "strike by a fault" if fault else "lease given back"] += 1
@@ -164,7 +201,7 @@ class Model:
             self.note_outcome(job, JobState.DEAD)
             self.end(job, JobState.DEAD, now_ms)
         else:
-            job.wait(now_ms, self.server.share)
+            self.wait(job, now_ms)
             self.write_journal("back", job.id)
 
     def note_outcome(self, job: TrueJob, state: JobState) -> None:

@@ -27,6 +27,22 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "of a session the first job alone is to be had",
+        "if call('LINDEX', session_key(r[SESSION]), 0) ~= id then",
+        "if false then",
+    ),
+    Mutation(
+        "a session's next job becomes ready when the first one ends",
+        "  if first then next_turn(name, now) end",
+        "",
+    ),
+    Mutation(
+        "a session's head moves only from where the worker saw it",
+        "if turn and not is_head(r[SESSION], turn.head) then",
+        "if false then",
+    ),
+    Mutation("a job that made no commit is told of", "s.skipped[#s.skipped + 1] = id", ""),
+    Mutation(
         "a writer is known by its fence",
         "if not r or fence == '' or r[FENCE] ~= fence then return 'fenced' end",
         "if not r or fence == '' then return 'fenced' end",

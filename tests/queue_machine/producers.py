@@ -22,6 +22,7 @@ WHEN: tuple[tuple[float, float | None], ...] = (
 """delay_s and deadline_s."""
 PINS = ("", "", "", "", "1", "2")
 BOUNDS = (0, 0, 0, 6)
+SESSIONS = ("s", "t")
 
 name = st.integers(0, len(NAMES) - 1)
 lost = st.booleans()
@@ -37,9 +38,11 @@ def entry(
     pinned: str = "",
     delay_s: float = 0.0,
     deadline_s: float | None = None,
+    session: str = "",
 ) -> Entry:
-    data = pack([1, digest, tenant, band.value, pinned, cost]) + pack([1, "generate", [], {}, {}, 1])
-    return Entry(job_id, data, digest, tenant, band, pinned, cost, delay_s, deadline_s)
+    of_session = [session, "", ""] if session else []
+    data = pack([1, digest, tenant, band.value, pinned, cost, *of_session]) + pack([1, "generate", [], {}, {}, 1])
+    return Entry(job_id, data, digest, tenant, band, pinned, cost, delay_s, deadline_s, session)
 
 
 class Producers(Calls):
@@ -83,6 +86,31 @@ class Producers(Calls):
             for n in range(many)
         ]
         self.submit([*entries, entries[0]] if many == 6 else entries, bound, again=again)
+
+    @rule(
+        first=name, many=st.integers(1, 3), band=st.sampled_from(BANDS), tenant=st.sampled_from(TENANTS),
+        session=st.sampled_from(SESSIONS), deadline_s=st.sampled_from((None, None, 6.0)), pin=st.sampled_from(PINS),
+        again=lost,
+    )  # fmt: skip
+    def submit_turns(
+        self,
+        first: int,
+        many: int,
+        band: Priority,
+        tenant: str,
+        session: str,
+        deadline_s: float | None,
+        pin: str,
+        again: bool,
+    ) -> None:
+        """The next turns of a conversation."""
+        self.step()
+        ids = [NAMES[(first + n) % len(NAMES)] for n in range(many)]
+        turns = [
+            entry(job_id, band, tenant, COSTS[n], pinned=pin, deadline_s=deadline_s, session=session)
+            for n, job_id in enumerate(ids)
+        ]
+        self.submit(turns, 0, again=again)
 
     @rule(first=name, digest=st.sampled_from(("one", "other")), tenant=st.sampled_from(TENANTS), again=lost)
     def submit_a_known_id(self, first: int, digest: str, tenant: str, again: bool) -> None:

@@ -120,7 +120,7 @@ def parse(raw: bytes) -> Snapshot:
             snapshot.hashes[name] = dict(_pairs(value))
         elif name == "lanes":
             snapshot.sets[name] = frozenset(member.decode() for member in value)
-        elif name.startswith(("wake:", "notice:")):
+        elif name.startswith(("wake:", "notice:", "session:")):
             snapshot.lists[name] = value
         elif name in ("journal", "commits") or name.startswith("events:"):
             snapshot.streams[name] = Stream(value[0], tuple(_entry(entry) for entry in value[1] or ()))
@@ -130,7 +130,12 @@ def parse(raw: bytes) -> Snapshot:
     return snapshot
 
 
-_HASHES = frozenset({"meta", "data", "run", "result", "workers", "spec", "attempts", "weights", "switch", "outcomes"})
+_HASHES = frozenset(
+    {
+        "meta", "data", "run", "result", "workers", "spec", "attempts", "weights", "switch", "outcomes", "sessions",
+        "turns", "links",
+    }
+)  # fmt: skip
 _HASHES_OF_BOOTS = ("held:", "struck:")
 
 

@@ -16,6 +16,7 @@ from headpond.wire import TokenRun, pack
 from queue_machine import answers, claims
 from queue_machine.calls import SEATS, Calls, seldom
 from queue_machine.model import QUEUE
+from queue_machine.sessions import TrueSession, turn_words
 from queue_machine.snapshot import Snapshot
 from queue_machine.workers import Process, Writing
 
@@ -222,31 +223,43 @@ class Writers(Calls):
 
     @somebody_works
     @rule(at=seat, n=which, state=st.sampled_from((JobState.FINISHED, JobState.FINISHED, JobState.FAILED)), ahead=which,
-          again=lost)  # fmt: skip
-    def finish(self, at: int, n: int, state: JobState, ahead: int, again: bool) -> None:
-        """ahead: 3 for a worker that has tokens which it has not sent."""
+          head=which, again=lost)  # fmt: skip
+    def finish(self, at: int, n: int, state: JobState, ahead: int, head: int, again: bool) -> None:
+        """ahead: 3 for a worker that has tokens which it has not sent. head: 3 for one that saw another head of the
+        session than it has."""
         self.step()
         process = self.worker(at)
         writing = process.held[n % len(process.held)]
         offset = writing.sent + (ahead == 3)
         writing.decode_until(offset)
-        told = self._finish(writing, offset, state, again=again)
+        told = self._finish(writing, offset, state, stale=head == 3, again=again)
         if told.status is LeaseStatus.GAP:
             writing.sent = told.offset
         else:
             process.held.remove(writing)
 
-    def _finish(self, writing: Writing, offset: int, state: JobState, *, again: bool) -> Outcome:
-        result = pack(writing.tokens[:offset])
+    def _finish(self, writing: Writing, offset: int, state: JobState, *, again: bool, stale: bool = False) -> Outcome:
+        result, name = pack(writing.tokens[:offset]), self._session_of(writing)
+        turn = state is JobState.FINISHED and name != ""
+        session = self.model.server.sessions.get(name, TrueSession())
+        words = turn_words(session, writing.fence, stale=stale) if turn else ()
 
         def expect(told: Outcome, _: Snapshot) -> bool:
-            status = answers.finish(self.model, writing.id, writing.fence, offset, state, result, self.now_ms)
+            status = answers.finish(
+                self.model, writing.id, writing.fence, offset, state, result, self.now_ms, turn=turn, stale=stale
+            )
             job = self.model.jobs.get(writing.id)
             return told == Outcome(status, job.offset if job else 0)
 
         return self.call(
-            ops.finish(writing.id, writing.fence, offset=offset, state=state, result=result), expect, again=again
+            ops.finish(writing.id, writing.fence, offset=offset, state=state, result=result, turn=words),
+            expect,
+            again=again,
         )
+
+    def _session_of(self, writing: Writing) -> str:
+        job = self.model.jobs.get(writing.id)
+        return job.entry.session if job else ""
 
     @somebody_works
     @rule(at=seat, n=which, strike=st.booleans(), again=lost)

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headpond.codec import split_first
 from headpond.errors import (
@@ -19,6 +19,7 @@ from headpond.errors import (
     PromptTooLong,
     RedisUnavailable,
     SequenceFailed,
+    SessionError,
 )
 from headpond.folding import fold_tokens
 from headpond.held import HeldLease
@@ -27,13 +28,16 @@ from headpond.operations import Lease, LeaseStatus
 from headpond.provenance import Provenance
 from headpond.queue import JobQueue
 from headpond.requests import JobRequest, parse_request
-from headpond.wire import TokenRun, pack_result, unpack_header
+from headpond.session_operations import TurnEnd
+from headpond.turns import Turn, TurnRequest
+from headpond.wire import Header, TokenRun, pack_result, unpack_header
 from headpond_workers.continuation import continue_job
 from headpond_workers.embedding import embed_job
 from headpond_workers.engines.protocol import Engine, EngineInfo, Finish, Verdict
 from headpond_workers.made_by import provenance_of
 from headpond_workers.token_writer import RETRY_S, JobStream, TokenWriter
 from headpond_workers.totals import Totals
+from headpond_workers.turns import BegunTurn, begin_turn
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,8 @@ class Watch:
     """What one attempt measures, and when it last moved. Seconds are of time.monotonic().
 
     answer_tokens: of the whole answer, if that is not what the stream holds. vectors: of a job that embeds. asked: once
-    the request is read. prompt: token ids that the engine was given, before those of earlier attempts.
+    the request is read; of a session's job with the whole conversation. turn: of a session, once that was
+    read. prompt: token ids that the engine was given, before those of earlier attempts.
     """
 
     began: float
@@ -57,6 +62,7 @@ class Watch:
     answer_tokens: int | None = None
     vectors: tuple[tuple[float, ...], ...] | None = None
     asked: JobRequest | None = None
+    turn: BegunTurn | None = None
     prompt: Seq[int] | None = None
 
     def timings(self, queued_s: float) -> Timings:
@@ -102,8 +108,13 @@ class JobRuns(ABC):
         stream = self.writer.open(held, prior)
         try:
             watch.asked = parse_request(request)
+            if (turn := _header_of(held.lease).turn) is not None:
+                watch.turn = self._begin_turn(held, turn, watch.asked)
+                if watch.turn is None:
+                    return
+                watch.asked = watch.turn.request
             reason = self._answer(watch.asked, stream, watch)
-        except (InvalidRequest, PromptTooLong, SequenceFailed, CapabilityMissing) as error:
+        except (InvalidRequest, PromptTooLong, SequenceFailed, CapabilityMissing, SessionError) as error:
             self._end(stream, watch, FinishReason.ERROR, error=self.redact(str(error)))
             return
         except Exception as error:  # noqa: BLE001 - whatever an engine raises, its job goes back
@@ -141,6 +152,16 @@ class JobRuns(ABC):
                     f"{held.lease.id}: {len(prior.ids)} tokens in the stream, {held.lease.offset} leased"
                 )
             return prior
+        return None
+
+    def _begin_turn(self, held: HeldLease, turn: TurnRequest, asked: JobRequest) -> BegunTurn | None:
+        """None if the lease was lost while Redis was away. Raises SessionError."""
+        while held.lost is None:
+            try:
+                return begin_turn(self.queue, held.lease.id, turn, asked)
+            except RedisUnavailable as error:
+                logger.warning("turn_delayed job=%s error=%s", held.lease.id, error)
+                time.sleep(RETRY_S)
         return None
 
     @abstractmethod
@@ -204,12 +225,34 @@ class JobRuns(ABC):
             embeddings=watch.vectors,
             provenance=self._provenance(watch, lease),
         )
-        first_token_s = result.timings.first_token_s
-        if stream.finish(result.state, pack_result(result), (error or "")[:500], first_token_s=first_token_s):
+        try:
+            result, end = self._end_turn(result, watch, lease)
+        except SessionError as full:
+            self._end(stream, watch, FinishReason.ERROR, error=str(full))
+            return
+        if stream.finish(
+            result.state,
+            pack_result(result),
+            (error or "")[:500],
+            first_token_s=result.timings.first_token_s,
+            turn=() if end is None else end.words(),
+        ):
             self.totals.add_job()
             logger.info("job_ended job=%s state=%s tokens=%d", lease.id, result.state.value, len(stream))
         else:
             logger.info("job_left job=%s status=%s", lease.id, stream.held.lost)
+
+    def _end_turn(self, result: Result, watch: Watch, lease: Lease) -> tuple[Result, TurnEnd | None]:
+        """What the result says of its session, and what the session is to get. Raises SessionError."""
+        asked, fingerprint = _header_of(lease).turn, self._info().fingerprint
+        if asked is None:
+            return result, None
+        if watch.turn is None:
+            return replace(result, turn=Turn(asked.session)), None
+        end = None if result.error else watch.turn.end(result, fingerprint=fingerprint)
+        commit = None if end is None else end.commit.id
+        told = watch.turn.told(version=self.version, fingerprint=fingerprint, commit=commit)
+        return replace(result, turn=told), end
 
     def _provenance(self, watch: Watch, lease: Lease) -> Provenance | None:
         """None for a request that could not be read: nothing was made of it."""
@@ -220,7 +263,7 @@ class JobRuns(ABC):
             watch.asked,
             job_id=lease.id,
             prompt=watch.prompt,
-            request_digest=unpack_header(split_first(lease.data, kind="data entry")[0]).digest,
+            request_digest=_header_of(lease).digest,
             model_digest=self.model_digest,
         )
 
@@ -246,6 +289,10 @@ class JobRuns(ABC):
             return
         held.settled = True
         logger.info("job_parked job=%s status=%s", held.lease.id, status.value)
+
+
+def _header_of(lease: Lease) -> Header:
+    return unpack_header(split_first(lease.data, kind="data entry")[0])
 
 
 @dataclass(slots=True)

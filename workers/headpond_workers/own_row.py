@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 from headpond.errors import HeadpondError, UpstreamClosed
-from headpond.operations import QueuePolicy
+from headpond.operations import QueuePolicy, Retention
 from headpond.queue import JobQueue
-from headpond.tables import ModelTable
+from headpond.tables import ModelTable, TenantRetention
 from headpond.workers import WorkerRow, WorkerState, pack_worker
 from headpond_workers.engines.protocol import DeviceUse
 from headpond_workers.totals import Totals
@@ -110,4 +110,11 @@ def policy_of(table: ModelTable) -> QueuePolicy:
         suspect_wait_s=table.suspect_wait_s,
         version_wait_s=table.version_wait_s,
         weights=table.tenant_weights,
+        storage_retention_s=table.storage_retention_s,
+        session_retention_s=table.session_retention_s,
+        tenant_retention={tenant: _retention(table.retention_of(tenant)) for tenant in table.tenant_retention},
     )
+
+
+def _retention(whole: TenantRetention) -> Retention:
+    return Retention(whole.retention_s or 0.0, whole.storage_retention_s or 0.0, whole.session_retention_s or 0.0)

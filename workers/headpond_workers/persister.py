@@ -78,7 +78,7 @@ class Persister:
         self._writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
         self._persistence = Persistence(
             address, self._blobs, writer=self._writer, model_server=self._server,
-            spools=_spools_of(settings), sync=_sync_of(settings),
+            history_s=settings.storage.history_s, spools=_spools_of(settings), sync=_sync_of(settings),
         )  # fmt: skip
 
     def run(self) -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from headpond.errors import HeadpondError
 from headpond.held import HeldLease
 from headpond.jobs import JobState
-from headpond.operations import Append, LeaseStatus, Operation, Outcome, finish
+from headpond.operations import Append, Argument, LeaseStatus, Operation, Outcome, finish
 from headpond.queue import JobQueue
 from headpond.wire import TokenRun
 
@@ -61,12 +61,24 @@ class JobStream:
         """Wait until the server has all tokens; False if the lease was lost first."""
         return self._writer.wait_sent(self)
 
-    def finish(self, state: JobState, result: bytes, reason: str = "", *, first_token_s: float | None = None) -> bool:
-        """End the job after its last token. Waits for a server that is away; False if the lease was lost."""
+    def finish(
+        self,
+        state: JobState,
+        result: bytes,
+        reason: str = "",
+        *,
+        first_token_s: float | None = None,
+        turn: Sequence[Argument] = (),
+    ) -> bool:
+        """End the job after its last token. turn: what it adds to its session.
+
+        Waits for a server that is away; False if the lease was lost.
+        """
         job_id, fence = self.held.key
         done = finish(
-            job_id, fence, offset=len(self), state=state, result=result, reason=reason, first_token_s=first_token_s
-        )
+            job_id, fence, offset=len(self), state=state, result=result, reason=reason, first_token_s=first_token_s,
+            turn=turn,
+        )  # fmt: skip
         return self._writer.end(self, done)
 
     def _next(self) -> Append | None:

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from headpond.cli import config, dead, exits, fsck, jobs
+from headpond.cli import config, dead, exits, fsck, jobs, sessions
 from headpond.errors import HeadpondError
 from headpond.terminal import escape_controls
 
@@ -34,9 +34,9 @@ def _root(
     The server is the one that --redis names, else HEADPOND_REDIS_URL, else [redis] url of the nearest headpond.toml,
     else the deployment that `headpond up` runs beside that file.
 
-    Exit codes: 0 done; 2 wrong input or configuration; 3 a server cannot be reached; 4 no such job; 5 the job ended
-    without an answer; 6 not yet (a time-out, a full queue); 7 fsck left faults; 8 a replay's model is not
-    the bundle's; 9 a replay's process died; 1 anything else.
+    Exit codes: 0 done; 2 wrong input or configuration; 3 a server cannot be reached; 4 no such job or session; 5 the
+    job ended without an answer; 6 not yet (a time-out, a full queue, a session in use); 7 fsck left faults; 8 a
+    replay's model is not the bundle's; 9 a replay's process died; 1 anything else.
     """
 
 
@@ -50,9 +50,9 @@ def build_app() -> typer.Typer:
         callback=_root,
         rich_markup_mode=None,
     )
-    for part in (jobs, dead, fsck, config):
+    for part in (jobs, sessions, dead, fsck, config):
         part.register(app)
-    if not set(sys.argv[1:2]) & (jobs.NAMES | dead.NAMES | fsck.NAMES | config.NAMES):
+    if not set(sys.argv[1:2]) & (jobs.NAMES | sessions.NAMES | dead.NAMES | fsck.NAMES | config.NAMES):
         # What an operator's commands import is a third of the time that a producer's command takes.
         for point in entry_points(group=COMMANDS_GROUP):
             point.load()(app)

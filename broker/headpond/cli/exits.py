@@ -13,11 +13,15 @@ from headpond.errors import (
     JobGone,
     NotCommitted,
     NotQuarantined,
+    PurgeRefused,
     QueueFull,
     RestoreRefused,
     ResultTimeout,
     ServiceUnavailable,
     SpoolBusy,
+    SessionBusy,
+    SessionError,
+    SessionGone,
 )
 
 INTERNAL = 1
@@ -40,15 +44,20 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (ServiceUnavailable, UNAVAILABLE),
     (JobGone, JOB_GONE),
     (JobEnded, JOB_ENDED),
+    (SessionGone, JOB_GONE),
+    (SessionBusy, TRY_LATER),
+    (SessionError, BAD_INPUT),
     (QueueFull, TRY_LATER),
     (ResultTimeout, TRY_LATER),
     (DurabilityUnknown, TRY_LATER),
     (SpoolBusy, TRY_LATER),
     (NotCommitted, TRY_LATER),
+    (PurgeRefused, TRY_LATER),
     (CollectionUnderWay, TRY_LATER),
 )
 
 
 def exit_code(error: HeadpondError) -> int:
-    """2 bad input; 3 a server is not there; 4 no such job; 5 the job ended without an answer; 6 later; 1 else."""
+    """2 bad input; 3 a server is not there; 4 no such job or session; 5 the job ended without an answer; 6 later; else
+    1."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), INTERNAL)

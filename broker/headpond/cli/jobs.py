@@ -64,6 +64,15 @@ def submit(
     id: Annotated[str | None, typer.Option("--id", help="MODEL/SLUG; the same id and request is the same job.")] = None,
     priority: Annotated[str, typer.Option(help="interactive, normal or batch.")] = "normal",
     tenant: Annotated[str, typer.Option(help="For whom; tenants take turns by what their jobs cost.")] = "",
+    session: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The next turn of this conversation with the model.")
+    ] = None,
+    parent: Annotated[
+        str | None, typer.Option(metavar="COMMIT", help="The head that the session must have; root: no turn yet.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Of the session, when the model is switched: migrate or pin.")
+    ] = None,
     delay: Annotated[float, typer.Option(help="Seconds before it may begin.")] = 0.0,
     deadline: Annotated[float | None, typer.Option(help="Seconds after which it ends, done or not.")] = None,
     durability: DurabilityOption = Durability.QUEUE.value,
@@ -86,6 +95,8 @@ def submit(
 
       headpond submit chat "Bill order 17" --id chat/order-17 --durability storage --detach
 
+      headpond submit chat "And why?" --session s1
+
       headpond submit chat "Where is Oslo?" --json-schema place.json --sampling top_k=40 --sampling min_p=0.05
     """
     more = sampling_of(sampling or ()) | form_of(response_format, json_schema, grammar)
@@ -94,7 +105,8 @@ def submit(
         job = client.submit(
             model, text, id=id, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
             stop=stop or (), stop_token_ids=stop_token or (), adapter=adapter, priority=priority, tenant=tenant,
-            delay=delay, deadline=deadline, durability=durability, durability_timeout=durability_timeout, **more,
+            session=session, parent=parent, policy=policy, delay=delay, deadline=deadline, durability=durability,
+            durability_timeout=durability_timeout, **more,
         )  # fmt: skip
         if detach:
             typer.echo(json.dumps({"id": job.id}) if as_json else job.id)
@@ -288,5 +300,7 @@ def _result_fields(result: Result) -> dict[str, Any]:
         "durable": result.durable,
         "error": result.error,
         "embeddings": result.embeddings,
+        "commit": result.commit,
+        "turn": None if result.turn is None else result.turn.fields(),
         "provenance": None if result.provenance is None else result.provenance.fields(),
     }

@@ -1,7 +1,7 @@
 -- depths: how many jobs stand where. Changes nothing.
 -- ARGV: now
 -- Reply: {ready: interactive, normal, batch; of these suspects; delayed, of these due; running, of these with an ended
---         lease; dead}
+--         lease; dead; waiting for their turn in a session}
 local now, ready, suspects = clock(ARGV[1]), { 0, 0, 0 }, 0
 local all = call('SMEMBERS', lanes)
 all[#all + 1] = 'any'
@@ -13,4 +13,4 @@ for _, lane in ipairs(all) do
   end
 end
 return { ready[1], ready[2], ready[3], suspects, call('ZCARD', delayed), call('ZCOUNT', delayed, '-inf', now),
-  call('ZCARD', leases), call('ZCOUNT', leases, '-inf', now), call('ZCARD', dead) }
+  call('ZCARD', leases), call('ZCOUNT', leases, '-inf', now), call('ZCARD', dead), call('ZCARD', waiting) }

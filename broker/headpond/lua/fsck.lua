@@ -12,6 +12,39 @@ local function fault(id, what, remedy, mend)
   for _, word in ipairs({ id, what, repair and remedy or 'left' }) do found[#found + 1] = word end
 end
 
+-- Q14: a job of a session stands in its list, and in a lane exactly if it is the first there. Returns whether it does
+-- not, and that was said.
+local function fsck_session(id, r)
+  local key = session_key(r[SESSION])
+  if not call('LPOS', key, id) then
+    fault(id, 'queued, and not in its session', 'put back in order', function()
+      unqueue(id, r)
+      enlist(id, r, now)
+      make_ready(id, r, now)
+      save_run(id, r)
+    end)
+    return true
+  end
+  local first = call('LINDEX', key, 0)
+  local f = first ~= id and load_run(first)
+  if first ~= id and (not f or f[ENDED] > 0) then
+    fault(id, 'waits in its session for a job that is over', 'the next one queued', function()
+      next_turn(r[SESSION], now)
+    end)
+    return true
+  end
+  local waits_its_turn = call('ZSCORE', waiting, id) and r[LANE] == ''
+  if (first == id) == (waits_its_turn and true or false) then
+    fault(id, 'queued, and not where its session has it', 'queued', function()
+      unqueue(id, r)
+      make_ready(id, r, now)
+      save_run(id, r)
+    end)
+    return true
+  end
+  return false
+end
+
 for i = 1, #page[2], 2 do
   local id, r = page[2][i], decode(page[2][i + 1])
   looked = looked + 1
@@ -27,7 +60,8 @@ for i = 1, #page[2], 2 do
       end
     end)
   elseif r[STATE] == 'queued' then
-    if not call('ZSCORE', ready_key(r[LANE], r[BAND]), id) then
+    local said = r[SESSION] ~= '' and fsck_session(id, r)
+    if not said and r[LANE] ~= '' and not call('ZSCORE', ready_key(r[LANE], r[BAND]), id) then
       fault(id, 'queued, and in no lane', 'queued', function()
         make_ready(id, r, now)
         save_run(id, r)
@@ -48,11 +82,13 @@ for i = 1, #page[2], 2 do
       fault(id, 'running, and without a lease', 'queued', function()
         take_back(id, r, now, 'unnamed', 'fsck found no lease')
       end)
+    elseif r[SESSION] ~= '' and not call('LPOS', session_key(r[SESSION]), id) then
+      fault(id, 'running, and not in its session', 'put back in order', function() enlist(id, r, now) end)
     end
   elseif r[ENDED] > 0 then
     if not storage and not call('ZSCORE', ended, id) then
       fault(id, 'ended, and never dropped', 'kept for its retention', function()
-        call('ZADD', ended, now + retention_ms, id)
+        call('ZADD', ended, now + kept_ms(id), id)
       end)
     end
   else

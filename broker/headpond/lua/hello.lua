@@ -42,5 +42,9 @@ if turn_on then
       write_journal('end', id, now)
     end
   end
+  for _, id in ipairs(call('HKEYS', turns)) do write_journal('commit', id, now) end
+  for _, name in ipairs(call('HKEYS', sessions)) do
+    write_journal('session', name, now, call('HGET', sessions, name))
+  end
 end
 return { int(inc), state }

@@ -62,7 +62,7 @@ local function put_in(id, what, entry, row, due, deadline, count, common, first,
     r[DURABLE] = 1
     if r[ENDED] == 0 then r[ENDED] = now end
     if document ~= '' then call('HSET', result, id, document) end
-    call('ZADD', ended, now + retention_ms, id)
+    call('ZADD', ended, now + kept_ms(id), id)
     if what == 'dead' then call('ZADD', dead, r[ENDED], id) end
     save_run(id, r)
     return

@@ -14,7 +14,7 @@ for i = 4, #ARGV do
   if r and r[ENDED] > 0 then
     r[DURABLE] = 1
     save_run(ARGV[i], r)
-    call('ZADD', ended, 'NX', now + retention_ms, ARGV[i])
+    call('ZADD', ended, 'NX', now + kept_ms(ARGV[i]), ARGV[i])
   end
 end
 local commits = prefix .. 'commits'

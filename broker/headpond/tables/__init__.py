@@ -9,6 +9,7 @@ from headpond.tables.exllama import PAGE_TOKENS, ExLlamaV2Model, ExLlamaV3Model
 from headpond.tables.llamacpp import LlamaCppModel
 from headpond.tables.model import ModelTable
 from headpond.tables.openai import OpenAIModel
+from headpond.tables.retention import TenantRetention
 from headpond.tables.scripted import ScriptedModel
 from headpond.tables.secret_ref import NO_SECRETS, SecretRef, secret_references, secrets_of
 from headpond.tables.table import Table
@@ -29,6 +30,7 @@ __all__ = [
     "ScriptedModel",
     "SecretRef",
     "Table",
+    "TenantRetention",
     "VersionSource",
     "VersionedModel",
     "secret_references",

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field
 
 from headpond.jobs import TENANT_PATTERN
+from headpond.tables.retention import RedisRetention, StorageRetention, TenantRetention
 from headpond.tables.table import Table
 from headpond.tables.version_source import VersionSource
 
@@ -21,7 +22,7 @@ class ModelTable(Table):
     live_keys: ClassVar[frozenset[str]] = frozenset(
         {
             "workers", "max_queued", "retention_s", "stream_retention_s", "suspect_wait_s", "version_wait_s",
-            "tenant_weights",
+            "tenant_weights", "storage_retention_s", "session_retention_s", "tenant_retention",
         }
     )  # fmt: skip
     """Keys that `headpond reload` applies to workers that go on running. A change of any other restarts them."""
@@ -43,10 +44,16 @@ class ModelTable(Table):
     """A sequence that makes no step for so long is no longer renewed."""
     max_queued: Annotated[int, Field(ge=0)] = 0
     """Jobs that may wait; 0 is no bound."""
-    retention_s: Annotated[float, Field(ge=1, le=10 * 365 * 86400)] = 86400.0
+    retention_s: RedisRetention = 86400.0
     """How long Redis keeps an ended job."""
-    stream_retention_s: Annotated[float, Field(ge=1, le=10 * 365 * 86400)] = 600.0
+    stream_retention_s: RedisRetention = 600.0
     """How long Redis keeps the stream of a job that ended with a result; then the result stands for it."""
+    storage_retention_s: StorageRetention = 30 * 86400.0
+    """How long storage keeps an ended job and its result; 0 is for ever."""
+    session_retention_s: StorageRetention = 0.0
+    """How long a session is kept after its last change; 0 is for ever."""
+    tenant_retention: dict[Annotated[str, Field(pattern=TENANT_PATTERN)], TenantRetention] = Field(default_factory=dict)
+    """Tenants whose jobs are kept for another time: `{acme = {retention_s = 60.0}}`."""
     suspect_wait_s: Annotated[float, Field(ge=0, le=86400)] = 30.0
     """How long a job that is suspected of crashing its workers waits before it goes first in its band."""
     version_wait_s: Annotated[float, Field(ge=0, le=86400)] = 60.0
@@ -55,6 +62,12 @@ class ModelTable(Table):
         Annotated[str, Field(pattern=TENANT_PATTERN)], Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
     ] = Field(default_factory=dict)
     """Shares of tenants that differ from 1: `{acme = 3.0}` has three times the tokens of others."""
+
+    def retention_of(self, tenant: str) -> TenantRetention:
+        """All three times of one tenant."""
+        own = self.tenant_retention.get(tenant, TenantRetention()).model_dump(exclude_none=True)
+        times = ("retention_s", "storage_retention_s", "session_retention_s")
+        return TenantRetention(**{name: own.get(name, getattr(self, name)) for name in times})
 
     @property
     def version_source(self) -> VersionSource | None:

@@ -66,6 +66,11 @@ class Aliases:
         at = self._read(alias)
         return None if at is None or is_blank(at.document) else at
 
+    def recorded(self, alias: str) -> AliasDocument | None:
+        """With its history, also if it names nothing any more; None if it was never changed."""
+        at = self._read(alias)
+        return None if at is None or not at.document.history else at.document
+
     def all(self) -> list[AliasDocument]:
         """Every alias that names something, by name."""
         found = [self.get(name) for name in self._names()]

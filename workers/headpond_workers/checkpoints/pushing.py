@@ -30,6 +30,7 @@ from headpond_workers.checkpoints.stored_chunks import (
     Collected,
     Versions,
     find_chunks,
+    newest_files,
     read_collected,
     read_gc_txn,
     read_versions,
@@ -95,7 +96,7 @@ def push(
     counter = Counter(on_progress)
     started = time.monotonic()
     counter.begin(Stage.HASH, source.size_bytes)
-    files = scan(source, counter.add)
+    files = scan(source, counter.add, known=newest_files(registry))
     hash_s = time.monotonic() - started
     one = _Push(
         registry,

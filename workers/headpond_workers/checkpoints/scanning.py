@@ -1,13 +1,15 @@
 """The digests of files and of their chunks, in one pass over the bytes.
 
-One thread reads, one hashes whole files, one hashes chunks: hashlib lets go of the interpreter, so two cores are busy.
-Memory is that of three buffers, however large the files are.
+What the newest version has already is told by its chunks (`known_files`). Of any other file one thread reads, one
+hashes it as a whole, one its chunks: hashlib lets go of the interpreter, so two cores are busy. Memory is that of three
+buffers, however large the files are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -15,22 +17,13 @@ from typing import Any
 
 from headpond.errors import ModelFileError
 from headpond_workers.checkpoints.cuts import content_cuts, known_cuts
+from headpond_workers.checkpoints.known_files import CutChunk, KnownFile, OnBytes, find_same
 from headpond_workers.checkpoints.manifest import MAX_CHUNK_BYTES, MAX_CHUNKS, digest_of_files
 from headpond_workers.checkpoints.source_files import Source, SourceFile, opened, read_range
 
 BUFFER_BYTES = MAX_CHUNK_BYTES
 BUFFERS = 3
 """One is read into while the two before it are hashed."""
-OnBytes = Callable[[int], None]
-"""Is told how many more bytes are done."""
-
-
-@dataclass(frozen=True, slots=True)
-class CutChunk:
-    """A chunk as it was cut. sha256: 32 bytes."""
-
-    sha256: bytes
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +40,57 @@ def digest_of(files: Sequence[ScannedFile]) -> str:
     return digest_of_files((file.source.path, file.source.size, file.sha256) for file in files)
 
 
-def scan(source: Source, on_bytes: OnBytes) -> list[ScannedFile]:
-    """Cut and hash every file. Raises ModelFileError for one that is refused, or changes meanwhile."""
+def scan(source: Source, on_bytes: OnBytes, *, known: Mapping[str, KnownFile]) -> list[ScannedFile]:
+    """Cut and hash every file. Raises ModelFileError for one that is refused, or changes meanwhile.
+
+    known: files of a version, by path. What has the same bytes is cut as it was then, and each byte is hashed once.
+    """
     # All headers first: what is refused is told before minutes of hashing.
     cuts = [known_cuts(file.at, file.size) for file in source.files]
     with _Lanes() as lanes:
-        hashed = [_read(lanes, file, sizes, on_bytes) for file, sizes in zip(source.files, cuts, strict=True)]
+        hashed = [_hash(lanes, file, sizes, known, on_bytes) for file, sizes in zip(source.files, cuts, strict=True)]
         files = [each.result() for each in hashed]
     count = sum(len(file.chunks) for file in files)
     if count > MAX_CHUNKS:
         raise ModelFileError(f"{source.root} is cut into {count} chunks; a version has at most {MAX_CHUNKS}.")
     return files
+
+
+def _hash(
+    lanes: _Lanes, file: SourceFile, cuts: list[int] | None, known: Mapping[str, KnownFile], on_bytes: OnBytes
+) -> _Hashing | _Same:
+    told = _Beyond(on_bytes)
+    same = find_same(file, known, told.first)
+    return _read(lanes, file, cuts, told.again) if same is None else _Same(file, same)
+
+
+class _Beyond:
+    """Progress of a file that may be read from its start once more: no byte counts twice."""
+
+    def __init__(self, on_bytes: OnBytes) -> None:
+        self._on_bytes, self._told, self._lock = on_bytes, 0, threading.Lock()
+
+    def first(self, count: int) -> None:
+        with self._lock:
+            self._told += count
+        self._on_bytes(count)
+
+    def again(self, count: int) -> None:
+        counted = min(count, self._told)
+        self._told -= counted
+        if count > counted:
+            self._on_bytes(count - counted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Same:
+    """A file that is known."""
+
+    file: SourceFile
+    known: KnownFile
+
+    def result(self) -> ScannedFile:
+        return ScannedFile(self.file, self.known.sha256, self.known.chunks)
 
 
 @dataclass(slots=True)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import groupby
 
-from headpond.errors import BlobCorrupt, BlobMissing, ModelFileError
+from headpond.errors import BlobCorrupt, BlobMismatch, BlobMissing, ModelFileError
+from headpond_workers.checkpoints.known_files import OnBytes
 from headpond_workers.checkpoints.push_plan import NamedObject, NewObject, Piece
-from headpond_workers.checkpoints.scanning import OnBytes
 from headpond_workers.checkpoints.source_files import changed, opened
 from headpond_workers.engines.model_files import unreadable
 from headpond_workers.persistence.blobs import Blobs
 
 PARALLEL_PUTS = 4
 HASHERS = 2
+LOOKS = 8
+"""So many new objects in a row, and the next ones are new too, most likely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class _Outcome(Enum):
 
 
 def digests_of(objects: Sequence[NewObject]) -> list[str]:
-    """SHA-256 of each object, 64 hex digits. That of a single chunk is known; packs are read.
+    """SHA-256 of each object, 64 hex digits. That of a single chunk is known; packs are read, and their chunks
+    compared with those of the scan.
 
     Raises ModelFileError if a file changed.
     """
@@ -69,27 +72,49 @@ def send(blobs: Blobs, objects: Collection[NamedObject], *, doubtful: Collection
     return Sent(totals[_Outcome.PUT], totals[_Outcome.FOUND], frozenset(damaged))
 
 
+class _Looks:
+    """Whether an object is asked for before it is put. What storage has without a version that says so are runs: what
+    an interrupted push sent first, or a part of another model. After LOOKS objects that were not there, the puts alone
+    tell, which change nothing where something is; the first of a run may so be sent in vain."""
+
+    def __init__(self) -> None:
+        self._absent, self._lock = 0, threading.Lock()
+
+    def worth_it(self) -> bool:
+        with self._lock:
+            return self._absent < LOOKS
+
+    def add(self, outcome: _Outcome) -> None:
+        with self._lock:
+            self._absent = self._absent + 1 if outcome is _Outcome.PUT else 0
+
+
 class _Sender:
     def __init__(self, blobs: Blobs, doubtful: Collection[str]) -> None:
         self._blobs, self._doubtful = blobs, doubtful
-        self._reading = threading.Lock()
+        self._reading, self._looks = threading.Lock(), _Looks()
 
     def send(self, new: NamedObject) -> _Outcome:
         found = self._look(new)
         if found is not None:
+            self._looks.add(found)
             return found
         with self._reading:  # one at a time: a pack stands in memory twice while it is put together
             body = _read(new.content)
-        if hashlib.sha256(body).hexdigest() != new.sha256:
-            raise _culprit(new.content, body)
         try:
-            self._blobs.put_once(new.key, body)
+            stored = self._blobs.put_once(new.key, body, sha256=bytes.fromhex(new.sha256))
+        except BlobMismatch as error:
+            raise _culprit(new.content, body) from error
         except BlobCorrupt:
             return _Outcome.DAMAGED
-        return _Outcome.PUT
+        outcome = _Outcome.PUT if stored else _Outcome.FOUND
+        self._looks.add(outcome)
+        return outcome
 
     def _look(self, new: NamedObject) -> _Outcome | None:
-        """What is at the key; None for nothing."""
+        """What is at the key; None for nothing, or if only the put shall tell."""
+        if new.key not in self._doubtful and not self._looks.worth_it():
+            return None
         size = self._blobs.size_of(new.key)
         if size is None:
             return None
@@ -109,16 +134,28 @@ class _Sender:
 def _digest_of(new: NewObject) -> str:
     if len(new.pieces) == 1:
         return new.pieces[0].sha256.hex()
-    return hashlib.sha256(_read(new)).hexdigest()
+    whole = hashlib.sha256()
+    for piece, content in _pieces(new):
+        # Between the scan and this, a byte may have changed without a new time stamp: the pack would have a digest that
+        # fits its bytes, and a chunk that no reader accepts.
+        if hashlib.sha256(content).digest() != piece.sha256:
+            raise changed(piece.file.at)
+        whole.update(content)
+    return whole.hexdigest()
 
 
 def _read(new: NewObject) -> bytes:
     """The bytes of an object, from its files."""
-    parts: list[bytes] = []
+    parts = [content for _, content in _pieces(new)]
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _pieces(new: NewObject) -> Iterator[tuple[Piece, bytes]]:
+    """Each piece of an object with its bytes, in order."""
     for file, pieces in groupby(new.pieces, key=lambda piece: piece.file):
         with opened(file) as descriptor:
-            parts += [_read_piece(descriptor, piece) for piece in pieces]
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+            for piece in pieces:
+                yield piece, _read_piece(descriptor, piece)
 
 
 def _read_piece(descriptor: int, piece: Piece) -> bytes:

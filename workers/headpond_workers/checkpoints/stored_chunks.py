@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from headpond.errors import BlobCorrupt, BlobMissing
 from headpond_workers.checkpoints.gc_state import FIRST_EPOCH, GcStore
+from headpond_workers.checkpoints.known_files import KnownFile, files_of
 from headpond_workers.checkpoints.manifest import Manifest
 from headpond_workers.checkpoints.names import GC_STATE
 from headpond_workers.checkpoints.parallel import THREADS, in_parallel
@@ -124,6 +125,16 @@ def find_chunks(registry: Registry, versions: Versions, wanted: Collection[bytes
                 places[chunk.sha256] = Place(stored.key, stored.size, chunk.offset)
                 left.discard(chunk.sha256)
     return StoredChunks(places, frozenset(doubtful))
+
+
+def newest_files(registry: Registry) -> dict[str, KnownFile]:
+    """Files of the newest complete version, by path; none if there is none, or its documents cannot be read."""
+    for number in reversed(registry.numbers()):
+        at = _read(registry, number)
+        if isinstance(at, VersionAt) and at.document.state is VersionState.COMPLETE:
+            manifest = _manifest(registry, at.document)
+            return {} if manifest is None else files_of(manifest)
+    return {}
 
 
 def _manifest(registry: Registry, document: VersionDocument) -> Manifest | None:

@@ -20,6 +20,7 @@ OPERATOR_COMMANDS = (
     "models",
     "replay",
     "verify",
+    "purge",
     "storage",
     "restore",
 )
@@ -36,7 +37,7 @@ def register(app: typer.Typer) -> None:
         for name in OPERATOR_COMMANDS:
             app.command(name, hidden=True, context_settings=anything)(_not_installed)
         return
-    from headpond_workers.cli import deployment, processes, reload, replay, restore, verify
+    from headpond_workers.cli import deployment, processes, purge, reload, replay, restore, verify
     from headpond_workers.cli.models import models_app
     from headpond_workers.cli.storage import storage_app
 
@@ -46,6 +47,7 @@ def register(app: typer.Typer) -> None:
     replay.register(app)
     verify.register(app)
     restore.register(app)
+    purge.register(app)
     app.add_typer(models_app, name="models")
     app.add_typer(storage_app, name="storage")
 

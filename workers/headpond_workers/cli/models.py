@@ -19,6 +19,7 @@ from headpond.settings import CONFIG_NAME, Settings, find_config, load_settings
 from headpond.tables import LlamaCppModel
 from headpond_workers.cli import (
     canary,
+    history,
     model_control,
     model_deletion,
     model_pull,
@@ -36,7 +37,7 @@ models_app = typer.Typer(
 )
 
 
-for _part in (model_control, model_deletion, model_pull, push_version, versions, promoting, canary):
+for _part in (model_control, model_deletion, model_pull, push_version, versions, promoting, history, canary):
     _part.register(models_app)
 
 

@@ -45,7 +45,7 @@ def show_status(found: DeploymentStatus) -> None:
     """Queues, then workers."""
     console = table_console()
     queues = Table("model", box=None, pad_edge=False)
-    titles = ("ready", "interactive", "normal", "batch", "suspects", "delayed", "due", "running", "dead")
+    titles = ("ready", "interactive", "normal", "batch", "waiting", "suspects", "delayed", "due", "running", "dead")
     for title in titles:
         queues.add_column(title, justify="right")
     for queue in found.queues:

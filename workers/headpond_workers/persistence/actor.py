@@ -17,10 +17,11 @@ from headpond.keys import PERSISTENCE_QUEUE
 from headpond.queue import Server
 from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.gate import open_queue
+from headpond_workers.persistence.housekeeping import Housekeeping
 from headpond_workers.persistence.journal import Journal, check_spool, drain
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.snapshot_thread import SnapshotThread
-from headpond_workers.persistence.snapshots import is_due, make_snapshot
+from headpond_workers.persistence.snapshots import is_due
 from headpond_workers.persistence.spool import Spool
 from headpond_workers.persistence.spooling import SpoolPolicy, replay, spool_outage
 
@@ -44,16 +45,18 @@ class Persistence:
         model_server: Server,
         spools: SpoolPolicy,
         sync: Callable[[], None] | None = None,
+        history_s: float = 86400.0,
     ) -> None:
         """model_server: for the queues of models; the broker has a connection of its own. sync: see `journal.drain`.
-        `snapshots` is to be started."""
+        history_s: how far back a restore can go. `snapshots` is to be started."""
         self._sync, self._policy = sync, spools
         self._spools: dict[str, Spool] = {}
         self._replays: dict[str, threading.Thread] = {}
         self._blobs, self._writer, self._server = blobs, writer, model_server
         self._busy: dict[str, threading.Lock] = {}
         self._journals: dict[str, Journal] = {}
-        self.snapshots = SnapshotThread(self.snapshot)
+        self._housekeeping = Housekeeping(model_server, blobs, writer=writer, history_s=history_s)
+        self.snapshots = SnapshotThread(self._housekeeping.renew)
         self.broker = HeadpondBroker(Server(address), middleware=[], slots=2, lease_s=LEASE_S)
         dramatiq.actor(actor_name=PERSIST, queue_name=PERSISTENCE_QUEUE, broker=self.broker)(self.persist)
 
@@ -78,8 +81,11 @@ class Persistence:
             self._replay_apart(model)
             return
         check_spool(queue)
-        opened = open_queue(queue, StateStore(self._blobs, model), writer=self._writer)
-        if opened and (queue.journal_length() or queue.leased() or queue.storage_trouble()):
+        if not open_queue(queue, StateStore(self._blobs, model), writer=self._writer):
+            return
+        if self._housekeeping.is_wanted(queue):
+            self.snapshots.ask(model)
+        if queue.journal_length() or queue.leased() or queue.storage_trouble():
             # The id is the model's and the second's, so that several persisters enqueue one message.
             message: dramatiq.Message[None] = dramatiq.Message(
                 queue_name=PERSISTENCE_QUEUE, actor_name=PERSIST, args=(model,), kwargs={}, options={},
@@ -122,13 +128,6 @@ class Persistence:
                 queue.run(upkeep.storage_back())
         if journal.at is not None and is_due(journal.at.head):
             self.snapshots.ask(model)
-
-    def snapshot(self, model: str) -> None:
-        """Make a snapshot of one model's state, if that is due. Raises CommitLost, StorageUnavailable, BlobCorrupt."""
-        store = StateStore(self._blobs, model)
-        at = store.read_head()
-        if at is not None and is_due(at.head):
-            make_snapshot(store, at, writer=self._writer)
 
     def _guarded(self, model: str, work: Callable[[], None]) -> None:
         try:

@@ -52,10 +52,13 @@ class Blobs(Protocol):
         Bodies are unique."""
         ...
 
-    def put_once(self, key: str, body: bytes) -> None:
-        """Store immutable content under a key that names it; a repeat changes nothing.
+    def put_once(self, key: str, body: bytes, *, sha256: bytes | None = None) -> bool:
+        """Store immutable content under a key that names it; a repeat changes nothing. Returns whether this call stored
+        it: False if it was there, maybe by an earlier try of this call whose reply was lost.
 
-        Raises BlobCorrupt if the object at `key` has other content.
+        sha256: of the body (32 bytes), by whoever hashed it before; it is not hashed again, and storage refuses another
+        body: BlobMismatch, if the content that was hashed is not there already. Raises BlobCorrupt if the object at
+        `key` has other content.
         """
         ...
 

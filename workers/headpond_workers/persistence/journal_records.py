@@ -70,7 +70,7 @@ def _read(queue: JobQueue, entries: Sequence[JournalEntry]) -> list[Record]:
             case "commit":
                 records.append(CommitRecord(journal_id, name, queue.turn(name) or b""))
             case "session":
-                records.append(SessionRecord(journal_id, name, queue.session_row(name) or b""))
+                records.append(SessionRecord(journal_id, name, entry.row))
             case _:
                 # Not passed over: the trim would take it away for good.
                 raise MalformedDocument("journal entry", f"{journal_id} is of the unknown kind {entry.kind[:40]!r}")

@@ -78,8 +78,8 @@ class S3Blobs:
     def put_if(self, key: str, body: bytes, *, etag: str) -> str:
         return self._puts.put_if(key, body, etag=etag)
 
-    def put_once(self, key: str, body: bytes) -> None:
-        self._puts.put_once(key, body)
+    def put_once(self, key: str, body: bytes, *, sha256: bytes | None = None) -> bool:
+        return self._puts.put_once(key, body, sha256)
 
     def put_file(self, key: str, path: Path) -> None:
         self._uploads.put_file(key, path)

@@ -2,6 +2,9 @@
 
 A proxy on the way may repeat a request as well, so every 412 is looked into, not only one after a try of our own: if
 the object has the SHA-256 of the body, an earlier try was stored.
+
+Who puts a body that was hashed before gives its SHA-256, and the body is not hashed here: the server does that, and
+refuses another body. Only then is it looked whether the body is to blame, or its way.
 """
 
 from __future__ import annotations
@@ -9,16 +12,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from botocore.exceptions import ClientError
 
-from headpond.errors import BlobChanged, BlobCorrupt, BlobMissing
+from headpond.errors import BlobChanged, BlobCorrupt, BlobMismatch, BlobMissing
 from headpond_workers.persistence.s3_bucket import S3Bucket
 from headpond_workers.persistence.s3_failures import code_of, status_of
 from headpond_workers.persistence.s3_reads import S3Reads
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The object that is there now. by_this_try: it was not there before this request."""
+
+    etag: str
+    by_this_try: bool
 
 
 class S3Puts:
@@ -28,21 +40,22 @@ class S3Puts:
         self._bucket, self._reads = bucket, reads
 
     def put_new(self, key: str, body: bytes) -> str:
-        return self._put(key, body, {"IfNoneMatch": "*"})
+        return self._put(key, body, _digest_of(body), {"IfNoneMatch": "*"}).etag
 
     def put_if(self, key: str, body: bytes, *, etag: str) -> str:
-        return self._put(key, body, {"IfMatch": etag})
+        return self._put(key, body, _digest_of(body), {"IfMatch": etag}).etag
 
-    def put_once(self, key: str, body: bytes) -> None:
+    def put_once(self, key: str, body: bytes, sha256: bytes | None = None) -> bool:
+        """See Blobs.put_once."""
         try:
-            self._put(key, body, {"IfNoneMatch": "*"})
+            return self._put(key, body, sha256 or _digest_of(body), {"IfNoneMatch": "*"}).by_this_try
         except BlobChanged as error:
             raise BlobCorrupt(key, "it holds other content than its name says") from error
 
-    def _put(self, key: str, body: bytes, condition: dict[str, Any]) -> str:
-        bucket, digest = self._bucket, sha256(body)
+    def _put(self, key: str, body: bytes, sha256: bytes, condition: dict[str, Any]) -> _Stored:
+        bucket, digest = self._bucket, base64.b64encode(sha256).decode()
 
-        def put() -> str:
+        def put() -> _Stored:
             try:
                 reply = bucket.client.put_object(
                     Bucket=bucket.name,
@@ -55,14 +68,16 @@ class S3Puts:
             except ClientError as error:
                 # 404 to an If-Match: the object is gone. Some servers say 412 to that too.
                 gone = "IfMatch" in condition and code_of(error) in ("NoSuchKey", "404")
+                if status_of(error) == 400 and _digest_of(body) != sha256:
+                    raise BlobMismatch(key) from error
                 if status_of(error) != 412 and not gone:
                     raise
                 etag = self._etag_of_own(key, body, digest)
                 if etag is None:
                     raise BlobChanged(key) from error
                 logger.info("storage_put_resolved key=%s outcome=stored_before", key)
-                return etag
-            return reply["ETag"]
+                return _Stored(etag, by_this_try=False)
+            return _Stored(reply["ETag"], by_this_try=True)
 
         return bucket.calls.run("put", key, put)
 
@@ -80,6 +95,5 @@ class S3Puts:
         return found.etag if found.body == body else None
 
 
-def sha256(body: bytes) -> str:
-    """In the way S3 writes it."""
-    return base64.b64encode(hashlib.sha256(body).digest()).decode()
+def _digest_of(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 FOLDER = EMBEDDED_SEAWEED_FOLDER
 ACCESS_FILE = "access.json"
+ACCESS_SCHEMA = "headpond/seaweedfs-access"
+ACCESS_VERSION = 1
 REGION = "us-east-1"
 PARTS = ("s3", "master", "volume", "filer", "admin")
 GRPC_OFFSET = 10_000
@@ -245,6 +247,8 @@ def _access(path: Path) -> _Access:
     """Ports and keys: those in the file, else new ones, written to it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if found["schema"] != ACCESS_SCHEMA or found["v"] != ACCESS_VERSION:
+            raise ValueError(f"it is a {found['schema']} of version {found['v']}")
         ports = {part: found["ports"][part] for part in PARTS}
         keys = (found["access_key"], found["secret_key"])
         if not all(isinstance(port, int) and 0 < port < 65_536 - GRPC_OFFSET for port in ports.values()):
@@ -264,8 +268,8 @@ def _access(path: Path) -> _Access:
     numbers = free_ports(len(PARTS), twin_offset=GRPC_OFFSET)
     access = _Access(dict(zip(PARTS, numbers, strict=True)), secrets.token_hex(10).upper(), secrets.token_hex(32))
     document = {
-        "schema": "headpond/seaweedfs-access",
-        "v": 1,
+        "schema": ACCESS_SCHEMA,
+        "v": ACCESS_VERSION,
         "ports": access.ports,
         "access_key": access.access_key,
         "secret_key": access.secret_key,

@@ -35,6 +35,8 @@ from headpond_workers.supervision.server_process import POLL_INTERVAL_S, ServerP
 
 FOLDER = EMBEDDED_VALKEY_FOLDER
 ACCESS_FILE = "access.json"
+ACCESS_SCHEMA = "headpond/valkey-access"
+ACCESS_VERSION = 1
 
 _CONF = """\
 # Written by headpond; changes are lost at the next start.
@@ -186,6 +188,8 @@ def _access(path: Path) -> tuple[int, str]:
     """Port and password: those in the file, else new ones, written to it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if found["schema"] != ACCESS_SCHEMA or found["v"] != ACCESS_VERSION:
+            raise ValueError(f"it is a {found['schema']} of version {found['v']}")
         port, password = found["port"], found["password"]
         if isinstance(port, int) and 0 < port < 65_536 and isinstance(password, str) and password.isalnum():
             return port, password
@@ -201,7 +205,8 @@ def _access(path: Path) -> tuple[int, str]:
         ) from error
     # Letters and digits alone: the password stands in a URL and in a configuration file.
     port, password = free_ports(1)[0], secrets.token_hex(32)
-    write_private(path, json.dumps({"schema": "headpond/valkey-access", "v": 1, "port": port, "password": password}))
+    document = {"schema": ACCESS_SCHEMA, "v": ACCESS_VERSION, "port": port, "password": password}
+    write_private(path, json.dumps(document))
     return port, password
 
 

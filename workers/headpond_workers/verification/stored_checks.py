@@ -15,7 +15,7 @@ from headpond_workers.verification.verdicts import Check, Verdict, compare
 
 def request_check(header: Header, request: JobRequest, made_by: Provenance | None) -> Check:
     """Whether the request is the one that was submitted, and the one that the result names."""
-    found = digest_of(request.asked(), pinned=header.pinned)
+    found = digest_of(request.asked(), pinned=header.pinned, turn=header.turn)
     named = header.digest if made_by is None or made_by.request_digest is None else made_by.request_digest
     if header.digest != found:
         return Check("request", Verdict.DIFFERS, header.digest, found, "it is not what was submitted under this digest")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from headpond.errors import InvalidRequest, JobGone, MalformedDocument, NotStored
+from headpond.errors import InvalidRequest, JobGone, MalformedDocument, NotStored, SessionError
 from headpond.jobs import JobId, JobState, Result
 from headpond.operators import Operator
+from headpond.queue import JobQueue
 from headpond.requests import JobRequest, parse_request
 from headpond.submission import GENERATE
+from headpond.whole_request import whole_request
 from headpond.wire import Header, unpack_entry, unpack_result
 from headpond_workers.persistence.reading import find_job, open_store
 
@@ -17,13 +19,16 @@ from headpond_workers.persistence.reading import find_job, open_store
 @dataclass(frozen=True, slots=True)
 class StoredJob:
     """data: the packed request. document: the packed result; None or empty if no worker wrote one. durable: it was read
-    from storage, or is known to be there."""
+    from storage, or is known to be there. shown: of a session's job, its request with the conversation that it went on
+    from; None if that is not known, and why_not says why."""
 
     id: str
     state: JobState
     data: bytes
     document: bytes | None
     durable: bool
+    shown: JobRequest | None = None
+    why_not: str = ""
 
     def asked(self) -> tuple[Header, JobRequest]:
         """Raises MalformedDocument for what cannot be read as a request of a model."""
@@ -47,7 +52,20 @@ def read_from_redis(job_id: JobId, *, url: str | None) -> StoredJob:
         row, data = queue.run_row(str(job_id)), queue.data(str(job_id))
         if row is None or data is None:
             raise JobGone(str(job_id))
-        return StoredJob(str(job_id), row.state, data, queue.result(str(job_id)), row.durable)
+        return _with_session(queue, StoredJob(str(job_id), row.state, data, queue.result(str(job_id)), row.durable))
+
+
+def _with_session(queue: JobQueue, job: StoredJob) -> StoredJob:
+    try:
+        header, request = job.asked()
+        result = job.result()
+        if header.turn is None:
+            return job
+        told = None if result is None else result.turn
+        return replace(job, shown=whole_request(queue, job.id, job.state, header.turn, request, told))
+    except (MalformedDocument, SessionError) as error:
+        # Damage of the job itself is the verification's to find.
+        return replace(job, why_not=str(error))
 
 
 def read_from_storage(job_id: JobId, *, config: Path | None) -> StoredJob:
@@ -59,4 +77,5 @@ def read_from_storage(job_id: JobId, *, config: Path | None) -> StoredJob:
     if found is None:
         raise NotStored(str(job_id))
     data, state, document = found
-    return StoredJob(str(job_id), state, data, document, durable=True)
+    why_not = "the job is a turn of a session, and its conversation is not read from storage"
+    return StoredJob(str(job_id), state, data, document, durable=True, why_not=why_not)

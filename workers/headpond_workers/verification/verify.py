@@ -68,8 +68,11 @@ def verify(
         found.append(of_version)
     if isinstance(place.table, OpenAIModel) or made_by.upstream_model is not None:
         return Verification(job.id, (*found, *_upstream_checks(place.table, made_by)), job.state.value, *_told(result))
+    if header.turn is not None and job.shown is None:
+        found.append(unknown("prompt", f"it is a turn of a session: {job.why_not}", stored=made_by.prompt_digest))
+        return Verification(job.id, tuple(found), job.state.value, *_told(result))
     try:
-        bundle = _bundle(job, header, request, result, made_by)
+        bundle = _bundle(job, header, job.shown or request, result, made_by)
     except MalformedDocument as error:
         found.append(unknown("result", f"the stored result is damaged: {error}"))
         return Verification(job.id, tuple(found), job.state.value, *_told(result))

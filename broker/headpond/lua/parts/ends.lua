@@ -77,8 +77,17 @@ local function notify(boot)
   end
 end
 
--- With storage the persister sets the time of expiry, after its commit (Q10).
-local function end_job(id, r, state, reason, now)
+-- How long this job is kept once it has ended: as its tenant's jobs are, if that differs.
+local some_differ
+local function kept_ms(id)
+  if some_differ == nil then some_differ = call('EXISTS', retention) == 1 end
+  local raw = some_differ and call('HGET', data, id)
+  local own = raw and call('HGET', retention, header_of(raw)[3])
+  return own and tonumber(string.match(own, '^(%d+)')) or retention_ms
+end
+
+-- With storage the persister sets the time of expiry, after its commit (Q10). committed: it made a turn of its session.
+local function end_job(id, r, state, reason, now, committed)
   if r[STATE] == 'running' then
     release(id, r)
     if state == 'cancelled' or state == 'expired' then notify(r[WORKER]) end
@@ -97,7 +106,8 @@ local function end_job(id, r, state, reason, now)
   end
   put('HSET', run, id, encode(r))
   if state == 'dead' then put('ZADD', dead, now, id) end
-  if not storage then put('ZADD', ended, now + retention_ms, id) end
+  if not storage then put('ZADD', ended, now + kept_ms(id), id) end
+  if r[SESSION] ~= '' then leave_session(id, r, now, committed) end
   write_journal('end', id, now)
   bump('count:' .. state, 1)
 end
@@ -106,7 +116,9 @@ end
 local function log_attempt(id, r, now, how, reason)
   if background then return end
   local raw = call('HGET', attempts, id)
-  local log = raw and cmsgpack.unpack(raw) or { 1 }
+  local ok, log = pcall(cmsgpack.unpack, raw or '')
+  -- A log that cannot be read counts as absent: an error amid a script would leave its job in no set.
+  if not ok or type(log) ~= 'table' or #log == 0 then log = { 1 } end
   if #log > KEPT_ATTEMPTS then table.remove(log, 2) end
   log[#log + 1] = { r[ATTEMPT], r[WORKER], r[HOST], r[SERVED_BY], r[FINGERPRINT], r[CLAIMED], now, how,
     r[CLAIMED_OFFSET], r[OFFSET], reason }
@@ -171,18 +183,25 @@ local function forgive(boot, now)
   call('DEL', key)
 end
 
--- Settlements name (id, fence): a repeat by the same fence gets the same answer.
-local function finish_lease(id, r, fence, offset, state, document, reason, now, first_token_ms)
+-- Settlements name (id, fence): a repeat by the same fence gets the same answer. turn: of its session; nil without.
+local function finish_lease(id, r, fence, offset, state, document, reason, now, first_token_ms, turn)
   if r and r[FENCE] == fence and (r[STATE] == 'finished' or r[STATE] == 'failed') then return 'done' end
   local no = refusal(r, fence)
   if no then return no end
   if offset ~= r[OFFSET] then return 'gap' end
+  if turn and not is_head(r[SESSION], turn.head) then
+    -- Its prompt was another conversation's: a server that went back in time, or storage that was put back.
+    write_rewound(id, r, 0, 'its session has another head now')
+    take_back(id, r, now, 'parked', 'its session has another head now')
+    return 'fenced'
+  end
+  if turn then commit_turn(id, r, turn, now) end
   if document ~= '' then
     call('HSET', result, id, document)
     if not background then call('ZADD', streams, now + stream_retention_ms, id) end
   end
   note_outcome(id, r, state, first_token_ms, now)
-  end_job(id, r, state, reason, now)
+  end_job(id, r, state, reason, now, turn ~= nil)
   ends, earliest = ends + 1, math.min(earliest or now, r[CLAIMED])
   if r[OFFSET] > 0 then bump('tokens', r[OFFSET]) end
   return 'done'

@@ -4,10 +4,11 @@
 -- client that packed all of them would spend more on it than the server on a whole script.
 local meta, call, prefix = KEYS[1], redis.call, string.sub(KEYS[1], 1, -5)
 local data, run, result, delayed, deadlines, leases, ended, dead, journal, workers, spec, waits, lanes, streams,
-  attempts, preempts, weights = prefix .. 'data', prefix .. 'run', prefix .. 'result', prefix .. 'delayed',
-  prefix .. 'deadlines', prefix .. 'leases', prefix .. 'ended', prefix .. 'dead', prefix .. 'journal',
+  attempts, preempts, weights, retention, waiting = prefix .. 'data', prefix .. 'run', prefix .. 'result',
+  prefix .. 'delayed', prefix .. 'deadlines', prefix .. 'leases', prefix .. 'ended', prefix .. 'dead', prefix .. 'journal',
   prefix .. 'workers', prefix .. 'spec', prefix .. 'waits', prefix .. 'lanes', prefix .. 'streams',
-  prefix .. 'attempts', prefix .. 'preempts', prefix .. 'weights'
+  prefix .. 'attempts', prefix .. 'preempts', prefix .. 'weights', prefix .. 'retention',
+  prefix .. 'waiting'
 
 local BANDS = { 'interactive', 'normal', 'batch' }
 -- The queue of the persistence actor: nobody reads its streams, and its messages are never quarantined.

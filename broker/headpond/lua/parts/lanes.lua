@@ -24,8 +24,30 @@ local function lane_of(id, r)
   -- A suspect is no trial's any more: it may be the trial that it dies of.
   if r[STRIKES] >= SUSPECT_STRIKES then return version == '' and 'suspect' or 'suspect@' .. version end
   if version ~= '' then return version end
-  if trial and tonumber(string.sub(redis.sha1hex(id), 1, 8), 16) % 1000 < share then return trial end
+  -- A conversation stays where its first turn was: one that two versions carry on in turns is nobody's trial.
+  local name = r[SESSION] ~= '' and r[SESSION] or id
+  if trial and tonumber(string.sub(redis.sha1hex(name), 1, 8), 16) % 1000 < share then return trial end
   return 'any'
+end
+
+local function session_key(name) return prefix .. 'session:' .. name end
+
+-- Where a session stands; nil if it has no row, or one that cannot be read.
+local function read_session(name)
+  local raw = call('HGET', prefix .. 'sessions', name)
+  local ok, s = pcall(cmsgpack.unpack, raw or '')
+  if not ok or type(s) ~= 'table' or type(s[10]) ~= 'table' then return nil end
+  return { head = s[2], version = s[3], policy = s[4], tenant = s[5], turns = s[6], created = s[7], updated = s[8],
+    skipped = s[9], left = s[10] }
+end
+
+-- Q14: the version that a session's job is pinned to as its turn comes: what its producer named, else under the policy
+-- `pin` that of the session's head.
+local function pin_of(id, name)
+  local header, s = header_of(call('HGET', data, id)), read_session(name)
+  local policy = header[8] ~= '' and header[8] or s and s.policy
+  if header[5] ~= '' then return header[5] end
+  return policy == 'pin' and s and s.version or ''
 end
 
 local function has_jobs(lane)
@@ -39,8 +61,18 @@ local function wake_all()
   end
 end
 
--- A job begins to wait. It keeps its first tag, so one that comes back stands before what was submitted later.
+-- A job begins to wait. It keeps its first tag, so one that comes back stands before what was submitted later. Of a
+-- session only the first can be had (Q14): the others wait for their turn in no lane.
 local function make_ready(id, r, now)
+  if r[SESSION] ~= '' then
+    if call('LINDEX', session_key(r[SESSION]), 0) ~= id then
+      r[STATE], r[LANE] = 'queued', ''
+      call('ZADD', waiting, r[PLACE], id)
+      return
+    end
+    call('ZREM', waiting, id)
+    if r[ATTEMPT] == 0 then r[PINNED] = pin_of(id, r[SESSION]) end
+  end
   local lane = lane_of(id, r)
   r[STATE], r[LANE] = 'queued', lane
   call('ZADD', ready_key(lane, r[BAND]), r[TAG], id)
@@ -57,6 +89,7 @@ local function make_ready(id, r, now)
 end
 
 local function unqueue(id, r)
+  if r[LANE] == '' then call('ZREM', waiting, id) end
   call('ZREM', ready_key(r[LANE], r[BAND]), id)
   if is_suspect(r[LANE]) then call('ZREM', waits, 's:' .. id) end
 end

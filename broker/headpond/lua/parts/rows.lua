@@ -3,6 +3,8 @@
 local STATE, FENCE, GEN, OFFSET, ENTRIES, CLAIMED_OFFSET, BAND = 2, 3, 4, 5, 6, 7, 8
 local ATTEMPT, STRIKES, WORKER, TAG, LANE, SUBMITTED, CLAIMED, ENDED, DURABLE = 9, 10, 11, 12, 13, 14, 15, 16, 17
 local REASON, PARKED, FINGERPRINT, HOST, FAULTS, STRUCK, PINNED, SERVED_BY = 18, 19, 20, 21, 22, 23, 24, 25
+-- Not in a row that an older release wrote:
+local SESSION, PLACE = 26, 27
 
 -- The first array, and the second as it is packed; nil for a row that cannot be read, which counts as absent: one bad
 -- row must not stop a queue.
@@ -18,7 +20,8 @@ local function decode(raw)
   if not r then return nil end
   local ok, tail = pcall(cmsgpack.unpack, rest)
   if not ok or type(tail) ~= 'table' or not tail[SERVED_BY - BAND] then return nil end
-  for i = 1, SERVED_BY - BAND do r[BAND + i] = tail[i] end
+  for i = 1, PLACE - BAND do r[BAND + i] = tail[i] end
+  r[SESSION], r[PLACE] = r[SESSION] or '', r[PLACE] or 0
   return r
 end
 
@@ -33,14 +36,14 @@ local function load_runs(ids)
   for i, raw in ipairs(call('HMGET', run, unpack(ids))) do rows[ids[i]] = decode(raw) end
   return rows
 end
-local function encode(r) return encode_head(r) .. cmsgpack.pack({ unpack(r, BAND + 1, SERVED_BY) }) end
+local function encode(r) return encode_head(r) .. cmsgpack.pack({ unpack(r, BAND + 1, PLACE) }) end
 local function save_run(id, r) call('HSET', run, id, encode(r)) end
 
 -- What encodes rows that differ from r in their tag alone, for many jobs that are submitted alike. As a whole number
 -- below 128 packs into one byte, a tag of 0 stands where any other one belongs.
 local function encoder_by_tag(r)
   r[TAG] = 0
-  local head, tail = encode_head(r), cmsgpack.pack({ unpack(r, BAND + 1, SERVED_BY) })
+  local head, tail = encode_head(r), cmsgpack.pack({ unpack(r, BAND + 1, PLACE) })
   local at = #cmsgpack.pack({ unpack(r, BAND + 1, TAG) }) + 2  -- an array of more than 15 has two more bytes of head
   local before, after = head .. string.sub(tail, 1, at - 1), string.sub(tail, at + 1)
   return function(tag) return before .. cmsgpack.pack(tag) .. after end
@@ -54,8 +57,9 @@ local function refusal(r, fence)
   return 'fenced'
 end
 
--- The header of a data entry: version, digest, tenant, band, pinned version, cost. One that cannot be read is nobody's
--- and costs 1: an error amid a script would leave its job in no set.
+-- The header of a data entry: version, digest, tenant, band, pinned version, cost; of a session's job also its session,
+-- policy and parent. One that cannot be read is nobody's and costs 1: an error amid a script would leave its job in no
+-- set.
 local function header_of(raw)
   local ok, _, header = pcall(cmsgpack.unpack_one, raw)
   if ok and type(header) == 'table' and header[6] then return header end

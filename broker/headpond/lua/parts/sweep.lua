@@ -136,6 +136,10 @@ local function sweep(now, speaker)
     left = left - 1
     drop_job(id)
   end
+  for _, name in ipairs(open and due(prefix .. 'lapses') or {}) do
+    left = left - 1
+    lapse(name, now)
+  end
 end
 
 -- ms until the next thing that a sweep would do for a claim; -1 without one.

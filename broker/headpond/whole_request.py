@@ -1,0 +1,40 @@
+"""What a session's job was shown: its own turn after the conversation that it went on from, read from the commits."""
+
+from __future__ import annotations
+
+from headpond.commits import Commit, conversation
+from headpond.errors import CommitGone
+from headpond.jobs import JobState
+from headpond.queue import JobQueue
+from headpond.requests import JobRequest
+from headpond.turns import Turn, TurnRequest
+
+
+def whole_request(
+    queue: JobQueue, job_id: str, state: JobState, asked: TurnRequest, request: JobRequest, told: Turn | None
+) -> JobRequest:
+    """The request with the whole conversation. told: by the job's result; None where no worker wrote one.
+
+    Raises CommitGone if that cannot be told any more, MalformedDocument, RedisUnavailable.
+    """
+    name = f"{queue.name}/{asked.session}"
+    if told is not None and (told.commit or told.parent):
+        commits = queue.chain(name, told.parent) if told.parent else []
+    else:
+        commits = _before(queue, name, job_id, state, asked.session)
+    if not commits:
+        return request
+    messages = (*conversation(commits), *request.chat())
+    return request.model_copy(update={"prompt": None, "messages": messages})
+
+
+def _before(queue: JobQueue, name: str, job_id: str, state: JobState, session: str) -> list[Commit]:
+    """The commits that a job without an answer went on from, or would: the next turn tells that it came before it."""
+    row = queue.session(session)
+    commits = queue.chain(name, row.head) if row and row.head else []
+    for n, commit in enumerate(commits):
+        if job_id in (commit.job, *commit.skipped):
+            return commits[:n]
+    if state.ended and not (row and job_id in row.skipped):
+        raise CommitGone(name, row.head if row else "", why=f"does not tell what {job_id} went on from")
+    return commits
