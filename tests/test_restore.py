@@ -12,13 +12,13 @@ import pytest
 from headpond import JobState, restoring
 from headpond.errors import CommitLost, RestoreRefused, ServerWentBack, StaleIncarnation
 from headpond.jobs import Priority
-from headpond.operations import Operation
+from headpond.operations import LeaseStatus, Operation
 from headpond.queue import JobQueue
 from headpond.wire import Rewound, TokenRun
 from headpond_workers.persistence.batch import Batch
 from headpond_workers.persistence.fair import BandTimes
 from headpond_workers.persistence.gate import open_queue
-from headpond_workers.persistence.items import JobItem
+from headpond_workers.persistence.items import CommitItem, JobItem
 from headpond_workers.persistence.journal import Journal, drain
 from headpond_workers.persistence.progress import Progress
 from headpond_workers.persistence.restoring.restore import Restoration, Restored
@@ -27,6 +27,7 @@ from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from queue_bench import Bench, Clock, bench_on, closing, tokens
+from session_turns import end_turn, take_turn, turn_of
 
 pytestmark = pytest.mark.slow
 
@@ -358,6 +359,20 @@ def test_many_jobs_of_every_kind_come_back_as_they_were(town: Town) -> None:
     assert bench.queue.depths().ready == 600
 
 
+def test_what_waits_on_this_hosts_disk_goes_to_storage_before_the_head_is_read(town: Town) -> None:
+    bench = town.bench
+    bench.submit(*ids(town, "stored"))
+    town.commit()
+    bench.submit(*ids(town, "spooled"))
+    batch, at = town.journal.read_batch(), town.store.read_head()
+    assert batch is not None
+    assert at is not None
+    town.lose_all()
+    done = town.restore(replay_spool=lambda: town.store.commit(at, batch, writer=town.writer) and None)
+    assert done.tally.queued == 2
+    assert town.state("spooled") is JobState.QUEUED
+
+
 def go_back(town: Town, make: Callable[[], None]) -> None:
     """Do what is then forgotten."""
     bench = town.bench
@@ -479,3 +494,59 @@ def test_a_reconciliation_that_another_restart_cuts_off_begins_anew(
     assert bench.queue.meta()["state"] == "reconciling"
     assert town.open()
     assert bench.queue.depths().ready == 3
+
+
+def test_conversations_come_back_and_go_on_in_their_order(town: Town) -> None:
+    bench = town.bench
+    a, b, c, d, e = ids(town, *"abcde")
+    take_turn(bench, a)
+    second = take_turn(bench, b)
+    bench.submit(c, d, session="s")
+    bench.append(bench.lease(fingerprint="fingerprint-v1"), tokens(0, 3))
+    town.commit()
+    row = bench.queue.session_row("s")
+    town.lose_all()
+    bench.submit(e, session="s")
+    assert not town.open()
+    done = town.restore()
+    assert (done.tally.sessions, done.tally.turns) == (1, 2)
+    assert bench.queue.session_row("s") == row
+    assert [commit.job for commit in bench.queue.chain("s", second.id)] == [a, b]
+    assert bench.queue.session_jobs("s") == [c, d, e]
+    bench.register("A")
+    for job in (c, d, e):
+        (lease,) = bench.claim(slots=5, fingerprint="fingerprint-v1").leases
+        assert (lease.id, lease.offset) == (job, 3 if job == c else 0)
+        assert end_turn(bench, lease, turn_of(bench, lease), offset=lease.offset).status is LeaseStatus.DONE
+    town.commit()
+    at = town.store.read_head()
+    assert at is not None
+    assert len([item for item in town.store.items(at.head) if isinstance(item, CommitItem)]) == 5
+
+
+def test_a_turn_that_a_server_forgot_is_put_back_and_the_next_one_builds_on_it(town: Town) -> None:
+    bench = town.bench
+    a, b, c = ids(town, *"abc")
+    take_turn(bench, a)
+    bench.submit(b, c, session="s")
+    town.commit()
+    made: list[str] = []
+
+    def lost_life() -> None:
+        lease = bench.lease(fingerprint="fingerprint-v1")
+        turn = turn_of(bench, lease)
+        end_turn(bench, lease, turn)
+        made.append(turn.commit.id)
+        town.commit()
+
+    go_back(town, lost_life)
+    assert bench.queue.session_jobs("s") == [b, c]
+    assert town.open()
+    session = bench.queue.session("s")
+    assert session is not None
+    assert [session.head] == made
+    assert town.state("b") is JobState.FINISHED
+    assert bench.queue.session_jobs("s") == [c]
+    (lease,) = bench.claim("C", slots=5, fingerprint="fingerprint-v1").leases
+    assert end_turn(bench, lease, turn_of(bench, lease)).status is LeaseStatus.DONE
+    assert [commit.job for commit in bench.queue.chain("s", bench.queue.session("s").head)] == [a, b, c]

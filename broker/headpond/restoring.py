@@ -46,9 +46,11 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """One job as storage has it. what: 'queued', 'delayed', an ended state, or 'dropped'. row: its run row, empty if
-    storage has none. tokens: all of them. common: how many of these its stream here has. last_event: the last entry of
-    that; '' without a stream."""
+    """One job as storage has it. what: 'queued', 'delayed', an ended state, or 'dropped'. Also one commit of a session,
+    'turn', with its document as data and its parent as row; or one 'session', with its row, empty if it was deleted.
+
+    row: its run row, empty if storage has none. tokens: all of them. common: how many of these its stream here has.
+    last_event: the last entry of that; '' without a stream."""
 
     what: str
     id: str
@@ -60,6 +62,11 @@ class StoredJob:
     common: int = 0
     result: bytes = field(default=b"", repr=False)
     last_event: str = ""
+
+    @property
+    def of_session(self) -> bool:
+        """It is no job."""
+        return self.what in ("turn", "session")
 
     @property
     def size(self) -> int:

@@ -25,8 +25,15 @@ for _, entry in ipairs(page) do
         local header = header_of(call('HGET', data, named.i))
         unqueue(named.i, r)
         r[TAG] = fair_tag(r[BAND], header[3], header[6])
+        if r[SESSION] ~= '' then
+          call('LREM', session_key(r[SESSION]), 1, named.i)
+          call('ZREM', waiting, named.i)
+          r[PLACE] = call('HINCRBY', meta, 'place', 1)
+          enlist(named.i, r, now)
+        end
         make_ready(named.i, r, now)
         save_run(named.i, r)
+        if r[SESSION] ~= '' then next_turn(r[SESSION], now) end
       end
       local seq = call('HINCRBY', meta, 'journal_seq', 1)
       call('XADD', journal, int(inc) .. '-' .. int(seq), unpack(fields))

@@ -1,6 +1,7 @@
 -- restore: put what storage holds into a server that lost it, or forgot it (S3, S8).
 -- ARGV: now, inc that the caller read, a msgpack array of, for each item (at most 100): what ('queued': a job that has
---       not ended, 'delayed', an ended state, or 'dropped': it was removed), id, data entry, run row ('' if storage has
+--       not ended, 'delayed', an ended state, 'dropped': it was removed; 'turn': a commit, its document for a data entry
+--       and its parent for a row; 'session': its row, '' if it was deleted), id, data entry, run row ('' if storage has
 --       none), due_ms, deadline_ms (0 for none), tokens, of these those that its stream here has, the token entries of
 --       these and of the others ('' for none), result document, last entry of its stream here ('' without one)
 -- Reply: a msgpack array of, for each, 'new': it was not here; 'merged': it was, and is now as storage has it;
@@ -17,7 +18,6 @@ local replies, ids = {}, {}
 for i = 1, #items, FIELDS do ids[#ids + 1] = items[i + 1] end
 if #ids == 0 then return cmsgpack.pack(replies) end
 local before, here = call('HMGET', restored, unpack(ids)), call('HMGET', data, unpack(ids))
-local rows = load_runs(ids)
 
 -- Out of every place where it stands. The log of its attempts stays.
 local function withdraw(id, r)
@@ -26,6 +26,11 @@ local function withdraw(id, r)
     notify(r[WORKER])
   elseif r[STATE] == 'queued' then unqueue(id, r)
   elseif r[STATE] == 'delayed' then call('ZREM', delayed, id) end
+  if r[SESSION] ~= '' then
+    call('LREM', session_key(r[SESSION]), 1, id)
+    call('ZREM', waiting, id)
+    next_turn(r[SESSION], now)
+  end
   forget_strike(id, r)
   for _, key in ipairs({ deadlines, ended, dead, streams }) do call('ZREM', key, id) end
   call('HDEL', result, id)
@@ -50,7 +55,7 @@ local function put_in(id, what, entry, row, due, deadline, count, common, first,
   local header, r = header_of(entry), decode(row)
   local tagged = r ~= nil
   r = r or { 1, what, '', inc, 0, 0, 0, header[4], 0, 0, '', 0, 'any', now, 0, 0, 0, '', '', '', '', 0, '', header[5],
-    '' }
+    '', '', 0 }
   call('HSET', data, id, entry)
   r[STRUCK], r[STATE] = '', what
   if what ~= 'queued' and what ~= 'delayed' then
@@ -70,6 +75,11 @@ local function put_in(id, what, entry, row, due, deadline, count, common, first,
   r[FENCE], r[OFFSET], r[ENTRIES], r[ENDED], r[DURABLE], r[REASON] = '', count, 0, 0, 0, ''
   if r[ATTEMPT] > 0 or count > 0 or last ~= '' then write_stream(id, r, count, common, first, rest) end
   if deadline > 0 then call('ZADD', deadlines, deadline, id) end
+  if r[SESSION] ~= '' then
+    -- Who comes later comes after it.
+    if r[PLACE] > tonumber(call('HGET', meta, 'place') or 0) then call('HSET', meta, 'place', r[PLACE]) end
+    enlist(id, r, now)
+  end
   if what == 'delayed' then
     r[LANE] = lane_of(id, r)
     call('ZADD', delayed, due, id)
@@ -80,13 +90,31 @@ local function put_in(id, what, entry, row, due, deadline, count, common, first,
   save_run(id, r)
 end
 
+-- The session's first job that waits goes where its session says.
+local function settle_session(name)
+  local first = call('LINDEX', session_key(name), 0)
+  local r = first and load_run(first)
+  if r and r[STATE] == 'queued' then
+    unqueue(first, r)
+    make_ready(first, r, now)
+    save_run(first, r)
+  end
+end
+
 for n, id in ipairs(ids) do
   local i = n * FIELDS - FIELDS + 1
   local what, entry, last = items[i], items[i + 2], items[i + 11]
-  local r = rows[id]
-  local answer = before[n]
+  local of_job = what ~= 'turn' and what ~= 'session'
+  local r, answer = of_job and load_run(id), of_job and before[n]
   if answer then
     -- A repeat after a lost reply, or a restore that goes on.
+  elseif what == 'turn' then
+    put_turn(id, items[i + 3], entry)
+    answer = 'kept'
+  elseif what == 'session' then
+    put_session(id, items[i + 3], now)
+    settle_session(id)
+    answer = 'kept'
   elseif what == 'dropped' then
     -- One that was submitted since is another job.
     if r and r[ATTEMPT] == 0 and r[GEN] > rolled then answer = 'kept'

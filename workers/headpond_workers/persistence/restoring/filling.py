@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from headpond.commits import unpack_commit
 from headpond.errors import QueueError
 from headpond.queue import JobQueue
 from headpond.restoring import JOURNAL_START, MAX_ITEMS, PutIn, StoredJob, put_in, rejournal
@@ -65,14 +66,20 @@ class Filling:
                     else:
                         yield job
                 case CommitItem():
-                    self.tally.turns += 1
+                    parent = unpack_commit(item.id, item.document).parent
+                    yield StoredJob("turn", item.id, item.document, parent.encode())
                 case SessionItem():
-                    self.tally.sessions += 1
+                    yield StoredJob("session", item.id, row=item.row)
+                case DroppedItem(kind="session"):
+                    yield StoredJob("session", item.id)
+
+    def _beside(self, job: StoredJob) -> StoredJob:
+        return job if job.of_session else beside_stream(job, self.queue.events(job.id))
 
     def _send(self, calls: list[list[StoredJob]]) -> None:
         for _ in range(TRIES):
             if self.beside:
-                calls = [[beside_stream(job, self.queue.events(job.id)) for job in call] for call in calls]
+                calls = [[self._beside(job) for job in call] for call in calls]
             answers = self.queue.run_all([put_in(call, inc=self.inc) for call in calls])
             again: list[StoredJob] = []
             for call, told in zip(calls, answers, strict=True):

@@ -46,13 +46,16 @@ class Restored:
 
 @dataclass(slots=True)
 class Restoration:
-    """Restores one model. until_ms: up to which time; None for all. Killed anywhere, the same goes on where it was."""
+    """Restores one model. until_ms: up to which time; None for all. replay_spool: brings what this host's disk holds of
+    the model to storage, before anything is read from there: afterwards nobody can commit it any more. Killed anywhere,
+    the same goes on where it was."""
 
     queue: JobQueue
     store: StateStore
     until_ms: int | None
     writer: str
     on_items: OnItems = lambda _: None
+    replay_spool: Callable[[], None] = lambda: None
 
     def preview(self) -> Restored:
         """What `run` would bring back. Changes nothing. Raises what it raises."""
@@ -65,6 +68,8 @@ class Restoration:
 
     def run(self) -> Restored:
         """Raises RestoreRefused, HistoryTooShort, BlobCorrupt, RedisUnavailable, StorageUnavailable."""
+        self._check(self._head())
+        self.replay_spool()
         at = self._head()
         met_ms = self._check(at)
         self._point(at)

@@ -38,7 +38,10 @@ class Tally:
 
     def note(self, job: StoredJob, answer: PutIn) -> None:
         """One job was put in, or would be."""
-        if answer is PutIn.DROPPED:
+        if job.of_session:
+            self.turns += job.what == "turn"
+            self.sessions += job.what == "session" and bool(job.row)
+        elif answer is PutIn.DROPPED:
             self.dropped += 1
         elif answer is PutIn.KEPT:
             self.kept += 1
