@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import NoReturn
 
 # For the process that the others are forked from: all that they need, also what they import when they need it.
@@ -41,6 +42,9 @@ def perform(order: Fields, _: Say) -> NoReturn:
                 app.main()
     except SystemExit as error:
         status = error.code
+    except BaseException:  # noqa: BLE001 - as Python itself would do
+        traceback.print_exc()
+        status = 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

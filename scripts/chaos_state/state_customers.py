@@ -21,6 +21,9 @@ from headpond.jobs import Chunk, JobState
 from headpond.queue import JobQueue
 
 DURABILITY_TIMEOUT_S = 10.0
+TURNS = 4
+"""Of one session: as many as fit into the context."""
+SESSIONS_AT_ONCE = 3
 
 
 @dataclass(slots=True)
@@ -35,12 +38,22 @@ class Losses:
 
 
 class Producer(Submitter):
-    """As a Submitter. durable: whether its submits wait for storage. Its jobs may be lost with a Redis."""
+    """As a Submitter. durable: whether its submits wait for storage. talks: whether its jobs are turns of sessions. Its
+    jobs may be lost with a Redis."""
 
     def __init__(
-        self, client: Client, queue: JobQueue, losses: Losses, *, seed: int, number: int, durable: bool, in_flight: int
+        self,
+        client: Client,
+        queue: JobQueue,
+        losses: Losses,
+        *,
+        seed: int,
+        number: int,
+        durable: bool,
+        talks: bool,
+        in_flight: int,
     ) -> None:
-        super().__init__(client, queue, _orders_of(seed, number), in_flight=in_flight)
+        super().__init__(client, queue, _orders_of(seed, number, talks=talks), in_flight=in_flight)
         self.name = f"producer-{number}"
         self._losses, self._durable = losses, durable
         self.paused = threading.Event()
@@ -74,7 +87,7 @@ class Producer(Submitter):
                 self._client.submit(
                     MODEL, order.prompt, id=order.id, max_tokens=order.max_tokens, temperature=order.temperature,
                     tenant=self.name, durability=Durability.STORAGE if self._durable else Durability.QUEUE,
-                    durability_timeout=DURABILITY_TIMEOUT_S,
+                    durability_timeout=DURABILITY_TIMEOUT_S, session=order.session,
                 )  # fmt: skip
                 break
             except DurabilityUnknown:
@@ -177,7 +190,8 @@ def found_of(queue: JobQueue, ids: list[str]) -> dict[str, Found]:
     return found
 
 
-def _orders_of(seed: int, producer: int) -> Iterator[Order]:
-    """Jobs of one producer, without end."""
-    for order in orders(seed * 100 + producer, EngineName.SCRIPTED, model=MODEL):
-        yield replace(order, id=f"{MODEL}/p{producer}-{order.id.rpartition('/')[2]}")
+def _orders_of(seed: int, producer: int, *, talks: bool) -> Iterator[Order]:
+    """Jobs of one producer, without end. talks: turns of sessions, of a few at a time."""
+    for number, order in enumerate(orders(seed * 100 + producer, EngineName.SCRIPTED, model=MODEL)):
+        session = f"s{producer}-{number // (TURNS * SESSIONS_AT_ONCE)}-{number % SESSIONS_AT_ONCE}" if talks else None
+        yield replace(order, id=f"{MODEL}/p{producer}-{order.id.rpartition('/')[2]}", session=session)

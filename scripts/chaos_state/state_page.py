@@ -23,9 +23,9 @@ def render(records: Sequence[tuple[str, Record]]) -> str:
         f"**{kills:,} counted kills in {len(records)} {'run' if len(records) == 1 else 'runs'}, all of Redis lost "
         f"{losses} times, {jobs:,} jobs; {wrong or 'nothing'} went wrong.**\n",
         f"| run | {' | '.join(f'kills: {kind}' for kind in KILLS)} | outages of storage | longest | cuts | jobs | that "
-        'waited for storage (`durability="storage"`) | that came back | comparisons | read | compared with an '
-        "undisturbed run | wrong |",
-        f"|{'---|' * (len(KILLS) + 11)}",
+        'waited for storage (`durability="storage"`) | turns of sessions | that came back | comparisons | read | '
+        "compared with an undisturbed run | wrong |",
+        f"|{'---|' * (len(KILLS) + 12)}",
         *(_row(name, record) for name, record in records),
         "",
         "Each loss of Redis:\n",
@@ -48,7 +48,7 @@ def _row(name: str, record: Record) -> str:
         f"{len(lengths)}",
         f"{max(lengths, default=0.0):.0f} s",
         f"{counted[Blow.CUT]}",
-        *(f"{record.jobs[field]:,}" for field in ("acknowledged", "stored", "remade")),
+        *(f"{record.jobs[field]:,}" for field in ("acknowledged", "stored", "turns", "remade")),
         f"{len(record.comparisons) + len(record.losses)}",
         f"{record.readings['tokens']:,} tokens",
         f"{record.jobs['compared']:,}",

@@ -22,17 +22,18 @@ from machine import describe_machine
 from programs import perform
 from record import reading_counts
 from redis_image import read_image
+from session_rules import judge_session
 from state_customers import Losses, PatientReader, Producer
 from state_plan import plan_blows
 from state_record import Record, blow_rows, job_counts
 from state_storm import StateStorm, idle_outages
 from state_town import LEASE_S, StateTown
 from storm import Limit
-from town import ChaosError
+from town import MODEL, ChaosError
 from verdict import judge
 
 from headpond import Client
-from headpond.errors import RedisUnavailable
+from headpond.errors import RedisUnavailable, SessionError
 from headpond_workers.supervision.embedded_seaweed import running_seaweed
 from headpond_workers.supervision.embedded_valkey import running_valkey
 
@@ -40,6 +41,8 @@ PERSISTERS, READERS, JOBS_EACH = 2, 4, 6
 PRODUCERS = 4
 DURABLE = 1
 """How many of the producers wait for storage with each submit."""
+TALKING = (1,)
+"""Which of them have conversations, a session after the other."""
 QUIET_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 180.0
 LAST_WORD_S = 15.0
@@ -103,7 +106,7 @@ def run(p: Parameters, folder: Path, *, progress: Callable[[str], None]) -> Reco
         outages=acts.storm.outages,
         comparisons=acts.comparisons,
         losses=acts.losing.rows,
-        jobs=job_counts(jobs, acts.producers, calm),
+        jobs={**job_counts(jobs, acts.producers, calm), "turns": acts.turns},
         readings={**reading_counts(readings), "resumed": sum(reader.resumed for reader in acts.readers)},
         processes=town.started,
         wrong=wrong,
@@ -117,12 +120,13 @@ class _Run:
         self, p: Parameters, town: StateTown, client: Client, folder: Path, progress: Callable[[str], None]
     ) -> None:
         """Raises ChaosError if the town does not become ready."""
-        self._p, self._town, self._progress = p, town, progress
+        self._p, self._town, self._client, self._progress = p, town, client, progress
         town.all_ready()
         told = Losses()
         self.producers = [
             Producer(
-                client, town.queue, told, seed=p.seed, number=number, durable=number < DURABLE, in_flight=JOBS_EACH
+                client, town.queue, told, seed=p.seed, number=number, durable=number < DURABLE,
+                talks=number in TALKING, in_flight=JOBS_EACH,
             )
             for number in range(PRODUCERS)
         ]  # fmt: skip
@@ -138,6 +142,8 @@ class _Run:
         self.losing = Losing(town, self.storm, self.producers, self.readers, told, folder, rng)
         self.comparisons: list[list[float]] = []
         self.wrong: list[str] = []
+        self.turns = 0
+        """Commits of sessions that were judged."""
         for customer in self._customers:
             customer.start()
 
@@ -246,10 +252,27 @@ class _Run:
         town.drain(town.workers)
         self._compare(time.monotonic() + QUIET_TIMEOUT_S)
         jobs = [producer.evidence(job_id) for producer in self.producers for job_id in producer.orders]
+        self._judge_sessions(jobs)
         # The queue's counters began anew with the last restore.
         counts = Counter(gather_queue(town.queue).counts) + self.losing.ended_before
         town.drain(town.persisters)
         return jobs, QueueEvidence(counts, queue.waiting, queue.leased, queue.held)
+
+    def _judge_sessions(self, jobs: Sequence[JobEvidence]) -> None:
+        answers = {job.id: job.answer.text for job in jobs if job.answer is not None}
+        turns: dict[str, list[str]] = {}
+        for producer in self.producers:
+            for order in producer.orders.values():
+                if order.session is not None:
+                    turns.setdefault(order.session, []).append(order.id)
+        for name, ids in turns.items():
+            try:
+                chain = self._client.session(name, model=MODEL).commits()
+            except SessionError as error:
+                self.wrong.append(f"session {name} has no chain: {error}")
+                continue
+            self.turns += len(chain)
+            self.wrong += judge_session(name, chain, ids, answers)
 
     def readings(self) -> list[Reading]:
         """But those of jobs that were lost with a Redis."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from engines import SCRIPTED_CONTEXT
 from evidence import WorkerEvidence
 from faults import Cut
 from forge import Child, Forge
@@ -42,6 +43,8 @@ SPOOL_AFTER = 60
 READY_TIMEOUT_S = 120.0
 LEAVE_TIMEOUT_S = 60.0
 WHO = "scripts/chaos state"
+MARKS = ("Traceback ", " CRITICAL ")
+"""In a persister's log. That storage or the server is away is a warning there, and so is what another one did first."""
 DATA = "appendonlydir"
 """Of the Valkey, below its folder."""
 
@@ -123,7 +126,8 @@ class StateTown:
             f'region = "{seaweed.region}"\naccess_key = {{file = "{folder / "access"}"}}\n'
             f'secret_key = {{file = "{folder / "secret"}"}}\nspool_after_entries = {SPOOL_AFTER}\n\n'
             f'[models.{MODEL}]\nengine = "scripted"\nslots = {SLOTS}\nlease_s = {LEASE_S}\n'
-            f"drain_timeout_s = {DRAIN_S}\ntokens_per_s = {TOKENS_PER_S}\nretention_s = {RETENTION_S}\n",
+            f"drain_timeout_s = {DRAIN_S}\ntokens_per_s = {TOKENS_PER_S}\nretention_s = {RETENTION_S}\n"
+            f"context_tokens = {SCRIPTED_CONTEXT}\n",
         )
         # Past the proxy: what is looked at is storage, and not the way there.
         address = StorageAddress(
@@ -204,7 +208,11 @@ class StateTown:
         for place in self.persisters:
             log = place.log.read_text(encoding="utf-8", errors="replace") if place.log.exists() else ""
             told += [f"persister {place.number} {how}" for how in place.left]
-            told += [f"persister {place.number} logged: {line}" for line in log.split("\n") if "Traceback " in line]
+            told += [
+                f"persister {place.number} logged: {line}"
+                for line in log.split("\n")
+                if any(mark in line for mark in MARKS)
+            ]
         return told
 
     def close(self) -> None:
