@@ -80,6 +80,7 @@ PROGRAMS = {
     "bench": ("benchmarks",),
     "chaos": ("chaos_runs", "benchmarks"),
     "chaos models": ("chaos_models", "chaos_runs", "benchmarks"),
+    "chaos state": ("chaos_state", "chaos_models", "chaos_runs", "benchmarks"),
 }
 """Folders of scripts/ that are programs: each name's own folder, then those that it takes modules from."""
 

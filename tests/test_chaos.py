@@ -267,6 +267,23 @@ def test_a_reader_may_be_restarted_where_the_stream_says_that_tokens_are_void(ca
     assert case.wrong() == []
 
 
+def test_a_job_that_came_back_after_its_server_lost_all_has_no_rewinds_of_its_earlier_life(case: Case) -> None:
+    case.change(remade=True)
+    case.read(chunk_of(0, 8), chunk_of(8, 9), chunk_of(8, 20, restarted=True))
+    assert case.wrong() == []
+    case.read(chunk_of(0, 9), chunk_of(9, 20, restarted=True))
+    assert case.wrong() == ["chat/a: a reader from 0 on was restarted at 9, and no rewound says so"]
+
+
+def test_a_job_that_came_back_ended_has_a_result_and_no_stream(case: Case) -> None:
+    case.change(remade=True, events=())
+    assert case.wrong() == []
+    case.change(answer=None)
+    assert "chat/a: finished without a result" in case.wrong()
+    case.change(remade=False)
+    assert "chat/a: 0 ends in its stream instead of one" in case.wrong()
+
+
 def test_a_reader_that_was_never_told_the_end_is_found(case: Case) -> None:
     case.read(chunk_of(0, 9), whole=False)
     assert case.wrong() == ["chat/a: a reader from 0 on was given 9 tokens and never the job's end"]

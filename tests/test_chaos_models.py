@@ -562,6 +562,7 @@ def test_what_a_process_says_is_heard_and_so_is_its_death(make_forge: Callable[[
     waits.kill()
     assert waits.ended
     assert waits.said("done", "crashed") is None
+    assert [children[name].status() for name in ("ends", "fails", "waits")] == [0, 1, -signal.SIGKILL]
     for child in children.values():
         child.close()
 

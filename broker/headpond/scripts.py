@@ -28,6 +28,9 @@ _FEW_PARTS = {
 """Of the scripts on the hot path, since a server runs the whole head of a script at each call, of those that switch
 versions, and of those that are given `headpond:models` and no queue."""
 
+_APART = ("claim", "restore")
+"""Whose own text becomes a function: Lua has room for 200 locals in one, and the parts have most of them."""
+
 NOT_MET = "NOHELLO"
 """Begins the error reply of a script that ran before `hello`."""
 WAITS = "WAITS "
@@ -48,5 +51,8 @@ def load_script(name: str) -> Script:
     parts = [f"{part}.lua" for part in _FEW_PARTS.get(name, _ALL_PARTS)]
     if name != "hello" and "head.lua" in parts:
         parts.insert(1, "guard.lua")
-    source = "".join((folder / "parts" / part).read_text() for part in parts) + (folder / f"{name}.lua").read_text()
+    own = (folder / f"{name}.lua").read_text()
+    if name in _APART:
+        own = f"return (function()\n{own}\nend)()\n"
+    source = "".join((folder / "parts" / part).read_text() for part in parts) + own
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

@@ -14,6 +14,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,19 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL; nothing if it has ended."""
-        try:
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        self.signal(signal.SIGKILL)
+
+    def signal(self, signum: signal.Signals) -> None:
+        """Send it one; nothing if it has ended."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signum)
+
+    def status(self) -> int:
+        """With which it ended, for one that has; below 0 it is the number of a signal."""
+        while (told := self.said("exited")) is None:
+            select.select([self.pipe], [], [])
+            self.listen()
+        return int(told["status"])
 
     def wait(self) -> None:
         select.select([self.pidfd], [], [])
@@ -125,8 +135,13 @@ def _serve(connection: socket.socket, perform: Perform, log: Path) -> None:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        alive: set[int] = set()
+        alive: dict[int, tuple[int, int]] = {}  # pid and pipe by pidfd
         while True:
+            ready, _, _ = select.select([connection.fileno(), *alive], [], [])
+            for pidfd in [one for one in ready if one in alive]:
+                _tell_end(pidfd, *alive.pop(pidfd))
+            if connection.fileno() not in ready:
+                continue
             body, descriptors, _, _ = socket.recv_fds(connection, MAX_ORDER_BYTES, 1)
             if not body:
                 break
@@ -135,22 +150,29 @@ def _serve(connection: socket.socket, perform: Perform, log: Path) -> None:
             if pid == 0:
                 connection.close()
                 _work(json.loads(body), pipe, perform)
-            os.close(pipe)
             # Before it is reaped: until then nobody else can have its pid.
             pidfd = os.pidfd_open(pid)
             socket.send_fds(connection, [str(pid).encode()], [pidfd])
-            os.close(pidfd)
-            alive.add(pid)
-            alive -= {pid for pid in alive if os.waitpid(pid, os.WNOHANG)[0]}
-        for pid in alive:
+            alive[pidfd] = (pid, pipe)
+        for pid, _ in alive.values():
             os.kill(pid, signal.SIGKILL)
-        for pid in alive:
+        for pid, _ in alive.values():
             os.waitpid(pid, 0)
         status = 0
     except BaseException:  # noqa: BLE001 - it goes to the log; the run sees the closed socket
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _tell_end(pidfd: int, pid: int, pipe: int) -> None:
+    """Reap it, and have the run hear with which status it ended; below 0 it is the number of a signal."""
+    _, status = os.waitpid(pid, 0)
+    told = json.dumps({"word": "exited", "status": os.waitstatus_to_exitcode(status)}).encode()
+    with suppress(BrokenPipeError):  # the run has closed it, and does not care
+        os.write(pipe, told + b"\n")
+    os.close(pidfd)
+    os.close(pipe)
 
 
 def _work(order: Fields, pipe: int, perform: Perform) -> None:

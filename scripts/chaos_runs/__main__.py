@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Run jobs on real workers over a real server, and kill, stop and cut off both at random. At the "
         "end every job is checked: nothing lost, nothing twice, every id ended once.",
         epilog="Defaults that depend on the engine are tuned so that no innocent job is quarantined by bad luck. "
-        "The same of versions of models: scripts/chaos models --help",
+        "The same of versions of models: scripts/chaos models --help; of state in storage: scripts/chaos state --help",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -26,7 +26,14 @@ def undisturbed_answers(
     answers = {}
     with running_town(folder, table, workers=1) as town, Client(town.valkey.url) as client:
         jobs = [
-            client.submit(MODEL, order.prompt, id=order.id, max_tokens=order.max_tokens, temperature=order.temperature)
+            client.submit(
+                MODEL,
+                order.prompt,
+                id=order.id,
+                max_tokens=order.max_tokens,
+                temperature=order.temperature,
+                session=order.session,
+            )
             for order in wanted
         ]
         progress(f"{len(jobs)} jobs once more, undisturbed")

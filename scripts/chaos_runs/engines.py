@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 SOURCE = "smollm2-135m:Q8_0"
+SCRIPTED_CONTEXT = 16_384
+"""Room for a conversation of a few turns. The tokens of the scripted engine depend on it, too."""
 SUBJECTS = (
     "how a river shapes a valley", "the history of bread", "how a steam engine works", "life in a medieval town",
     "why the seasons change", "how glass is made", "the voyage of a letter", "how bees build a hive",
@@ -53,13 +55,14 @@ TUNINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One job to submit. version: for this one alone; empty for any."""
+    """One job to submit. version: for this one alone; empty for any. session: whose next turn it is; None for none."""
 
     id: str
     prompt: str
     max_tokens: int
     temperature: float
     version: str = ""
+    session: str | None = None
 
     @property
     def recipient(self) -> str:
@@ -82,6 +85,6 @@ def model_table(engine: EngineName, model: str, *, slots: int, lease_s: float, t
     """tokens_per_s: of each sequence; llama.cpp is as quick as it is."""
     head = f"\n[models.{model}]\nslots = {slots}\nlease_s = {lease_s}\ndrain_timeout_s = 5\n"
     if engine is EngineName.SCRIPTED:
-        return f'{head}engine = "scripted"\ntokens_per_s = {tokens_per_s}\n'
+        return f'{head}engine = "scripted"\ntokens_per_s = {tokens_per_s}\ncontext_tokens = {SCRIPTED_CONTEXT}\n'
     exact = "true" if engine is EngineName.LLAMACPP_EXACT else "false"
     return f'{head}engine = "llamacpp"\nsource = "{SOURCE}"\nthreads = 1\ncontext_tokens = 256\nexact = {exact}\n'

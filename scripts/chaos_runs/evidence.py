@@ -22,7 +22,8 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class JobEvidence:
     """One acknowledged job. state: None if the server does not know it. answer: of its result; None without one.
-    events: its whole stream, in order."""
+    events: its whole stream, in order. remade: it was put into a server that had lost all; of its earlier life it has
+    the tokens and no rewinds, and no stream if it had ended."""
 
     id: str
     state: JobState | None
@@ -31,6 +32,7 @@ class JobEvidence:
     reason: str
     answer: Answer | None
     events: tuple[Event, ...]
+    remade: bool = False
 
 
 @dataclass(frozen=True, slots=True)

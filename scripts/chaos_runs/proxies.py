@@ -1,4 +1,4 @@
-"""A TCP proxy between one worker and the server, which cuts connections when it is told to."""
+"""A TCP proxy between processes and a server, which cuts connections when it is told to."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 SEND_TIMEOUT_S = 5.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_GO_ON = b"HTTP/1.1 100 "
+"""An HTTP server that has not acted yet: it asks for the rest of the request."""
 
 
 @dataclass(slots=True)
@@ -61,9 +63,9 @@ class WorkerProxy(threading.Thread):
     def port(self) -> int:
         return self._port
 
-    def cut(self, cut: Cut, *, script: str = "append", lasts_s: float = 0.0) -> CutOrder:
-        """Do it: at once, or to the next call of a script by its hash."""
-        order = CutOrder(cut, load_script(script).sha.encode(), lasts_s)
+    def cut(self, cut: Cut, *, script: str = "append", lasts_s: float = 0.0, mark: bytes | None = None) -> CutOrder:
+        """Do it: at once, or to the next call of a script by its hash, or to the next call that holds `mark`."""
+        order = CutOrder(cut, mark or load_script(script).sha.encode(), lasts_s)
         with self._lock:
             self._orders.append(order)
         self._wake_in.send(b"x")
@@ -150,7 +152,7 @@ class WorkerProxy(threading.Thread):
         pair.server.sendall(data)
 
     def _reply(self, pair: _Pair, data: bytes) -> None:
-        if pair.losing is None:
+        if pair.losing is None or data.startswith(_GO_ON):
             pair.client.sendall(data)
             return
         # A reply means that the server has acted.
