@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from headpond.jobs import JobState
-from headpond_workers.persistence.documents import EndRecord, JournalId, Record, SubmitRecord
+from headpond_workers.persistence.batch import Batch
+from headpond_workers.persistence.journal_id import JournalId
+from headpond_workers.persistence.records import EndRecord, Record, SubmitRecord
 from headpond_workers.persistence.segments import HeadAt, StateStore
 
 INC = 5
@@ -19,8 +21,11 @@ def end(seq: int, job: str, *, state: JobState = JobState.FINISHED, inc: int = I
 
 
 def commit(store: StateStore, at: HeadAt, *records: Record, writer: str = "a", inc: int = INC) -> HeadAt:
-    first, last = records[0].journal_id, records[-1].journal_id
-    return store.commit(at, records, first=first, last=last, inc=inc, writer=writer)
+    return store.commit(at, batch(*records, inc=inc), writer=writer)
+
+
+def batch(*records: Record, inc: int = INC) -> Batch:
+    return Batch(first=records[0].journal_id, last=records[-1].journal_id, inc=inc, records=records)
 
 
 def journal(store: StateStore) -> list[int]:

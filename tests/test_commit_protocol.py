@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from headpond.errors import CommitLost, StorageUnavailable
-from headpond_workers.persistence.documents import JournalId, SubmitRecord
+from headpond_workers.persistence.batch import Batch
+from headpond_workers.persistence.journal_id import JournalId
+from headpond_workers.persistence.records import SubmitRecord
 from headpond_workers.persistence.segments import HeadAt, StateStore
 from memory_blobs import Fault, FaultyBlobs, MemoryBlobs
 
@@ -71,14 +73,10 @@ class CommitProtocol(RuleBasedStateMachine):
             self.blobs.fail_next_put(fault, key_part=part)
         with contextlib.suppress(CommitLost, StorageUnavailable):
             # Suppressed: the process lives on with what it knew before, as a zombie does.
-            persister.at = self.store.commit(
-                persister.at,
-                records,
-                first=records[0].journal_id,
-                last=records[-1].journal_id,
-                inc=persister.inc,
-                writer=persister.name,
+            batch = Batch(
+                first=records[0].journal_id, last=records[-1].journal_id, inc=persister.inc, records=tuple(records)
             )
+            persister.at = self.store.commit(persister.at, batch, writer=persister.name)
             # What was acknowledged may be trimmed at once, or the trim is lost.
             if part == "/head":
                 self.trimmed = max(self.trimmed, persister.batch[-1])

@@ -522,7 +522,7 @@ def test_with_storage_nothing_is_dropped_before_its_end_is_committed(
 ) -> None:
     client.submit("chat", "x", id="chat/a")
     quarantine("chat/a")
-    chat.run(hello("the same", storage=True))
+    chat.run(hello(chat.meta()["run_id"], storage=True))
     for step in ("claim", "open"):
         chat.run(open_queue(step, lineage="L"))
     with pytest.raises(NotCommitted):

@@ -20,7 +20,9 @@ from headpond.errors import InvalidRequest, JobCancelled, JobExpired, JobFailed
 from headpond.jobs import Result
 from headpond.queue import JobQueue
 from headpond.wire import pack_result, unpack_result
-from headpond_workers.persistence.documents import EndRecord, JournalId, Segment
+from headpond_workers.persistence.documents import Segment
+from headpond_workers.persistence.journal_id import JournalId
+from headpond_workers.persistence.records import EndRecord
 from worker_flow import ENDED_S, row_of
 
 HEADPOND = Path(sys.executable).with_name("headpond")
@@ -112,7 +114,7 @@ def test_vectors_stand_in_a_segment_as_they_stand_in_redis() -> None:
     at = JournalId(1, 1)
     segment = Segment(
         txn="5f" * 16, created_ms=1, writer="w", model="embedder", lineage="l", epoch=1, seq=1, prev=None, first=at,
-        last=at, records=(EndRecord(at, "embedder/a", JobState.FINISHED, pack_result(result)),),
+        last=at, inc=at.inc, records=(EndRecord(at, "embedder/a", JobState.FINISHED, pack_result(result)),),
     )  # fmt: skip
     (record,) = Segment.unpack(segment.pack()).records
     assert isinstance(record, EndRecord)

@@ -28,7 +28,7 @@ def damaged(memory: MemoryBlobs) -> StateStore:
 
 
 def test_a_missing_segment_is_a_loss_not_an_unknown_job(memory: MemoryBlobs, damaged: StateStore) -> None:
-    key = damaged.segment_key(epoch=1, seq=2)
+    key = damaged.keys.segment(epoch=1, seq=2)
     memory.delete(key)
     with pytest.raises(BlobCorrupt, match="it is gone") as caught:
         damaged.find_result("m/job-1")
@@ -36,7 +36,7 @@ def test_a_missing_segment_is_a_loss_not_an_unknown_job(memory: MemoryBlobs, dam
 
 
 def test_a_segment_in_the_place_of_another_is_refused(memory: MemoryBlobs, damaged: StateStore) -> None:
-    here, there = damaged.segment_key(epoch=1, seq=2), damaged.segment_key(epoch=1, seq=1)
+    here, there = damaged.keys.segment(epoch=1, seq=2), damaged.keys.segment(epoch=1, seq=1)
     memory.objects[here] = memory.objects[there]
     with pytest.raises(BlobCorrupt, match="it says that it is epoch 1, seq 1"):
         journal(damaged)
@@ -49,8 +49,8 @@ def test_a_segment_of_another_history_is_refused(memory: MemoryBlobs, damaged: S
         at = other.create_head(lineage=lineage, writer="a")
         at = commit(other, at, submit(1))
         commit(other, at, submit(2))
-        key = damaged.segment_key(epoch=1, seq=2)
-        memory.objects[key] = others.objects[other.segment_key(epoch=1, seq=2)]
+        key = damaged.keys.segment(epoch=1, seq=2)
+        memory.objects[key] = others.objects[other.keys.segment(epoch=1, seq=2)]
         with pytest.raises(BlobCorrupt, match=f"it is of '{model}', lineage {lineage}"):
             journal(damaged)
 
@@ -60,7 +60,7 @@ def test_segments_whose_entries_overlap_are_refused(memory: MemoryBlobs, damaged
     other = StateStore(others, "chat")
     at = commit(other, other.create_head(lineage="line", writer="a"), submit(1))
     commit(other, at, submit(2), submit(3))
-    key = damaged.segment_key(epoch=1, seq=2)
+    key = damaged.keys.segment(epoch=1, seq=2)
     memory.objects[key] = others.objects[key]
     with pytest.raises(BlobCorrupt, match="break the chain's order"):
         journal(damaged)
@@ -81,7 +81,7 @@ def test_an_older_head_put_back_still_reads_its_own_chain(memory: MemoryBlobs) -
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
 def test_a_truncated_segment_or_head_is_refused(memory: MemoryBlobs, damaged: StateStore, cut: int) -> None:
-    for key in (damaged.segment_key(epoch=1, seq=3), damaged.head_key):
+    for key in (damaged.keys.segment(epoch=1, seq=3), damaged.head_key):
         memory.objects[key] = memory.objects[key][:cut]
         with pytest.raises(BlobCorrupt) as caught:
             journal(damaged)
@@ -95,7 +95,7 @@ def test_an_oversized_head_is_refused_unread(memory: MemoryBlobs, damaged: State
 
 
 def test_a_head_of_a_newer_headpond_is_refused_and_not_called_corrupt(memory: MemoryBlobs, damaged: StateStore) -> None:
-    memory.objects[damaged.head_key] = pack({"schema": "headpond/head", "v": 2})
+    memory.objects[damaged.head_key] = pack({"schema": "headpond/head", "v": 3})
     with pytest.raises(UnsupportedSchema, match="Upgrade headpond"):
         damaged.read_head()
 

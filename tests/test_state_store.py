@@ -15,9 +15,11 @@ import pytest
 from chain_records import INC, commit, end, journal, submit
 from headpond.errors import BlobChanged, CommitLost, MalformedDocument, StaleIncarnation, StorageUnavailable
 from headpond.jobs import JobState
-from headpond_workers.persistence import segments
+from headpond_workers.persistence import segment_cuts
+from headpond_workers.persistence.batch import Batch
 from headpond_workers.persistence.blobs import Blobs
-from headpond_workers.persistence.documents import JournalId, Record, SubmitRecord
+from headpond_workers.persistence.journal_id import JournalId
+from headpond_workers.persistence.records import Record, SubmitRecord
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.storage_settings import StorageAddress
@@ -62,7 +64,7 @@ def test_a_new_head_begins_an_empty_chain_and_only_one_can(store: StateStore) ->
     at = store.create_head(lineage="line", writer="a")
     assert (at.head.epoch, at.head.seq, at.head.segment) == (1, 0, None)
     assert store.read_head() == at
-    assert list(store.chain(at.head)) == []
+    assert list(store.segments(at.head)) == []
     with pytest.raises(BlobChanged):
         store.create_head(lineage="other", writer="b")
 
@@ -73,9 +75,9 @@ def test_commits_form_a_chain_that_is_read_newest_first(store: StateStore) -> No
         at = commit(store, at, submit(seq))
     assert store.read_head() == at
     assert (at.head.seq, at.head.epoch, str(at.head.watermark), at.head.inc) == (3, 1, "5-3", INC)
-    chain = list(store.chain(at.head))
+    chain = list(store.segments(at.head))
     assert [segment.seq for segment in chain] == [3, 2, 1]
-    assert chain[0].prev == store.segment_key(epoch=1, seq=2)
+    assert chain[0].prev == store.keys.segment(epoch=1, seq=2)
     assert journal(store) == [1, 2, 3]
 
 
@@ -85,7 +87,7 @@ def test_the_epoch_rises_with_the_writer_and_the_sequence_goes_on(store: StateSt
     at = commit(store, at, submit(2), writer="b")
     at = commit(store, at, submit(3), writer="b")
     assert (at.head.epoch, at.head.seq, at.head.writer) == (2, 3, "b")
-    assert [(s.epoch, s.seq) for s in store.chain(at.head)] == [(2, 3), (2, 2), (1, 1)]
+    assert [(s.epoch, s.seq) for s in store.segments(at.head)] == [(2, 3), (2, 2), (1, 1)]
 
 
 def test_a_zombie_with_an_old_head_loses_and_the_chain_stays_whole(store: StateStore) -> None:
@@ -134,7 +136,7 @@ def test_entries_that_come_again_after_a_lost_trim_are_left_out(store: StateStor
     at = commit(store, at, submit(1), submit(2))
     assert commit(store, at, submit(1), submit(2)) == at
     at = commit(store, at, submit(1), submit(2), submit(3))
-    newest = next(store.chain(at.head))
+    newest = next(store.segments(at.head))
     assert (str(newest.first), str(newest.last)) == ("5-3", "5-3")
     assert journal(store) == [1, 2, 3]
 
@@ -149,7 +151,7 @@ def test_a_leftover_segment_of_a_killed_commit_is_gone_around(blobs: Blobs, mode
         with pytest.raises(StorageUnavailable):
             commit(store, at, submit(2), submit(3))
     at = commit(store, at, submit(2))
-    leftovers = {segment.seq: segment.records for segment in store.chain(at.head)}
+    leftovers = {segment.seq: segment.records for segment in store.segments(at.head)}
     assert [record.journal_id.seq for record in leftovers[2]] == [2]
     assert at.head.epoch > 1
     commit(store, at, submit(3))
@@ -202,7 +204,7 @@ def test_a_redis_that_went_back_in_time_unnoticed_is_refused(store: StateStore) 
 def test_a_raised_incarnation_is_kept_without_entries_and_its_ids_go_on_above(store: StateStore) -> None:
     at = store.create_head(lineage="line", writer="a")
     at = commit(store, at, submit(7))
-    at = store.commit(at, [], first=JournalId(INC, 7), last=JournalId(INC, 7), inc=INC + 1, writer="b")
+    at = store.commit(at, Batch(first=None, last=None, inc=INC + 1), writer="b")
     assert (at.head.inc, at.head.epoch, at.head.seq) == (INC + 1, 2, 1)
     assert store.read_head() == at
     at = commit(store, at, submit(1, inc=INC + 1), inc=INC + 1, writer="b")
@@ -214,17 +216,17 @@ def test_records_out_of_order_are_refused_and_nothing_is_written(store: StateSto
     batches: list[list[Record]] = [[submit(3), submit(2)], [submit(2), submit(2)], [submit(4)], [submit(0)]]
     for batch in batches:
         with pytest.raises(MalformedDocument, match="not in order from 5-1 to 5-3"):
-            store.commit(at, batch, first=JournalId(INC, 1), last=JournalId(INC, 3), inc=INC, writer="a")
+            Batch(first=JournalId(INC, 1), last=JournalId(INC, 3), inc=INC, records=tuple(batch))
     with pytest.raises(MalformedDocument):  # an entry of an incarnation that is yet to come
         commit(store, at, submit(1, inc=INC + 1), inc=INC)
     assert list(blobs.list_keys(f"state/{model}/")) == [store.head_key]
 
 
 def test_a_long_batch_becomes_several_segments(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "SEGMENT_TARGET_RECORDS", 4)
+    monkeypatch.setattr(segment_cuts, "SEGMENT_TARGET_RECORDS", 4)
     at = store.create_head(lineage="line", writer="a")
     at = commit(store, at, *(submit(seq) for seq in range(1, 11)))
-    assert [(str(s.first), str(s.last)) for s in store.chain(at.head)] == [
+    assert [(str(s.first), str(s.last)) for s in store.segments(at.head)] == [
         ("5-9", "5-10"),
         ("5-5", "5-8"),
         ("5-1", "5-4"),
@@ -233,13 +235,13 @@ def test_a_long_batch_becomes_several_segments(store: StateStore, monkeypatch: p
 
 
 def test_large_records_are_divided_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "SEGMENT_TARGET_BYTES", 1000)
+    monkeypatch.setattr(segment_cuts, "SEGMENT_TARGET_BYTES", 1000)
     store = StateStore(MemoryBlobs(), "chat")
     at = store.create_head(lineage="line", writer="a")
     sizes = [5000, 10, 10, 800, 800]
     records = [SubmitRecord(JournalId(INC, n), "chat/x", bytes(size)) for n, size in enumerate(sizes, 1)]
     at = commit(store, at, *records)
-    assert [len(segment.records) for segment in store.chain(at.head)] == [1, 1, 2, 1]
+    assert [len(segment.records) for segment in store.segments(at.head)] == [1, 1, 2, 1]
 
 
 def test_a_result_is_found_through_fifty_segments(store: StateStore) -> None:
@@ -249,7 +251,7 @@ def test_a_result_is_found_through_fifty_segments(store: StateStore) -> None:
     for seq in range(4, 52):
         at = commit(store, at, submit(seq))
     seen: list[tuple[int, int]] = []
-    found = store.find_result("m/old", progress=lambda read, of: seen.append((read, of)))
+    found = store.find_result("m/old", on_read=lambda read, of: seen.append((read, of)))
     assert found == (JobState.FAILED, b"result of m/old")
     assert seen == [(read, 50) for read in range(1, 51)]
     assert store.find_data("m/old") == b"request of m/old"
@@ -269,7 +271,9 @@ def test_the_newest_record_of_an_id_speaks_for_it(store: StateStore) -> None:
 
 KILLED_COMMIT = """
 import os, signal, sys
-from headpond_workers.persistence.documents import JournalId, SubmitRecord
+from headpond_workers.persistence.batch import Batch
+from headpond_workers.persistence.journal_id import JournalId
+from headpond_workers.persistence.records import SubmitRecord
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.storage_settings import StorageAddress
@@ -293,7 +297,8 @@ class Killed(S3Blobs):
 store = StateStore(Killed(address), model)
 at = store.read_head()
 record = SubmitRecord(JournalId(5, 2), "m/job-2", b"request of m/job-2")
-store.commit(at, [record], first=record.journal_id, last=record.journal_id, inc=5, writer="a")
+batch = Batch(first=record.journal_id, last=record.journal_id, inc=5, records=(record,))
+store.commit(at, batch, writer="a")
 """
 
 

@@ -11,7 +11,9 @@ import pytest
 from bucket_policy import ACTIONS, Policy, policies
 from headpond.errors import ConfigError
 from headpond_workers.persistence import s3_bucket
-from headpond_workers.persistence.documents import JournalId, SubmitRecord
+from headpond_workers.persistence.batch import Batch
+from headpond_workers.persistence.journal_id import JournalId
+from headpond_workers.persistence.records import SubmitRecord
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.s3_uploads import PartSizes
 from headpond_workers.persistence.segments import StateStore
@@ -61,7 +63,8 @@ def persist(own: S3Blobs, all_rights: S3Blobs, tmp_path: Path) -> None:
     assert store.read_head() is None
     at = store.create_head(lineage="line", writer="test")
     record = SubmitRecord(JournalId(1, 1), "chat/a", b"data")
-    at = store.commit(at, [record], first=JournalId(1, 1), last=JournalId(1, 1), inc=1, writer="test")
+    batch = Batch(first=JournalId(1, 1), last=JournalId(1, 1), inc=1, records=(record,))
+    at = store.commit(at, batch, writer="test")
     assert store.read_head() == at
 
 

@@ -66,7 +66,7 @@ class AsyncServer:
             if operation.script != "hello" and str(error).startswith(NOT_MET):
                 await self.hello(name)
                 return await self.run(name, operation)
-            raise QueueError(f"{operation.script} on queue '{name}' was refused: {error}") from error
+            raise self.address.refused(operation.script, name, error) from error
         return operation.parse(reply)
 
     async def read(self, *command: Any) -> Any:

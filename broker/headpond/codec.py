@@ -64,6 +64,13 @@ def pack_document(schema: str, v: int, fields: Mapping[str, object]) -> bytes:
 
 def unpack_document(data: bytes, *, schema: str, v: int, max_bytes: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
     """The fields of a document, without `schema` and `v`. Raises MalformedDocument, UnsupportedSchema."""
+    return unpack_versioned(data, schema=schema, v=v, max_bytes=max_bytes)[1]
+
+
+def unpack_versioned(
+    data: bytes, *, schema: str, v: int, max_bytes: int = MAX_DOCUMENT_BYTES
+) -> tuple[int, dict[str, Any]]:
+    """As `unpack_document`, with the version that was found: at most `v`, and older than that it is to be upgraded."""
     document = unpack(data, kind=schema, max_bytes=max_bytes)
     if not isinstance(document, dict) or document.get("schema") != schema:
         found = document.get("schema") if isinstance(document, dict) else type(document).__name__
@@ -73,7 +80,7 @@ def unpack_document(data: bytes, *, schema: str, v: int, max_bytes: int = MAX_DO
         raise MalformedDocument(schema, f"v={version!r}")
     if version > v:
         raise UnsupportedSchema(schema, found=version, supported=v)
-    return {key: value for key, value in document.items() if key not in ("schema", "v")}
+    return version, {key: value for key, value in document.items() if key not in ("schema", "v")}
 
 
 def unpack_row(data: bytes, *, kind: str, length: int) -> list[Any]:

@@ -23,9 +23,9 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.driver_info import DriverInfo
 from redis.retry import Retry
 
-from headpond.errors import ConfigError, RedisUnavailable
+from headpond.errors import ConfigError, HeadpondError, QueueError, QueueMending, RedisUnavailable
 from headpond.keys import queue_keys
-from headpond.scripts import load_script
+from headpond.scripts import WAITS, load_script
 from headpond.settings import CONFIG_NAME, RUN_FILE, Settings, find_config, load_settings
 
 UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
@@ -81,6 +81,14 @@ class RedisAddress:
 
     def unavailable(self, error: Exception) -> RedisUnavailable:
         return RedisUnavailable(self.shown, configured_in=self.configured_in, reason=str(error) or type(error).__name__)
+
+    def refused(self, script: str, queue: str, error: Exception) -> HeadpondError:
+        """What an error reply of a script means."""
+        said = str(error)
+        if said.startswith(WAITS):
+            state = said.removeprefix(WAITS)
+            return QueueMending(queue, state=state, url=self.shown, configured_in=self.configured_in)
+        return QueueError(f"{script} on queue '{queue}' was refused: {said}")
 
 
 def find_redis(url: str | None = None, *, start: Path | None = None) -> RedisAddress:

@@ -5,13 +5,16 @@
     |  `- NameTaken             another deployment on this Redis means another model by a name
     |- ServiceUnavailable       a server does not answer (retry=True)
     |  |- RedisUnavailable
+    |  |  `- QueueMending        storage's part of a queue is being put back into Redis
     |  `- StorageUnavailable
     |- QueueError               the server refused a command: a defect, or a server that is not as it must be
+    |  `- ServerWentBack        Redis went back in time amid calls that belong together (retry=True)
     |- InvalidRequest           refused at submit; nothing was enqueued
     |  |- UnknownModel
     |  `- IdConflict
     |- QueueFull                back-pressure (retry=True)
     |- ManyRefused              some jobs of a submit_many were not enqueued; it says which were
+    |- RestoreRefused           this Redis is not one that a history can be restored into
     |- NameInUse                the name of a model is in use, so it is not forgotten
     |- NotQuarantined           the job is not among the quarantined ones, so it is not for an operator to decide
     |- NotCommitted             the job's end is not in storage yet (retry=True)
@@ -45,6 +48,7 @@
     |  |- CommitLost             another writer committed first (nothing is lost)
     |  |- StaleIncarnation       Redis went back in time without noticing
     |  |- HistoryMismatch        storage and Redis hold different histories
+    |  |- HistoryTooShort        storage keeps no state of a model that is so old
     |  |- AliasMoved             an alias does not name what it was to be moved from
     |  |- PushOvertaken          a collector took a push for dead; it begins anew (retry=True)
     |  `- CollectionUnderWay     another collector is at work (retry=True)
@@ -135,12 +139,43 @@ class RedisUnavailable(ServiceUnavailable):
     service = "Redis"
 
 
+class QueueMending(RedisUnavailable):
+    """What storage holds of a queue is being put back into Redis. Until that is done nothing of it is leased and no job
+    ends; whoever asks for that asks again, as after an outage.
+
+    state: 'restoring' or 'reconciling'.
+    """
+
+    _WHAT: ClassVar[dict[str, str]] = {
+        "restoring": "is being restored from storage. It opens when that command has ended: headpond restore",
+        "reconciling": "waits for what storage has and Redis forgot when its server went back in time. The persister "
+        "puts that back, which takes a second or two if storage answers: headpond logs persister",
+    }
+
+    def __init__(self, queue: str, *, state: str, url: str, configured_in: str) -> None:
+        HeadpondError.__init__(self, f"The queue '{queue}' {self._WHAT.get(state, state)}")
+        self.queue, self.state = queue, state
+        self.url, self.configured_in, self.reason = url, configured_in, state
+
+
 class StorageUnavailable(ServiceUnavailable):
     service = "S3 storage"
 
 
 class QueueError(HeadpondError):
     """The server refused a command: a defect, or a server that is not as headpond needs it."""
+
+
+class ServerWentBack(QueueError):
+    """Redis went back in time amid several calls that belong together, or another has made them all. Begin anew."""
+
+    retry = True
+
+    def __init__(self, script: str) -> None:
+        super().__init__(
+            f"{script} was refused: the server went back in time since this began, or another process has done it all. "
+            "Try again"
+        )
 
 
 class InvalidRequest(HeadpondError):
@@ -206,6 +241,15 @@ class ManyRefused(HeadpondError):
             f"{len(self.refused)} of {len(self.accepted) + len(self.refused)} jobs were not enqueued. The first of "
             f"them, requests[{place}]: {first}"
         )
+
+
+class RestoreRefused(HeadpondError):
+    """A model is not restored. Nothing was changed."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"'{model}' is not restored: {reason}")
+        self.model = model
+        self.reason = reason
 
 
 class NameInUse(HeadpondError):
@@ -480,6 +524,15 @@ class HistoryMismatch(BlobError):
             f"storage holds {found}, Redis {wanted}. Nothing is committed until [storage] names the bucket of this "
             "Redis again; the journal keeps what waits.",
         )
+
+
+class HistoryTooShort(BlobError):
+    """Storage keeps no state of a model that is so old. oldest_ms: of the oldest one that is kept, by Redis's clock."""
+
+    def __init__(self, key: str, *, oldest_ms: int) -> None:
+        oldest = datetime.fromtimestamp(oldest_ms / 1000, UTC).isoformat(timespec="seconds")
+        super().__init__(key, f"no state of that time is kept; the oldest that can be restored is of {oldest}")
+        self.oldest_ms = oldest_ms
 
 
 class AliasMoved(BlobError):

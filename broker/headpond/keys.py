@@ -27,6 +27,7 @@ headpond:{q}:streams               zset   ended id by the time at which its stre
 headpond:{q}:attempts              hash   id -> log of leases that ended without an end of the job
 headpond:{q}:preempts              zset   batch job that was told to park, by time, ms
 headpond:{q}:switch                hash   the queue's copy of an alias, whose turn it is to change, what was refused
+headpond:{q}:restored              hash   id -> what was put in from storage, while it is: new, merged or conflict
 headpond:{q}:outcomes              hash   <version>:<n> -> how one job ended while a trial was on; <version> -> how many
 """
 

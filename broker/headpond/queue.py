@@ -37,11 +37,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """One durable change. kind: 'submit' or 'end'."""
+    """One durable change. kind: 'submit', 'end', 'back', 'drop', 'commit' or 'session'. job_id: of the job, else of the
+    commit, or the session's name. at_ms: when it was made."""
 
     journal_id: str
     kind: str
     job_id: str
+    at_ms: int = 0
 
 
 def _send(client: Any, *command: Any, **options: Any) -> Any:
@@ -82,7 +84,7 @@ class Server:
         self.run(name, ops.hello(server_id(info), storage=self.greeter.queues.get(name, False)))
 
     def run(self, name: str, operation: ops.Operation[T]) -> T:
-        """Send one operation. Raises RedisUnavailable, QueueError."""
+        """Send one operation. Raises RedisUnavailable (QueueMending where it has to wait), QueueError."""
         try:
             return operation.parse(self._evaluate(script_key(name), operation))
         except ResponseError as error:
@@ -90,7 +92,7 @@ class Server:
                 # The data were wiped under a living connection: meet the queue anew.
                 self.hello(name)
                 return self.run(name, operation)
-            raise QueueError(f"{operation.script} on queue '{name}' was refused: {error}") from error
+            raise self.address.refused(operation.script, name, error) from error
         except RedisError as error:
             raise QueueError(f"{operation.script} on queue '{name}' failed: {error}") from error
 
@@ -134,6 +136,13 @@ class Server:
     def read(self, *command: Any) -> Any:
         """One plain command that only reads, or that stands alone. Raises RedisUnavailable, QueueError."""
         return self._plain(self.redis, command)
+
+    def now_ms(self) -> int:
+        """The clock that scripts go by. Raises RedisUnavailable."""
+        if self._clock is not None:
+            return self._clock()
+        seconds, micros = self.read("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def read_blocking(self, *command: Any) -> Any:
         return self._plain(self.blocking, command)
@@ -369,6 +378,27 @@ class JobQueue:
         """Rows of the processes that serve, or served, this queue."""
         return unpack_workers(self.name, self.server.read("HGETALL", queue_keys(self.name).named("workers")))
 
+    def packed(self, name: str, ids: Sequence[str]) -> list[bytes | None]:
+        """What a hash of this queue (`data`, `run`, `result`) holds of some ids, as it is packed."""
+        return cast("list[bytes | None]", self.server.read("HMGET", queue_keys(self.name).named(name), *ids))
+
+    def times(self, name: str, ids: Sequence[str]) -> list[int]:
+        """The times of some ids in a zset of this queue (`delayed`, `deadlines`), in ms; 0 where one is not in it."""
+        found = self.server.read("ZMSCORE", queue_keys(self.name).named(name), *ids)
+        return [0 if score is None else int(float(score)) for score in found]
+
+    def leased(self) -> list[str]:
+        """Ids of the jobs that run."""
+        return [raw.decode() for raw in self.server.read("ZRANGE", queue_keys(self.name).named("leases"), 0, -1)]
+
+    def session_row(self, name: str) -> bytes | None:
+        """A session's row as it is packed; None without one."""
+        return cast("bytes | None", self.server.read("HGET", queue_keys(self.name).named("sessions"), name))
+
+    def turn(self, commit_id: str) -> bytes | None:
+        """The document of a commit; None if it is not there."""
+        return cast("bytes | None", self.server.read("HGET", queue_keys(self.name).named("turns"), commit_id))
+
     def meta(self) -> dict[str, str]:
         raw = cast("dict[bytes, bytes]", self.server.read("HGETALL", queue_keys(self.name).named("meta")))
         return {key.decode(): value.decode() for key, value in raw.items()}
@@ -378,9 +408,9 @@ class JobQueue:
         found = self.server.read("XRANGE", queue_keys(self.name).named("journal"), "-", "+", "COUNT", limit)
         entries = []
         for journal_id, fields in parse_entries(found):
-            if b"k" not in fields or b"i" not in fields:
-                raise MalformedDocument("journal entry", f"{journal_id} lacks its kind or id")
-            entries.append(JournalEntry(journal_id, fields[b"k"].decode(), fields[b"i"].decode()))
+            if not {b"k", b"i", b"t"} <= fields.keys():
+                raise MalformedDocument("journal entry", f"{journal_id} lacks its kind, id or time")
+            entries.append(JournalEntry(journal_id, fields[b"k"].decode(), fields[b"i"].decode(), int(fields[b"t"])))
         return entries
 
     def journal_length(self) -> int:

@@ -18,6 +18,7 @@ _FEW_PARTS = {
     "switch": ("head", "rows", "lanes", "versions", "switching"),
     "assign": ("head", "rows", "lanes", "versions", "switching"),
     "refuse": ("head", "rows", "lanes", "versions", "switching"),
+    "sample": ("head",),
     "hold": ("names",),
     "release": ("names",),
     "forget": ("names",),
@@ -27,6 +28,8 @@ versions, and of those that are given `headpond:models` and no queue."""
 
 NOT_MET = "NOHELLO"
 """Begins the error reply of a script that ran before `hello`."""
+WAITS = "WAITS "
+"""Begins the error reply of a script that has to wait; the state of the queue follows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from headpond.jobs import Priority
 from headpond.operations import Operation
+from headpond.replies import StreamEntry, parse_entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,23 @@ class FsckPage:
     faults: tuple[Fault, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class JobSample:
+    """How far one job is. row: its run row as it is packed; empty if there is none. entries: of its stream."""
+
+    row: bytes
+    entries: list[StreamEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """paid: band -> its virtual time, and tenant -> the virtual time up to which its jobs are paid for. jobs: as they
+    were asked for."""
+
+    paid: dict[str, tuple[float, dict[str, float]]]
+    jobs: list[JobSample]
+
+
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
@@ -97,12 +116,30 @@ def _parse_fsck(reply: list[Any]) -> FsckPage:
     return FsckPage(_text(reply[0]), int(reply[1]), faults)
 
 
+def sample(after: Sequence[tuple[str, str]], *, entries: int) -> Operation[Sample]:
+    """after: pairs of a job's id and the stream entry after which it is read, "-" from the first on. entries: most of
+    one job: where as many come, there may be more."""
+    words = [word for pair in after for word in pair]
+    return Operation("sample", (entries, *words), _parse_sample)
+
+
+def _parse_sample(reply: list[Any]) -> Sample:
+    paid = {}
+    for band, (virtual, flat) in zip(Priority, reply[0], strict=True):
+        tenants = {_text(name): float(time) for name, time in zip(flat[::2], flat[1::2], strict=True)}
+        paid[band.value] = (float(virtual or 0), tenants)
+    return Sample(paid, [JobSample(bytes(row), parse_entries(found)) for row, found in reply[1:]])
+
+
 def trim(*, inc: int, through: str, ended: Sequence[str]) -> Operation[bool]:
     """False if the server went back in time since `inc` was read; nothing was trimmed then."""
     return Operation("trim", (inc, through, *ended), lambda r: _text(r) == "ok")
 
 
-def open_queue(step: str, *, lineage: str = "", reason: str = "", least_inc: int = 0) -> Operation[tuple[str, str]]:
+def open_queue(
+    step: str, *, lineage: str = "", reason: str = "", least_inc: int = 0, inc: int = 0
+) -> Operation[tuple[str, str]]:
     """step: 'claim', 'open' or 'close'. least_inc: the incarnation that storage has seen; this server's is raised
-    above it if it is lower. Returns the queue's lineage and state."""
-    return Operation("open", (step, lineage, reason, least_inc), lambda r: (_text(r[0]), _text(r[1])))
+    above it if it is lower. inc: that of the meta which the decision rests on; 0 for any. Returns the queue's lineage
+    and state."""
+    return Operation("open", (step, lineage, reason, least_inc, inc, ""), lambda r: (_text(r[0]), _text(r[1])))

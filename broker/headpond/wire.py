@@ -24,6 +24,7 @@ from headpond.codec import (
     unpack_document,
     unpack_raw,
     unpack_row,
+    unpack_versioned,
 )
 from headpond.errors import MalformedDocument
 from headpond.jobs import FinishReason, JobState, Result, Timings, Usage
@@ -64,6 +65,7 @@ __all__ = [
     "unpack_run",
     "unpack_tokens",
     "unpack_vectors",
+    "unpack_versioned",
 ]
 
 

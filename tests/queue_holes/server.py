@@ -137,7 +137,7 @@ HOLES = [
         open_a_server_that_storage_is_ahead_of,
         kept=True,
         broken=False,
-        cuts=(LuaCut("open.lua", "if inc < tonumber(ARGV[5]) then", "if false then"),),
+        cuts=(LuaCut("open.lua", "  if inc < seen then raise_inc", "  if false then raise_inc"),),
     ),
     Hole(
         "an incarnation does not rise where the clock stands still",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from headpond.jobs import JobState
-from headpond.operations import OWN_LANE, Append, Entry, LeaseStatus, Outcome, Submitted
+from headpond.operations import OWN_LANE, Append, Entry, LeaseStatus, Operation, Outcome, Settle, Submitted
 from headpond.upkeep import DeadAnswer, Depths
-from headpond.wire import unpack
+from headpond.wire import unpack, unpack_raw
 from queue_machine.jobs import TrueJob
 from queue_machine.model import LEASE_MS, STREAM_RETENTION_MS, Model
 from queue_machine.snapshot import Snapshot
@@ -44,6 +45,21 @@ def submit(model: Model, entries: Sequence[Entry], max_queued: int, now_ms: int)
             model.server.fairness.shares[job.band].unsettle(entry.tenant)
         model.write_journal("submit", entry.id)
     return answers
+
+
+def waits_for_storage(model: Model, operation: Operation[Any]) -> bool:
+    """Whether a call has to wait while storage may know more than the server: whatever ends a job, or may."""
+    args = operation.args
+    if operation.script == "claim":
+        settled = unpack_raw(args[0], kind="claim arguments")[12::5] if isinstance(args[0], bytes) else []
+        return any(what.decode() not in (Settle.PARKED, Settle.PREEMPTED) for what in settled)
+    if operation.script == "cancel":
+        job = model.jobs.get(str(args[0]))
+        return job is not None and not job.state.ended
+    if operation.script == "dead":
+        job = model.jobs.get(str(args[1]))
+        return args[0] == "drop" and job is not None and job.state is JobState.DEAD
+    return operation.script in ("finish", "fsck") or (operation.script == "park" and args[0] == "failed")
 
 
 def preempted(model: Model, job: TrueJob, version: str, after: Snapshot, *, told: bool) -> bool:
@@ -195,6 +211,7 @@ def decide_dead(model: Model, job_id: str, *, drop: bool) -> DeadAnswer:
         return DeadAnswer.UNCOMMITTED
     else:
         model.forget(job)
+        model.write_journal("drop", job_id)
     return DeadAnswer.OK
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from hypothesis.stateful import RuleBasedStateMachine, precondition
 
@@ -12,7 +12,7 @@ from headpond import operations as ops
 from headpond import upkeep
 from headpond.operations import Operation
 from headpond.workers import WorkerRow, WorkerState, pack_worker
-from queue_machine import invariants
+from queue_machine import answers, invariants
 from queue_machine.fairness import WEIGHTS
 from queue_machine.model import (
     LEASE_MS,
@@ -88,7 +88,7 @@ class Calls(RuleBasedStateMachine):
     def open(self) -> None:
         world, model = self.world, self.model
         world.send(upkeep.open_queue("claim", lineage=LINEAGE), seen=[], again=False)
-        model.server.open = True
+        model.server.open, model.server.mending, model.server.rolled_to = True, False, ""
         # `open` wakes all lanes that have jobs.
         self.call(upkeep.open_queue("open", lineage=LINEAGE), lambda told, _: told == (LINEAGE, "open"), again=True)
 
@@ -114,6 +114,7 @@ class Calls(RuleBasedStateMachine):
         wrong. again: the reply is lost, and the call repeated; `other` is how its client words it then. repeated: what
         the repeat answers, given the first answer.
         """
+        self.await_storage(operation)
         sent = self.world.send(operation, seen=self.model.seen(), again=again, other=other)
         said = f"{operation.script}{tuple(operation.args)!r} was answered {sent.answer!r}"
         assert expect(sent.answer, sent.after), said
@@ -126,12 +127,23 @@ class Calls(RuleBasedStateMachine):
             )
         return sent.answer
 
+    def await_storage(self, operation: Operation[Any]) -> None:
+        """What ends a job is refused, and changes nothing, until the persister has looked at what the server forgot."""
+        if self.model.server.mending and answers.waits_for_storage(self.model, operation):
+            before = self.world.look(self.model.seen())
+            self.world.send_in_vain(operation)
+            after = self.world.look(self.model.seen())
+            assert after.same(before), f"{operation.script} was refused, and changed {before.differences(after)}"
+            self.model.reached[f"{operation.script} has to wait"] += 1
+            self.open()
+
     def check(self, after: Snapshot) -> None:
         invariants.check(self.model, after)
         self.now = after
 
     def changes_nothing(self, operation: Operation[T], expect: Callable[[T], bool]) -> None:
         """A call that must leave all as it is."""
+        self.await_storage(operation)
         before = self.world.look(self.model.seen())
         sent = self.world.send(operation, seen=self.model.seen(), again=False)
         said = f"{operation.script}{tuple(operation.args)!r} was answered {sent.answer!r}"

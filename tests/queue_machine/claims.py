@@ -49,7 +49,7 @@ def claim(
     )
     model.reached["settled together"] += len(settlements) > 1
     assert list(told.settled) == expected, f"settlements were answered {told.settled}, not {expected}"
-    assert told.state == ("open" if model.server.open else "closed")
+    assert told.state == model.state
     if slots == 0 or not model.server.open:
         assert not told.leases, "a closed queue, or a call that only settles, handed out leases"
         assert told.next_due_s is None

@@ -118,7 +118,8 @@ def _readers_get_every_token_once(model: Model, now: Snapshot) -> None:
 
 
 def _each_end_is_journalled_once(model: Model, now: Snapshot) -> None:
-    """5, S1: one entry for each submit and each end, written with it, above all those before."""
+    """5, S1: one entry for each submit, each end, each lease that ended without one, and each job that was dropped by
+    somebody, written with it, above all those before."""
     journal = now.streams.get("journal")
     entries = journal.entries if journal else ()
     assert Counter((kind, job_id.decode()) for _, kind, job_id in entries) == Counter(model.written), (

@@ -33,7 +33,9 @@ class ServerTruth:
     journal: (kind, id) by journal id, of what no trim has taken. owed: lanes whose wake token a consumer has taken: it,
     or whoever ends its block next, will claim (invariant 6). noticed: boots that were told that a job of theirs ended,
     and have not heard it. end_ms, end_gap_ms: of the last job that ran to its end; the usual time between two. share:
-    of the trial that has one. outcomes: (id, version, state) of what ended while one had. seq: of the alias."""
+    of the trial that has one. mending: with storage, it went back in time, and nobody has looked yet at what it lost;
+    rolled_to: up to where its journal went then. outcomes: (id, version, state) of what ended while one had. seq: of
+    the alias."""
 
     jobs: dict[str, TrueJob] = field(default_factory=dict)
     fairness: Fairness = field(default_factory=Fairness)
@@ -42,6 +44,8 @@ class ServerTruth:
     last_tick_ms: int | None = None
     graced: bool = False
     open: bool = True
+    mending: bool = False
+    rolled_to: str = ""
     inc: int = 0
     journal: dict[str, tuple[str, str]] = field(default_factory=dict)
     owed: set[str] = field(default_factory=set)
@@ -74,6 +78,12 @@ class Model:
     handed_out: deque[Writing] = field(default_factory=lambda: deque(maxlen=40))
 
     @property
+    def state(self) -> str:
+        """Of the queue."""
+        server = self.server
+        return "open" if server.open else "reconciling" if server.mending else "closed"
+
+    @property
     def jobs(self) -> dict[str, TrueJob]:
         return self.server.jobs
 
@@ -97,7 +107,7 @@ class Model:
     def begin_to_wait(self, jobs: Sequence[TrueJob], now_ms: int) -> None:
         """Jobs get their turns, all in one call. None of them is queued yet."""
         bands = self.server.fairness
-        idle = {band for band in {job.band for job in jobs} if self._idle(band)}
+        idle = {band for band in {job.band for job in jobs} if self._idle(band) and not self.server.mending}
         for band in idle:
             self.reached["band at rest"] += bool(bands.turns[band].paid)
             bands.turns[band].rest()
@@ -154,6 +164,7 @@ class Model:
             self.end(job, JobState.DEAD, now_ms)
         else:
             job.wait(now_ms, self.server.share)
+            self.write_journal("back", job.id)
 
     def note_outcome(self, job: TrueJob, state: JobState) -> None:
         if self.server.share is not None and job.served_by:

@@ -78,6 +78,8 @@ MUTATIONS = (
     ),
     Mutation("a job runs for a quantum before it makes room", "local QUANTUM_TOKENS = 60", "local QUANTUM_TOKENS = 6"),
     Mutation("the journal tells of each end", "  write_journal('end', id, now)\n  bump", "  bump"),
+    Mutation("the journal tells of each lease that was taken back", "    write_journal('back', id, now)\n", ""),
+    Mutation("the journal tells of each job that was dropped", "write_journal('drop', id, clock(ARGV[1]))", ""),
     Mutation("a stale persister trims nothing", "if int(inc) ~= ARGV[2] then return 'stale' end", ""),
     Mutation(
         "an ended job is dropped after its commit alone",
@@ -85,7 +87,7 @@ MUTATIONS = (
         "do put('ZADD', ended",
     ),
     Mutation("a job that nobody claimed costs nothing", "    refund(id, r)\n", ""),
-    Mutation("an idle band forgets who owes it", "if latest and is_idle(band) then", "if false then"),
+    Mutation("an idle band forgets who owes it", "if latest and not held_up and is_idle(band) then", "if false then"),
     Mutation(
         "a worker is told at once that its job ended",
         "    if state == 'cancelled' or state == 'expired' then notify(r[WORKER]) end\n",
@@ -129,5 +131,17 @@ MUTATIONS = (
         "r[TAG]",
     ),
     Mutation("one worker at a time has the turn", "(mine or (not copy.turn and not stays()))", "(mine or not stays())"),
+    Mutation(
+        "nothing ends while storage may know more",
+        "if held_up then return not_yet() end\nlocal now, id",
+        "local now, id",
+    ),
+    Mutation(
+        "time ends nothing while storage may know more", "  if held_up then return end\n  local back", "  local back"
+    ),
+    Mutation(
+        "a fault waits for storage, for it may quarantine", "if held_up and ARGV[2] == 'failed' then", "if false then"
+    ),
+    Mutation("a server that went back with storage waits for it", "state = 'reconciling'\n", "state = 'open'\n"),
     Mutation("a copy of an alias is newer than the last", "if not known or seq > known then", "if true then"),
 )

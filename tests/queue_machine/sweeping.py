@@ -59,6 +59,9 @@ def sweep(
 
     Which versions were given up is read from `after`, and must be allowed by who served then.
     """
+    if model.server.mending:
+        model.reached["no sweep while it waits"] += 1
+        return
     workers = (after if renews else before).hash("workers")
     moved_ms = _move_leases(model, now_ms)
     live = [job for job in model.jobs.values() if not job.state.ended]

@@ -70,7 +70,7 @@ class Upkeep(Calls):
         self.step("hello")
         self.changes_nothing(
             ops.hello(self.world.server_id, storage=self.model.storage),
-            lambda told: told == (self.model.server.inc, "open" if self.model.server.open else "closed"),
+            lambda told: told == (self.model.server.inc, self.model.state),
         )
 
     @seldom("look", 10)
@@ -101,7 +101,7 @@ class Upkeep(Calls):
     @rule(again=lost)
     def the_queue_is_closed(self, again: bool) -> None:
         self.step("close")
-        self.model.server.open = False
+        self.model.server.open = self.model.server.mending = False
         self.call(
             upkeep.open_queue("close", reason="it is looked at"), lambda told, _: told[1] == "closed", again=again
         )

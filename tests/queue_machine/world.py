@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
+
+from redis.exceptions import ResponseError
 
 from headpond.connections import RedisAddress, script_key, server_id
 from headpond.keys import queue_keys
 from headpond.operations import Operation, hello
 from headpond.queue import Server
-from headpond.scripts import Script, load_script
+from headpond.scripts import WAITS, Script, load_script
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess
 from queue_machine.model import QUEUE
 from queue_machine.snapshot import SCRIPT, Snapshot, parse
@@ -96,6 +98,17 @@ class World:
         answers = [operation.parse(reply) for reply in replies[::2]]
         moments = [parse(reply) for reply in replies[1::2]]
         return Sent(answers[0], moments[0], answers[1] if again else None, moments[1] if again else None)
+
+    def send_in_vain(self, operation: Operation[Any]) -> None:
+        """A call that has to wait for what storage holds."""
+        script, client = self.scripts(operation.script), cast("Any", self.server.redis)
+        call = (script.source, 1, script_key(QUEUE), str(self.clock.now_ms), *operation.args)
+        refusal = ""
+        try:
+            client.execute_command("EVAL", *call)
+        except ResponseError as error:
+            refusal = str(error)
+        assert refusal == f"{WAITS}reconciling", f"{operation.script} {operation.args!r} was told {refusal!r}"
 
     def look(self, seen: list[str]) -> Snapshot:
         pipe: Any = self.server.redis.pipeline(transaction=False)

@@ -79,11 +79,12 @@ class Persister:
         broker.emit_after("process_boot")
         follower = AliasFollower(self._server, self._blobs, writer=self._writer)
         follower.start()
+        self._persistence.snapshots.start()
         logger.info("persister_ready")
         next_tick = time.monotonic()
         while not self._leave.is_set():
-            if not follower.is_alive():
-                raise RuntimeError("the thread that follows aliases has died; its traceback is above")
+            if not (follower.is_alive() and self._persistence.snapshots.is_alive()):
+                raise RuntimeError("the thread that follows aliases, or makes snapshots, has died; see its traceback")
             try:
                 self._persistence.tick()
             except HeadpondError as error:

@@ -13,6 +13,7 @@ from headpond.errors import (
     NotCommitted,
     NotQuarantined,
     QueueFull,
+    RestoreRefused,
     ResultTimeout,
     ServiceUnavailable,
 )
@@ -33,6 +34,7 @@ _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (ConfigError, BAD_INPUT),
     (BundleError, BAD_INPUT),
     (NotQuarantined, BAD_INPUT),
+    (RestoreRefused, BAD_INPUT),
     (ServiceUnavailable, UNAVAILABLE),
     (JobGone, JOB_GONE),
     (JobEnded, JOB_ENDED),

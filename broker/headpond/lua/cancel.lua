@@ -4,6 +4,7 @@
 local now, id = clock(ARGV[1]), ARGV[2]
 local r = load_run(id)
 if not r then return '' end
+if held_up and r[ENDED] == 0 then return not_yet() end
 if r[STATE] == 'delayed' or r[STATE] == 'queued' or r[STATE] == 'running' then
   end_job(id, r, 'cancelled', 'cancelled by request', now)
 end

@@ -11,6 +11,10 @@ local BATCH_EVERY = 8        -- one claimed job in so many is looked for in the 
 local now, args = clock(ARGV[1]), cmsgpack.unpack(ARGV[2])
 local boot, seq, nonce, slots, version, fingerprint, host, lasts, anew, own_lane = unpack(args, 1, 10)
 local held, settled = prefix .. 'held:' .. boot, {}
+for i = 13, held_up and #args or 0, 5 do
+  -- A settlement that ends its job, or may.
+  if args[i] ~= 'parked' and args[i] ~= 'preempted' then return not_yet() end
+end
 local given_up = 0           -- slots that a batch job has just left for a more urgent one
 if #args > 10 then
   local ids = {}

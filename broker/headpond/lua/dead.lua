@@ -11,6 +11,8 @@ if ARGV[2] == 'forget' then
   call('ZREM', dead, id)
   return 'ok'
 end
+if held_up then return not_yet() end
 if storage and r[DURABLE] == 0 then return 'uncommitted' end
 drop_job(id)
+write_journal('drop', id, clock(ARGV[1]))
 return 'ok'

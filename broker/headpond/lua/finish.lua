@@ -3,7 +3,9 @@
 --       first token (-1 without one)
 -- Reply: {'done', offset} also when repeated by the same fence; {'gap', offset}: tokens are missing, append them
 -- first; {'fenced' | 'cancelled' | 'expired', offset}
+-- WAITS while storage is put in.
 -- Keeps: result, last event, acknowledgement and journal entry are written at once.
+if held_up then return not_yet() end
 local now, id = clock(ARGV[1]), ARGV[2]
 local r = load_run(id)
 local status = finish_lease(id, r, ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], now, tonumber(ARGV[8]))

@@ -3,6 +3,7 @@
 -- Reply: {next cursor ('0': done), rows looked at, then for each fault: id, what, what was done}
 -- Keeps: a job that is where its row says is not touched. Each call is atomic by itself, and may be repeated.
 local now, repair = clock(ARGV[1]), ARGV[3] == '1'
+if repair and held_up then return not_yet() end
 local page = call('HSCAN', run, ARGV[2], 'COUNT', ARGV[4])
 local found, looked = {}, 0
 
@@ -18,7 +19,12 @@ for i = 1, #page[2], 2 do
     fault(id, 'its run row cannot be read', 'left', function() end)
   elseif call('HEXISTS', data, id) == 0 then
     fault(id, 'its request is gone', r[ENDED] > 0 and 'dropped' or 'failed', function()
-      if r[ENDED] > 0 then drop_job(id) else end_job(id, r, 'failed', 'its request is gone', now) end
+      if r[ENDED] > 0 then
+        drop_job(id)
+        write_journal('drop', id, now)
+      else
+        end_job(id, r, 'failed', 'its request is gone', now)
+      end
     end)
   elseif r[STATE] == 'queued' then
     if not call('ZSCORE', ready_key(r[LANE], r[BAND]), id) then

@@ -2,8 +2,9 @@
 -- ARGV: now, run_id, storage ('1' where the deployment has storage, else '')
 -- Reply: {inc, state}
 -- Keeps: a server that restarted or was replaced may have gone back in time; it gets a higher incarnation, so
--- that stream ids, generations and journal ids never fall below those that were seen before. A new queue with
--- storage is closed until the persister has looked at what storage holds.
+-- that stream ids, generations and journal ids never fall below those that were seen before. With storage its open
+-- queues wait until the persister has put back what storage has and the server forgot. A new queue with storage is
+-- closed until the persister has looked at what storage holds.
 local now = clock(ARGV[1])
 local known = call('HGET', meta, 'run_id')
 local turn_on = ARGV[3] == '1' and not storage
@@ -13,11 +14,17 @@ if not inc then
   state = ARGV[3] == '1' and 'closed' or 'open'
   call('HSET', meta, 'inc', int(inc), 'run_id', ARGV[2], 'state', state)
 elseif known ~= ARGV[2] then
-  local last = call('XREVRANGE', journal, '+', '-', 'COUNT', 1)[1]
+  if storage and state ~= 'restoring' then
+    -- Of several times that it went back, unlooked at between, the first goes furthest.
+    call('HSETNX', meta, 'rolled_to', int(inc) .. '-' .. (call('HGET', meta, 'journal_seq') or '0'))
+    if state == 'open' then
+      state = 'reconciling'
+      call('HSET', meta, 'state', state)
+    end
+  end
   -- Above every generation that can be in flight, also where the clock stood still: a job's rises with its leases.
   inc = math.max(now, inc + 1000)
   call('HSET', meta, 'inc', int(inc), 'run_id', ARGV[2])
-  if last then call('HSET', meta, 'rolled_to', last[1]) end
 end
 if turn_on then
   -- Storage was added to a queue that has jobs: the journal begins with all of them.

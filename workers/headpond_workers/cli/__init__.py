@@ -21,6 +21,7 @@ OPERATOR_COMMANDS = (
     "replay",
     "verify",
     "storage",
+    "restore",
 )
 WORKER_EXTRA = ("boto3", "supervisor", "psutil", "pyfastcdc")
 
@@ -35,7 +36,7 @@ def register(app: typer.Typer) -> None:
         for name in OPERATOR_COMMANDS:
             app.command(name, hidden=True, context_settings=anything)(_not_installed)
         return
-    from headpond_workers.cli import deployment, processes, reload, replay, verify
+    from headpond_workers.cli import deployment, processes, reload, replay, restore, verify
     from headpond_workers.cli.models import models_app
     from headpond_workers.cli.storage import storage_app
 
@@ -44,6 +45,7 @@ def register(app: typer.Typer) -> None:
     processes.register(app)
     replay.register(app)
     verify.register(app)
+    restore.register(app)
     app.add_typer(models_app, name="models")
     app.add_typer(storage_app, name="storage")
 

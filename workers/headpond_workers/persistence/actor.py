@@ -16,8 +16,10 @@ from headpond.keys import PERSISTENCE_QUEUE
 from headpond.queue import Server
 from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.gate import open_queue
-from headpond_workers.persistence.journal import BATCH_ENTRIES, drain
+from headpond_workers.persistence.journal import Journal, drain
 from headpond_workers.persistence.segments import StateStore
+from headpond_workers.persistence.snapshot_thread import SnapshotThread
+from headpond_workers.persistence.snapshots import is_due, make_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +33,12 @@ class Persistence:
     """Commits journals. One a process; several processes share the work, and the head decides between them."""
 
     def __init__(self, address: RedisAddress, blobs: Blobs, *, writer: str, model_server: Server) -> None:
-        """model_server: for the queues of models; the broker has a connection of its own."""
+        """model_server: for the queues of models; the broker has a connection of its own. `snapshots` is to be
+        started."""
         self._blobs, self._writer, self._server = blobs, writer, model_server
         self._busy: dict[str, threading.Lock] = {}
+        self._journals: dict[str, Journal] = {}
+        self.snapshots = SnapshotThread(self.snapshot)
         self.broker = HeadpondBroker(Server(address), middleware=[], slots=2, lease_s=LEASE_S)
         dramatiq.actor(actor_name=PERSIST, queue_name=PERSISTENCE_QUEUE, broker=self.broker)(self.persist)
 
@@ -53,7 +58,9 @@ class Persistence:
     def _tick(self, model: str, second: int) -> None:
         queue = self._server.queue(model, storage=True)
         queue.tick()
-        if open_queue(queue, StateStore(self._blobs, model), writer=self._writer) and queue.journal_length():
+        if open_queue(queue, StateStore(self._blobs, model), writer=self._writer) and (
+            queue.journal_length() or queue.leased()
+        ):
             # The id is the model's and the second's, so that several persisters enqueue one message.
             message: dramatiq.Message[None] = dramatiq.Message(
                 queue_name=PERSISTENCE_QUEUE, actor_name=PERSIST, args=(model,), kwargs={}, options={},
@@ -68,10 +75,21 @@ class Persistence:
     def drain(self, model: str) -> None:
         """Raises CommitLost, StorageUnavailable, RedisUnavailable."""
         with self._busy.setdefault(model, threading.Lock()):
-            queue = self._server.queue(model, storage=True)
+            journal = self._journals.get(model)
+            if journal is None:
+                journal = self._journals[model] = Journal(self._server.queue(model, storage=True))
             store = StateStore(self._blobs, model)
-            while drain(queue, store, writer=self._writer) == BATCH_ENTRIES:
+            while drain(journal, store, writer=self._writer):
                 pass
+        if journal.at is not None and is_due(journal.at.head):
+            self.snapshots.ask(model)
+
+    def snapshot(self, model: str) -> None:
+        """Make a snapshot of one model's state, if that is due. Raises CommitLost, StorageUnavailable, BlobCorrupt."""
+        store = StateStore(self._blobs, model)
+        at = store.read_head()
+        if at is not None and is_due(at.head):
+            make_snapshot(store, at, writer=self._writer)
 
     def _guarded(self, model: str, work: Callable[[], None]) -> None:
         try:

@@ -2,7 +2,8 @@
 
 A Redis that lost its data is empty, and looks like a new one. Working on it would start a second history beside
 the one in storage. So with storage a new queue is closed, and only this comparison opens it: each history has a
-lineage, in the queue's meta and in the head.
+lineage, in the queue's meta and in the head. A server that went back in time has the lineage, and less than storage:
+that is put back first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import secrets
 from headpond import upkeep
 from headpond.errors import BlobChanged
 from headpond.queue import JobQueue
+from headpond_workers.persistence.restoring.reconcile import reconcile
 from headpond_workers.persistence.segments import HeadAt, StateStore
 
 logger = logging.getLogger(__name__)
@@ -20,24 +22,42 @@ logger = logging.getLogger(__name__)
 
 def open_queue(queue: JobQueue, store: StateStore, *, writer: str) -> bool:
     """Open the queue if its history is the one in storage, or if both are new. False: it is closed, and its meta
-    says why. Raises RedisUnavailable, StorageUnavailable, BlobCorrupt."""
+    says why, or it is being restored. Raises RedisUnavailable, StorageUnavailable, BlobCorrupt, CommitLost,
+    ServerWentBack."""
     meta = queue.meta()
-    if meta.get("state") == "open" and meta.get("lineage"):
+    state = meta.get("state")
+    if state == "open" and meta.get("lineage"):
         return True
+    if state == "restoring":
+        return False
     at = store.read_head() or _begin(queue, store, writer=writer)
-    if queue.meta().get("lineage") != at.head.lineage:
-        queue.run(
-            upkeep.open_queue(
-                "close",
-                reason=f"storage holds another history of '{queue.name}' (lineage {at.head.lineage}) than this Redis. "
-                "Point [storage] at the bucket of this Redis, or use a new bucket to begin anew.",
-            )
-        )
+    meta = queue.meta()
+    if meta.get("lineage") != at.head.lineage:
+        queue.run(upkeep.open_queue("close", reason=_why_closed(queue.name, at, ours=meta.get("lineage"))))
         logger.error("queue_closed model=%s reason=lineage", queue.name)
         return False
-    _, state = queue.run(upkeep.open_queue("open", lineage=at.head.lineage, least_inc=at.head.inc))
-    logger.info("queue_opened model=%s lineage=%s", queue.name, at.head.lineage)
-    return state == "open"
+    inc = int(meta.get("inc", "0"))
+    if rolled_to := meta.get("rolled_to"):
+        opened = reconcile(queue, store, at, inc=inc, rolled_to=rolled_to, writer=writer)
+    else:
+        opening = upkeep.open_queue("open", lineage=at.head.lineage, least_inc=at.head.inc, inc=inc)
+        opened = queue.run(opening)[1] == "open"
+    if opened:
+        logger.info("queue_opened model=%s lineage=%s", queue.name, at.head.lineage)
+    return opened
+
+
+def _why_closed(model: str, at: HeadAt, *, ours: str | None) -> str:
+    lineage = at.head.lineage
+    if ours is None:
+        return (
+            f"this Redis holds nothing of '{model}', and storage holds its history (lineage {lineage}). Bring it back "
+            f"with: headpond restore --model {model}. To begin anew instead, use a new bucket."
+        )
+    return (
+        f"storage holds another history of '{model}' (lineage {lineage}) than this Redis. Point [storage] at the "
+        "bucket of this Redis, or use a new bucket to begin anew."
+    )
 
 
 def _begin(queue: JobQueue, store: StateStore, *, writer: str) -> HeadAt:

@@ -9,7 +9,6 @@ from headpond.errors import BlobCorrupt, ConfigError, NotStored
 from headpond.jobs import JobId, JobState, Result
 from headpond.settings import CONFIG_NAME, find_config, load_settings
 from headpond.wire import unpack_result
-from headpond_workers.persistence.documents import EndRecord, SubmitRecord
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.storage_settings import storage_of
@@ -31,18 +30,12 @@ def find_job(store: StateStore, job_id: str) -> tuple[bytes, JobState, bytes] | 
 
     None if storage has no such job, or its end is not there yet. Raises StorageUnavailable, BlobCorrupt.
     """
-    at = store.read_head()
-    end: EndRecord | None = None
-    for record in () if at is None else store.records(at.head):
-        if record.id != job_id:
-            continue
-        if isinstance(record, SubmitRecord):
-            return None if end is None else (record.data, end.state, end.result)
-        # The newest speaks for the id, as in `StateStore.find_result`.
-        end = end or record
-    if end is not None:
+    job = store.find_job(job_id)
+    if job is None or job.state is None:
+        return None
+    if not job.data:
         raise BlobCorrupt(store.head_key, f"its chain holds the end of {job_id}, and not what was asked")
-    return None
+    return job.data, job.state, job.result
 
 
 def open_store(model: str, *, config: Path | None) -> StateStore:

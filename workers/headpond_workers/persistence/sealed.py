@@ -4,17 +4,19 @@
 - `digest` is the last field: its value, the last 32 bytes, is the SHA-256 of all bytes before them.
 - `created_ms` is for people. No decision rests on a clock.
 - A document that breaks a rule of its class is neither packed nor accepted: MalformedDocument. Unknown fields are
-  passed over; a newer `v` is refused with UnsupportedSchema.
+  passed over; a newer `v` is refused with UnsupportedSchema, an older one is upgraded by its class.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from headpond.errors import MalformedDocument
-from headpond.wire import pack_document, unpack_document
+from headpond.jobs import UNNAMED_TOKEN
+from headpond.wire import pack_document, unpack_versioned
 
 MAX_COUNT = (1 << 53) - 1
 """Of any counter here: they pass through scripts, whose numbers are doubles."""
@@ -26,10 +28,11 @@ _TXN = re.compile(r"[0-9a-f]{32}")
 
 
 class Fields:
-    """Unpacked fields of a map, each taken by name and type. schema: for errors."""
+    """Unpacked fields of a map, each taken by name and type. schema: for errors. v: of the document."""
 
-    def __init__(self, schema: str, fields: dict[str, Any]) -> None:
-        self._schema = schema
+    def __init__(self, schema: str, fields: dict[str, Any], *, v: int = 1) -> None:
+        self.schema = schema
+        self.v = v
         self._fields = fields
 
     @classmethod
@@ -41,34 +44,41 @@ class Fields:
 
     @classmethod
     def unseal(cls, data: bytes, *, schema: str, v: int, max_bytes: int) -> Fields:
-        """The version is looked at first: of a newer one even the digest may stand elsewhere."""
-        fields = unpack_document(data, schema=schema, v=v, max_bytes=max_bytes)
+        """v: the newest version that is read. It is looked at first: of a newer one the digest may stand elsewhere.
+
+        Raises MalformedDocument, UnsupportedSchema.
+        """
+        found_v, fields = unpack_versioned(data, schema=schema, v=v, max_bytes=max_bytes)
         found = hashlib.sha256(memoryview(data)[:-DIGEST_BYTES]).digest()
         if fields.get("digest") != found or data[-DIGEST_BYTES:] != found:
             raise MalformedDocument(schema, "its digest is not that of its bytes")
-        return cls(schema, fields)
+        return cls(schema, fields, v=found_v)
 
     def take(self, name: str, kind: type[T]) -> T:
         value = self._fields.get(name)
         # An exact type: a bool is an int to isinstance.
         if type(value) is not kind:
-            raise MalformedDocument(self._schema, f"{name} is a {type(value).__name__}, not a {kind.__name__}")
+            raise MalformedDocument(self.schema, f"{name} is a {type(value).__name__}, not a {kind.__name__}")
         return value
 
     def take_optional(self, name: str, kind: type[T]) -> T | None:
         return None if self._fields.get(name) is None else self.take(name, kind)
+
+    def take_any(self, name: str) -> object:
+        """A value of any type; None if it is not there."""
+        return self._fields.get(name)
 
     def take_list(self, name: str, kind: type[T]) -> list[T]:
         """An array of values of one type."""
         values = self.take(name, list)
         for value in values:
             if type(value) is not kind:
-                raise MalformedDocument(self._schema, f"{name} holds a {type(value).__name__}, not a {kind.__name__}")
+                raise MalformedDocument(self.schema, f"{name} holds a {type(value).__name__}, not a {kind.__name__}")
         return values
 
     def take_maps(self, name: str) -> list[Fields]:
         """An array of maps."""
-        return [Fields(self._schema, value) for value in self.take_list(name, dict)]
+        return [Fields(self.schema, value, v=self.v) for value in self.take_list(name, dict)]
 
 
 def seal(schema: str, v: int, fields: dict[str, object], *, max_bytes: int) -> bytes:
@@ -96,6 +106,12 @@ def check_texts(schema: str, **texts: str) -> None:
     """Raises MalformedDocument for a name that is empty or too long."""
     for name, text in texts.items():
         require(0 < len(text) <= MAX_TEXT, schema, f"{name} has {len(text)} characters")
+
+
+def check_tokens(schema: str, ids: Sequence[int], pieces: Sequence[str]) -> None:
+    """Raises MalformedDocument for what are no tokens of a job."""
+    require(len(ids) == len(pieces), schema, f"{len(ids)} token ids with {len(pieces)} pieces")
+    require(not ids or (min(ids) >= UNNAMED_TOKEN and max(ids) <= MAX_COUNT), schema, "a token id is out of range")
 
 
 def is_txn(text: str) -> bool:

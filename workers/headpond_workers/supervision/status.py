@@ -94,8 +94,13 @@ class DeploymentStatus:
 
 def closed_reason(meta: Mapping[str, str]) -> str:
     """From a queue's meta: why it hands nothing out. Empty if it is open, or nobody has used it yet."""
-    if meta.get("state", "open") == "open":
+    state = meta.get("state", "open")
+    if state == "open":
         return ""
+    if state == "restoring":
+        return "it is being restored from storage; if that was interrupted, run again: headpond restore"
+    if state == "reconciling":
+        return "its server went back in time, and what storage has is being put back"
     return meta.get("closed_reason") or "the persister has not compared it with storage yet"
 
 

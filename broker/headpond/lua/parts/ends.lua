@@ -150,6 +150,7 @@ local function take_back(id, r, now, how, reason)
   else
     make_ready(id, r, now)
     put('HSET', run, id, encode(r))
+    write_journal('back', id, now)
   end
 end
 

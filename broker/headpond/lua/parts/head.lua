@@ -16,6 +16,8 @@ local background = string.find(prefix, '{persistence}', 1, true) ~= nil
 local state_of = call('HMGET', meta, 'inc', 'state', 'storage', 'lease_ms', 'last_tick', 'retention_ms', 'graced',
   'suspect', 'suspect_wait_ms', 'version_wait_ms', 'stream_retention_ms', 'trial')
 local inc, open, storage = tonumber(state_of[1]), state_of[2] == 'open', state_of[3] == '1'
+-- Q2: what storage holds is being put in; nothing is leased, and nothing ends. The state's name; false else.
+local held_up = (state_of[2] == 'restoring' or state_of[2] == 'reconciling') and state_of[2]
 local lease_ms, last_tick = tonumber(state_of[4] or 10000), tonumber(state_of[5])
 local retention_ms, graced = tonumber(state_of[6] or 86400000), state_of[7] == '1'
 local suspect = state_of[8]  -- id of the one suspect that runs (Q11); false without
@@ -33,5 +35,8 @@ local function clock(arg)
   local t = call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
+
+-- The reply to what has to wait until then; the caller asks again, as after an outage of the server.
+local function not_yet() return redis.error_reply('WAITS ' .. held_up) end
 
 local function int(n) return string.format('%.0f', n) end

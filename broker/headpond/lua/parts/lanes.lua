@@ -5,6 +5,7 @@ local FRONT = -1            -- score of what goes before all of its band; tags a
 local function ready_key(lane, band) return prefix .. 'ready:' .. lane .. ':' .. band end
 
 local function wake(lane)
+  if held_up then return end
   local key = prefix .. 'wake:' .. lane
   if call('EXISTS', key) == 0 then call('RPUSH', key, '1') end
 end
@@ -79,7 +80,7 @@ local function fair_tag(band, tenant, cost)
     fair[band] = f
     local key = prefix .. 'fair:' .. band
     local latest = tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2])
-    if latest and is_idle(band) then
+    if latest and not held_up and is_idle(band) then
       -- All that was asked for has been served. Nobody owes anything, and nobody is remembered.
       f.v = math.max(f.v, latest)
       call('HSET', meta, 'v:' .. band, f.v)

@@ -80,6 +80,8 @@ end
 
 -- speaker: the boot whose call this is. It lives, so a lease of its that just ended is nobody's fault (Q11).
 local function sweep(now, speaker)
+  -- The first one after that finds that nobody swept for long, and gives each lease and wait its time again.
+  if held_up then return end
   local back = last_tick and now < last_tick
   local late = last_tick and now - last_tick > lease_ms / 2
   if back or (late and not graced) then
