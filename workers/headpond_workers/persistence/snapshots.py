@@ -45,13 +45,20 @@ def is_due(head: Head) -> bool:
 
 
 def make_snapshot(
-    store: StateStore, at: HeadAt, *, writer: str, keep: Keep | None = None, until_ms: int | None = None
+    store: StateStore,
+    at: HeadAt,
+    *,
+    writer: str,
+    keep: Keep | None = None,
+    until_ms: int | None = None,
+    now_ms: int = 0,
 ) -> HeadAt:
     """Make a snapshot of the chain that `at` leads to, and the head lead to it; commits may go on meanwhile. A chain
     without segments has none.
 
     keep: None keeps everything. until_ms: the snapshot holds the state of that time, as `StateStore.state` finds it,
-    and stands for the chain up to `at` all the same: what came later is undone.
+    and stands for the chain up to `at` all the same: what came later is undone. now_ms: by Redis's clock, where it is:
+    from then on, and not before, that state is what the chain comes to.
 
     Raises CommitLost if another snapshot was made meanwhile, or the head is swapped again and again; BlobCorrupt,
     StorageUnavailable.
@@ -60,12 +67,14 @@ def make_snapshot(
         return at
     before = at.head
     point = store.state(before, until_ms=until_ms)
-    snapshot, key = _put_snapshot(store, at, point, _write_parts(store, point, writer=writer, keep=keep), writer=writer)
+    parts = _write_parts(store, point, writer=writer, keep=keep)
+    snapshot, key = _put_snapshot(store, at, point, parts, writer=writer, now_ms=now_ms)
     for _ in range(SWAP_TRIES):
         head = replace(
             at.head,
             snapshot=key,
             snapshot_seq=snapshot.seq,
+            as_of_ms=max(at.head.as_of_ms, snapshot.as_of_ms),
             above_bytes=max(0, at.head.above_bytes - before.above_bytes),
             snapshot_bytes=snapshot.size,
         )
@@ -154,7 +163,7 @@ class _Parts:
 
 
 def _put_snapshot(
-    store: StateStore, at: HeadAt, point: StatePoint, parts: tuple[PartRef, ...], *, writer: str
+    store: StateStore, at: HeadAt, point: StatePoint, parts: tuple[PartRef, ...], *, writer: str, now_ms: int
 ) -> tuple[Snapshot, str]:
     head = at.head
     epoch, step = next_epoch(at, writer), 1
@@ -174,7 +183,7 @@ def _put_snapshot(
             seq=head.seq,
             inc=head.inc,
             watermark=head.watermark,
-            as_of_ms=head.as_of_ms,
+            as_of_ms=max(head.as_of_ms, now_ms),
             segment=head.segment or "",
             prev=prev,
             fair=point.fair,

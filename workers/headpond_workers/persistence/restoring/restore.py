@@ -11,9 +11,9 @@ from headpond.queue import JobQueue
 from headpond.restoring import Condition, begin_restore, end_restore
 from headpond_workers.persistence.restoring.fair_queue import as_queue_has_it
 from headpond_workers.persistence.restoring.filling import Filling
-from headpond_workers.persistence.restoring.new_head import commit_restored
 from headpond_workers.persistence.restoring.tally import Tally
 from headpond_workers.persistence.segments import HeadAt, StateStore
+from headpond_workers.persistence.snapshots import make_snapshot
 from headpond_workers.persistence.state_point import StatePoint
 
 logger = logging.getLogger(__name__)
@@ -93,12 +93,20 @@ class Restoration:
         filling.put(point.items())
         filling.rejournal()
         # Before anybody works: else what comes next would follow the state that was given up.
-        now_ms = self.queue.server.now_ms()
-        commit_restored(self.store, at, point, inc=began.inc, now_ms=now_ms, writer=self.writer)
+        self._commit(point, inc=began.inc)
         ended = self.queue.run(end_restore(lineage=at.head.lineage, inc=began.inc))
         if ended.state != "open":
             raise ServerWentBack("restore")
         return filling.tally
+
+    def _commit(self, point: StatePoint, *, inc: int) -> None:
+        """The head leads to what was restored, and knows the incarnation of the Redis that has it now."""
+        at = self._head()
+        at = self.store.swap(at, replace(at.head, inc=max(at.head.inc, inc)), writer=self.writer)
+        is_fork = point.seq < at.head.seq
+        if is_fork or at.head.snapshot_seq < at.head.seq:
+            now_ms = self.queue.server.now_ms() if is_fork else 0
+            make_snapshot(self.store, at, writer=self.writer, until_ms=self.until_ms, now_ms=now_ms)
 
     def _head(self) -> HeadAt:
         at = self.store.read_head()
