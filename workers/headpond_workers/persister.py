@@ -34,6 +34,8 @@ from headpond_workers.persistence.actor import LEASE_S, RETENTION_S, Persistence
 from headpond_workers.persistence.aof_sync import AofSync
 from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.prefixes.folders import kv_folder
+from headpond_workers.prefixes.uploads import PrefixUploader, PrefixUploads
 from headpond_workers.redaction import Secrets
 from headpond_workers.rollover.alias_follower import AliasFollower
 from headpond_workers.secret_filter import start_logging
@@ -63,6 +65,8 @@ class Persister:
         self._aof = AofSync(settings.state_folder / EMBEDDED_VALKEY_FOLDER) if settings.redis.url is None else None
         self._writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
         self._persistence = Persistence(address, self._blobs, writer=self._writer, model_server=self._server)
+        kv = kv_folder(settings.state_folder)
+        self._uploader = PrefixUploader(PrefixUploads(self._blobs, kv, writer=self._writer))
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT. Returns the exit code."""
@@ -79,12 +83,15 @@ class Persister:
         broker.emit_after("process_boot")
         follower = AliasFollower(self._server, self._blobs, writer=self._writer)
         follower.start()
+        self._uploader.start()
         self._persistence.snapshots.start()
         logger.info("persister_ready")
         next_tick = time.monotonic()
         while not self._leave.is_set():
             if not (follower.is_alive() and self._persistence.snapshots.is_alive()):
                 raise RuntimeError("the thread that follows aliases, or makes snapshots, has died; see its traceback")
+            if not self._uploader.is_alive():
+                raise RuntimeError("the thread that uploads prefixes has died; its traceback is above")
             try:
                 self._persistence.tick()
             except HeadpondError as error:
@@ -92,6 +99,7 @@ class Persister:
             next_tick = max(next_tick + INTERVAL_S, time.monotonic())
             self._leave.wait(next_tick - time.monotonic())
         follower.stop()
+        self._uploader.stop()
         pool.stop(timeout=10_000)
         self._last_commit()
         broker.close()
