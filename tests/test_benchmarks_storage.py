@@ -64,6 +64,7 @@ __all__ = ["modules"]
          [(10.0, "met"), (110.0, None), (1.1, "met")]),
         ("restore", {"jobs": 1000, "seconds": 121.2, "persister_peak_bytes": 1 << 20}, {"jobs": 100, "seconds": 10.1},
          [(10.1, "missed"), (121.2, None), (1.2, "missed")]),
+        ("stored_prefix", {"local_s": 0.5, "storage_s": 1.25}, {"prefill_s": 5.0}, [(10.0, "met"), (4.0, "missed")]),
     ],
 )  # fmt: skip
 def test_each_figure_is_compared_with_its_goal(
@@ -107,6 +108,7 @@ STATE = (
     "loss_window",
     "puts",
     "restore",
+    "stored_prefix",
 )
 
 

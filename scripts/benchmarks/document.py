@@ -69,6 +69,7 @@ class Kind(StrEnum):
     LOSS_WINDOW = "loss_window"
     PUTS = "puts"
     RESTORE = "restore"
+    STORED_PREFIX = "stored_prefix"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ LOSS_GOAL = Goal(Direction.AT_MOST, 1.0)
 PUTS_GOAL = Goal(Direction.AT_MOST, 2.0)
 RESTORE_GOAL = Goal(Direction.AT_MOST, 10.0)
 LINEAR_GOAL = Goal(Direction.AT_MOST, 1.1)
+STORED_PREFIX_GOAL = Goal(Direction.AT_LEAST, 5.0)
 
 
 def _rate(samples: Samples) -> float:
@@ -75,6 +76,16 @@ def _restore(measurement: Measurement) -> list[Row]:
     ]
 
 
+def _stored_prefix(measurement: Measurement) -> list[Row]:
+    rows = []
+    for tier, name in (("local", "from the local disk"), ("storage", "from storage")):
+        seconds = [(pair.headpond[f"{tier}_s"], pair.peer["prefill_s"]) for pair in measurement.pairs]
+        rows.append(Row(f"first token, {name}", *medians(seconds), "s"))
+        faster = [(1 / ours, 1 / theirs) for ours, theirs in seconds]
+        rows.append(ratio(f"first tokens a second, {name}", faster, "/s", STORED_PREFIX_GOAL))
+    return rows
+
+
 STATE_ROWS: dict[Kind, Callable[[Measurement], list[Row]]] = {
     Kind.PERSISTING_SCRIPTED: _throughput(SCRIPTED_PERSISTING_GOAL),
     Kind.PERSISTING_LLAMACPP: _throughput(LLAMACPP_PERSISTING_GOAL),
@@ -83,4 +94,5 @@ STATE_ROWS: dict[Kind, Callable[[Measurement], list[Row]]] = {
     Kind.LOSS_WINDOW: _loss_window,
     Kind.PUTS: _puts,
     Kind.RESTORE: _restore,
+    Kind.STORED_PREFIX: _stored_prefix,
 }

@@ -11,6 +11,7 @@ from plan import Plan
 from storage_loss import measure_loss_window
 from storage_outage import measure_outage_llamacpp, measure_outage_scripted
 from storage_persisting import measure_persisting_llamacpp, measure_persisting_scripted
+from storage_prefix import measure_stored_prefix
 from storage_puts import measure_puts
 from storage_restore import measure_restore
 from storage_rollover import measure_rollover
@@ -33,6 +34,7 @@ MEASUREMENTS: dict[Kind, Callable[[Plan], Measurement]] = {
     Kind.LOSS_WINDOW: measure_loss_window,
     Kind.PUTS: measure_puts,
     Kind.RESTORE: measure_restore,
+    Kind.STORED_PREFIX: measure_stored_prefix,
 }
 """In the order in which they run and are reported."""
 
