@@ -48,6 +48,23 @@ __all__ = ["modules"]
             {},
             [(0.49, "missed"), (1.1, "missed"), (2.0, None), (6.0, None)],
         ),
+        ("persisting_scripted", {"tokens": 990, "seconds": 10}, {"tokens": 100, "seconds": 1}, [(0.99, "met")]),
+        ("persisting_scripted", {"tokens": 989, "seconds": 10}, {"tokens": 100, "seconds": 1}, [(0.989, "missed")]),
+        ("persisting_llamacpp", {"tokens": 97, "seconds": 1}, {"tokens": 100, "seconds": 1}, [(0.97, "met")]),
+        ("persisting_llamacpp", {"tokens": 96, "seconds": 1}, {"tokens": 100, "seconds": 1}, [(0.96, "missed")]),
+        ("outage_scripted", {"tokens": 97, "seconds": 1, "waiting_entries": 9, "caught_up_s": 1.0},
+         {"tokens": 100, "seconds": 1}, [(0.97, "met")]),
+        ("outage_llamacpp", {"tokens": 96, "seconds": 1, "waiting_entries": 9, "caught_up_s": 1.0},
+         {"tokens": 100, "seconds": 1}, [(0.96, "missed")]),
+        ("loss_window", {"window_s": [0.2, 1.04]}, {"commit_s": [0.1]}, [(0.9316, "met")]),
+        ("loss_window", {"window_s": [1.11]}, {"commit_s": [0.1]}, [(1.01, "missed")]),
+        ("puts", {"puts": 20, "seconds": 10.0}, {}, [(2.0, "met")]),
+        ("puts", {"puts": 21, "seconds": 10.0}, {}, [(2.1, "missed")]),
+        ("restore", {"jobs": 1000, "seconds": 110.0, "persister_peak_bytes": 1 << 20}, {"jobs": 100, "seconds": 10.0},
+         [(10.0, "met"), (110.0, None), (1.1, "met")]),
+        ("restore", {"jobs": 1000, "seconds": 121.2, "persister_peak_bytes": 1 << 20}, {"jobs": 100, "seconds": 10.1},
+         [(10.1, "missed"), (121.2, None), (1.2, "missed")]),
+        ("stored_prefix", {"local_s": 0.5, "storage_s": 1.25}, {"prefill_s": 5.0}, [(10.0, "met"), (4.0, "missed")]),
     ],
 )  # fmt: skip
 def test_each_figure_is_compared_with_its_goal(
@@ -82,16 +99,47 @@ def test_the_least_throughput_is_that_of_the_emptiest_window(modules: Any) -> No
     assert modules.storage_rollover.least_rate(tokens, 0.0, 1.0) == 10.0
 
 
+VERSIONS = ("push", "pull", "changed", "push_again", "alias", "rollover")
+STATE = (
+    "persisting_scripted",
+    "persisting_llamacpp",
+    "outage_scripted",
+    "outage_llamacpp",
+    "loss_window",
+    "puts",
+    "restore",
+    "stored_prefix",
+)
+
+
 @pytest.mark.slow
-def test_a_quick_run_has_samples_of_every_figure(modules: Any, tmp_path: Path) -> None:
+def test_a_quick_run_has_samples_of_every_figure_of_versions(modules: Any, tmp_path: Path) -> None:
     said: list[str] = []
     made = modules.storage_suite.measure_storage(
-        pairs=1, seed=3, quick=True, only=(), folder=tmp_path, progress=said.append
+        pairs=1, seed=3, quick=True, only=VERSIONS, folder=tmp_path, progress=said.append
     )
-    assert [measurement.kind for measurement in made] == list(modules.storage_suite.MEASUREMENTS)
+    assert tuple(measurement.kind for measurement in made) == VERSIONS
     rows = {(m.kind.value, row.what): row for m in made for row in modules.report.rows_of(m)}
     assert all(row.headpond > 0 for row in rows.values())
     changed = rows["changed", "bytes"]
     assert 1.0 <= changed.estimate.median < 1.5, "what was changed has to be sent, and not the whole model"
     assert any("pair 1/1" in line for line in said)
     assert not list(tmp_path.iterdir()), "gigabytes of a whole run would stay"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STATE)
+def test_a_quick_run_has_samples_of_every_figure_of_state(modules: Any, tmp_path: Path, kind: str) -> None:
+    said: list[str] = []
+    (made,) = modules.storage_suite.measure_storage(
+        pairs=2, seed=3, quick=True, only=(kind,), folder=tmp_path, progress=said.append
+    )
+    rows = modules.report.rows_of(made)
+    assert all(row.headpond > 0 for row in rows if row.estimate)
+    assert len(made.pairs) == 2
+    assert any("pair 2/2" in line for line in said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_measurement_is_tried_by_a_quick_run(modules: Any) -> None:
+    assert {*VERSIONS, *STATE} == set(modules.report.STORAGE_NAMES)

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "generate": "throughput and first token, beside the engine called directly; about 10 minutes",
         "engine": "the loop around exllamav2, beside its own generator, on a CPU; about 20 minutes. Sets up torch",
         "peers": "the same model behind llama.cpp's own server, dramatiq and DB-GPT; about 25 minutes",
-        "storage": "pushes, pulls and aliases of versions, beside boto3 alone; about 10 minutes",
+        "storage": "versions beside boto3 alone; what kept state costs, restores, stored prefixes; about 25 minutes",
     }
     for name, what in about.items():
         command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)

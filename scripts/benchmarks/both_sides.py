@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from runs import Run
 from headpond.connections import RedisAddress
 from headpond.queue import Server
 from headpond.workers import WorkerState
+from headpond_workers.supervision.embedded_seaweed import SeaweedProcess
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess, running_valkey
 from headpond_workers.supervision.private_files import last_lines, private_folder, write_private
 
@@ -43,11 +45,11 @@ class BothSides:
 
     def headpond(self, prompts: list[str], *, max_tokens: int) -> Run:
         """Submit all prompts at once and read their streams to the end."""
-        return _ask(self._producer, prompts, max_tokens)
+        return ask_for(self._producer, prompts, max_tokens)
 
     def direct(self, prompts: list[str], *, max_tokens: int) -> Run:
         """Call the engine with all prompts at once."""
-        return _ask(self._direct, prompts, max_tokens)
+        return ask_for(self._direct, prompts, max_tokens)
 
     def cpu_s(self) -> dict[str, float]:
         times = {name: process.cpu_times() for name, process in self._processes.items()}
@@ -60,6 +62,29 @@ def both_sides(table: str, folder: Path) -> Iterator[BothSides]:
 
     Raises HeadpondError. Every process has ended when the context is left.
     """
+    with served(table, folder) as model:
+        alone = {"config": str(model.config), "model": MODEL}
+        with Child("direct_engine.py", alone, log=folder / "direct.log") as direct:
+            yield BothSides(direct, model.producer, model.worker, model.valkey.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model behind a queue that nobody keeps elsewhere. producer: runs producer.py."""
+
+    config: Path
+    valkey: ValkeyProcess
+    worker: subprocess.Popen[bytes]
+    producer: Child
+
+    def run(self, prompts: list[str], *, max_tokens: int) -> Run:
+        """Submit all prompts at once and read their streams to the end."""
+        return ask_for(self.producer, prompts, max_tokens)
+
+
+@contextmanager
+def served(table: str, folder: Path) -> Iterator[ServedModel]:
+    """Serve `table` with a Valkey and a worker. folder: private, for this alone. Raises HeadpondError."""
     private_folder(folder)
     config = folder / "headpond.toml"
     with ExitStack() as stack:
@@ -67,22 +92,34 @@ def both_sides(table: str, folder: Path) -> Iterator[BothSides]:
         write_config(config, valkey, table)
         worker = stack.enter_context(worker_process(config, folder / "worker.log"))
         await_ready(worker, valkey.url, folder / "worker.log")
-        direct = stack.enter_context(
-            Child("direct_engine.py", {"config": str(config), "model": MODEL}, log=folder / "direct.log")
-        )
-        producer = stack.enter_context(
-            Child("producer.py", {"url": valkey.url, "model": MODEL}, log=folder / "producer.log")
-        )
-        yield BothSides(direct, producer, worker, valkey.pid)
+        yield ServedModel(config, valkey, worker, stack.enter_context(start_producer(valkey.url, folder)))
 
 
-def write_config(config: Path, valkey: ValkeyProcess, table: str) -> None:
-    """A headpond.toml, and the server's password in a file beside it; both 0600."""
-    password = config.with_name("redis-password")
-    write_private(password, urlsplit(valkey.url).password or "")
+def start_producer(url: str, folder: Path) -> Child:
+    """A program that submits and reads. Raises BenchmarkError."""
+    return Child("producer.py", {"url": url, "model": MODEL}, log=folder / "producer.log")
+
+
+def write_config(config: Path, valkey: ValkeyProcess, table: str, *, seaweed: SeaweedProcess | None = None) -> None:
+    """A headpond.toml, and the servers' secrets in files beside it; all 0600. seaweed: where state is kept."""
+    password = _secret_file(config, "redis-password", urlsplit(valkey.url).password or "")
+    text = f'[redis]\nurl = "redis://127.0.0.1:{valkey.port}/0"\npassword = {password}\n'
+    if seaweed is not None:
+        access = _secret_file(config, "access-key", seaweed.access_key)
+        secret = _secret_file(config, "secret-key", seaweed.secret_key)
+        text += (
+            f'\n[storage]\nendpoint_url = "{seaweed.url}"\nbucket = "{seaweed.bucket}"\nregion = "{seaweed.region}"\n'
+            f"access_key = {access}\nsecret_key = {secret}\n"
+        )
+    write_private(config, f"{text}\n[models.{MODEL}]\n{table}")
+
+
+def _secret_file(config: Path, name: str, secret: str) -> str:
+    """Write it beside the configuration; what the configuration says in its place."""
+    path = config.with_name(name)
+    write_private(path, secret)
     # A string of JSON is one of TOML.
-    where = f"password = {{file = {json.dumps(str(password))}}}"
-    write_private(config, f'[redis]\nurl = "redis://127.0.0.1:{valkey.port}/0"\n{where}\n\n[models.{MODEL}]\n{table}')
+    return f"{{file = {json.dumps(str(path))}}}"
 
 
 @contextmanager
@@ -91,13 +128,27 @@ def worker_process(config: Path, log: Path, *, packages: Path | None = None) -> 
 
     packages: a folder of packages that it finds besides those that are installed.
     """
+    arguments = ["headpond_workers.worker", "--config", str(config), "--model", MODEL, "--instance", f"{MODEL}-0"]
+    with _launched(arguments, config.parent, log, packages=packages) as process:
+        yield process
+
+
+@contextmanager
+def persister_process(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A persister process as `headpond up` starts it, but for supervisord. It ends with this one."""
+    with _launched(["headpond_workers.persister", "--config", str(config)], config.parent, log) as process:
+        yield process
+
+
+@contextmanager
+def _launched(
+    module: Sequence[str], folder: Path, log: Path, *, packages: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     environment = os.environ | ({} if packages is None else {"PYTHONPATH": str(packages)})
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "headpond_workers.supervision.launcher", "--",
-             sys.executable, "-m", "headpond_workers.worker", "--config", str(config), "--model", MODEL,
-             "--instance", f"{MODEL}-0"],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=config.parent, env=environment,
+            [sys.executable, "-m", "headpond_workers.supervision.launcher", "--", sys.executable, "-m", *module],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, env=environment,
         )  # fmt: skip
     try:
         yield process
@@ -131,5 +182,6 @@ def await_ready(worker: subprocess.Popen[bytes], url: str, log: Path) -> None:
         server.close()
 
 
-def _ask(child: Child, prompts: list[str], max_tokens: int) -> Run:
+def ask_for(child: Child, prompts: list[str], max_tokens: int) -> Run:
+    """All prompts at once, of a program that answers with a Run. Raises BenchmarkError."""
     return Run(**child.ask({"prompts": prompts, "max_tokens": max_tokens}, timeout_s=RUN_TIMEOUT_S))

@@ -62,6 +62,14 @@ class Kind(StrEnum):
     PUSH_AGAIN = "push_again"
     ALIAS = "alias"
     ROLLOVER = "rollover"
+    PERSISTING_SCRIPTED = "persisting_scripted"
+    PERSISTING_LLAMACPP = "persisting_llamacpp"
+    OUTAGE_SCRIPTED = "outage_scripted"
+    OUTAGE_LLAMACPP = "outage_llamacpp"
+    LOSS_WINDOW = "loss_window"
+    PUTS = "puts"
+    RESTORE = "restore"
+    STORED_PREFIX = "stored_prefix"
 
 
 @dataclass(frozen=True, slots=True)

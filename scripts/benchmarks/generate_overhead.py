@@ -55,16 +55,16 @@ def measure_generate(*, pairs: int, seed: int, quick: bool, folder: Path, progre
     measured = []
     progress(f"generate: starting the scripted engine on both sides, {SCRIPTED_SLOTS} slots")
     with both_sides(SCRIPTED_TABLE, folder / "scripted") as sides:
-        measured.append(_throughput(sides, _scripted(workload), pairs=pairs, progress=progress))
+        measured.append(_throughput(sides, scripted_load(workload), pairs=pairs, progress=progress))
         measured.append(measure_first_token(sides, pairs=pairs, seed=seed, quick=quick, progress=progress))
     progress(f"generate: loading {LLAMA_SOURCE} on both sides")
     with both_sides(LLAMA_TABLE, folder / "llamacpp") as sides:
         for jobs in workload.llama_jobs:
-            measured.append(_throughput(sides, _llama(workload, jobs), pairs=pairs, progress=progress))
+            measured.append(_throughput(sides, llama_load(workload, jobs), pairs=pairs, progress=progress))
     return measured
 
 
-def _scripted(workload: Workload) -> Load:
+def scripted_load(workload: Workload) -> Load:
     return Load(
         f"scripted engine, {SCRIPTED_SLOTS} jobs at once",
         f"{SCRIPTED_SLOTS} slots at {SCRIPTED_TOKENS_PER_S} tokens/s each, {SCRIPTED_SLOTS} jobs at once of "
@@ -75,7 +75,7 @@ def _scripted(workload: Workload) -> Load:
     )
 
 
-def _llama(workload: Workload, jobs: int) -> Load:
+def llama_load(workload: Workload, jobs: int) -> Load:
     return Load(
         f"llama.cpp, {LLAMA_SOURCE}, {jobs} job{'s at once' if jobs > 1 else ''}",
         f"{LLAMA_SOURCE} on one thread, {LLAMA_SLOTS} slots, {jobs} job{'s at once' if jobs > 1 else ''} of "

@@ -1,7 +1,7 @@
 """Tables from the raw samples: what docs/benchmarks.md shows, and what a command prints. No I/O.
 
-The goals stand here, in `queue_rows`, `peer_rows` and `storage_rows`. A ratio or difference is made within each pair;
-its median and interval are over the pairs.
+The goals stand here, in `queue_rows`, `peer_rows`, `storage_rows` and `storage_state_rows`. A ratio or difference is
+made within each pair; its median and interval are over the pairs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BENCHMARKS = {
     "generate": "Generate: what headpond costs beside the engine alone",
     "engine": "Engine: what the loop around exllamav2 costs",
     "peers": "Peers: the same model served by others",
-    "storage": "Storage: versions of models, beside boto3 alone",
+    "storage": "Storage: versions of models beside boto3 alone, and what state that is kept costs",
 }
 
 QUEUE_NAMES = tuple(kind.value for kind in QUEUE_ROWS)

@@ -1,4 +1,4 @@
-"""`storage`: every measurement of versions in storage by its name, and the run of all or some of them."""
+"""`storage`: every measurement of versions and of state in storage by its name, and the run of all or some of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from pathlib import Path
 
 from document import Kind, Measurement
 from plan import Plan
+from storage_loss import measure_loss_window
+from storage_outage import measure_outage_llamacpp, measure_outage_scripted
+from storage_persisting import measure_persisting_llamacpp, measure_persisting_scripted
+from storage_prefix import measure_stored_prefix
+from storage_puts import measure_puts
+from storage_restore import measure_restore
 from storage_rollover import measure_rollover
 from storage_transfers import measure_pull, measure_push, measure_push_again
 from storage_versions import measure_alias, measure_changed
@@ -21,6 +27,14 @@ MEASUREMENTS: dict[Kind, Callable[[Plan], Measurement]] = {
     Kind.PUSH_AGAIN: measure_push_again,
     Kind.ALIAS: measure_alias,
     Kind.ROLLOVER: measure_rollover,
+    Kind.PERSISTING_SCRIPTED: measure_persisting_scripted,
+    Kind.PERSISTING_LLAMACPP: measure_persisting_llamacpp,
+    Kind.OUTAGE_SCRIPTED: measure_outage_scripted,
+    Kind.OUTAGE_LLAMACPP: measure_outage_llamacpp,
+    Kind.LOSS_WINDOW: measure_loss_window,
+    Kind.PUTS: measure_puts,
+    Kind.RESTORE: measure_restore,
+    Kind.STORED_PREFIX: measure_stored_prefix,
 }
 """In the order in which they run and are reported."""
 

@@ -47,12 +47,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What is compared. headpond, peer: what the two sides are, in words. pairs: of all parts together."""
+    """What is compared. headpond, peer: what the two sides are, in words. pairs: of all parts together. short: both
+    sides in a word or two, for lines about progress."""
 
     benchmark: str
     headpond: str
     peer: str
     pairs: int
+    short: tuple[str, str] = ("through headpond", "directly")
 
 
 def measure_throughput(
@@ -81,9 +83,10 @@ def measure_throughput(
         if load.same_tokens and pair.headpond["digests"] != pair.peer["digests"]:
             raise BenchmarkError(f"{load.name}: the two sides made different tokens.")
         ours, theirs = (samples["tokens"] / samples["seconds"] for samples in (pair.headpond, pair.peer))
+        mine, other = comparison.short
         progress(
-            f"{benchmark}: {load.name}: pair {number + 1}/{pairs}: {ours:.1f} tokens/s through headpond, {theirs:.1f} "
-            f"directly, {ours / theirs:.3f}"
+            f"{benchmark}: {load.name}: pair {number + 1}/{pairs}: {ours:.1f} tokens/s {mine}, {theirs:.1f} {other}, "
+            f"{ours / theirs:.3f}"
         )
 
     for call in (sides.headpond, sides.direct):
