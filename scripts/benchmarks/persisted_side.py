@@ -7,7 +7,7 @@ import re
 import signal
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from headpond.connections import redis_of
 from headpond.queue import JobQueue, Server
 from headpond.settings import Settings, load_settings
 from headpond.workers import WorkerState
+from headpond_workers.persistence.journal_id import JournalId
 from headpond_workers.supervision.deployment import Deployment
 from headpond_workers.supervision.ports import LOOPBACK, free_ports
 from headpond_workers.supervision.private_files import private_folder, write_private
@@ -30,6 +31,7 @@ ABOUT = (
     "journaled, and committed to storage each second"
 )
 COMMITTED_TIMEOUT_S = 120.0
+METRICS_TIMEOUT_S = 10.0
 _LOOK_EVERY_S = 0.02
 _PUTS = re.compile(r'^SeaweedFS_s3_request_total\{[^}]*type="(?:PUT|POST)"[^}]*\} (\S+)$', re.MULTILINE)
 
@@ -55,12 +57,12 @@ class PersistedModel:
         return {name: of.user + of.system for name, of in times.items()}
 
     def stop(self, *names: str) -> None:
-        for name in names:
-            self._processes[name].send_signal(signal.SIGSTOP)
+        """Raises BenchmarkError if one has ended."""
+        self._signal(signal.SIGSTOP, names)
 
     def go_on(self, *names: str) -> None:
-        for name in names:
-            self._processes[name].send_signal(signal.SIGCONT)
+        """Raises BenchmarkError if one has ended."""
+        self._signal(signal.SIGCONT, names)
 
     def rest(self) -> None:
         """Stop what keeps the state, once all that was acknowledged is in storage."""
@@ -74,13 +76,42 @@ class PersistedModel:
         self.await_committed()
 
     def await_committed(self) -> None:
-        """Until the journal is empty. Raises BenchmarkError."""
-        await_that(lambda: self.queue.journal_length() == 0, COMMITTED_TIMEOUT_S, "the journal was committed")
+        """Until all that is acknowledged by now is in storage. Raises BenchmarkError."""
+        end = journal_end(self.queue)
+
+        def committed() -> bool:
+            oldest = oldest_waiting(self.queue)
+            return oldest is None or oldest > end
+
+        await_that(committed, COMMITTED_TIMEOUT_S, "the journal was committed")
 
     def puts(self) -> int:
         """Requests to the storage so far that write an object, or a part of one, as it counts them itself."""
-        with urllib.request.urlopen(self._metrics, timeout=10) as reply:  # noqa: S310 - http to this machine
-            return int(sum(float(count) for count in _PUTS.findall(reply.read().decode())))
+        try:
+            with urllib.request.urlopen(self._metrics, timeout=METRICS_TIMEOUT_S) as reply:  # noqa: S310 - this machine
+                counters = reply.read().decode()
+        except OSError as error:
+            raise BenchmarkError(f"SeaweedFS does not tell its counters: {error}") from error
+        return int(sum(float(count) for count in _PUTS.findall(counters)))
+
+    def _signal(self, signum: signal.Signals, names: Sequence[str]) -> None:
+        for name in names:
+            try:
+                self._processes[name].send_signal(signum)
+            except psutil.NoSuchProcess as error:
+                raise BenchmarkError(f"{name} has ended.") from error
+
+
+def journal_end(queue: JobQueue) -> JournalId:
+    """The newest entry of a queue's journal so far, trimmed or not."""
+    meta = queue.meta()
+    return JournalId(int(meta.get("inc", "0")), int(meta.get("journal_seq", "0")))
+
+
+def oldest_waiting(queue: JobQueue) -> JournalId | None:
+    """The oldest entry that was not trimmed; None if there is none."""
+    found = queue.journal(limit=1)
+    return JournalId.parse(found[0].journal_id) if found else None
 
 
 @contextmanager

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from both_sides import MODEL
 from document import Measurement, Samples
 from pairs import Pair, percentile, run_pairs
-from persisted_side import ABOUT, COMMITTED_TIMEOUT_S, PersistedModel, await_that, persisted_model
+from persisted_side import (
+    ABOUT,
+    COMMITTED_TIMEOUT_S,
+    PersistedModel,
+    await_that,
+    journal_end,
+    oldest_waiting,
+    persisted_model,
+)
 from plan import Plan
 from steady_load import steady_load
 from throughput import SUBJECTS, Load
@@ -120,20 +128,20 @@ class _Watch:
     def acknowledged(self) -> None:
         """Now. What others have changed since then may be taken for part of it, which makes it later, not sooner."""
         now = time.monotonic()
-        meta = self.queue.meta()
+        end = journal_end(self.queue)
         with self._lock:
-            self._waiting.append((JournalId(int(meta["inc"]), int(meta["journal_seq"])), now))
+            self._waiting.append((end, now))
 
     def look(self) -> None:
         # First these: what is journaled after the next line is not known to be stored by it.
         with self._lock:
             known = len(self._waiting)
-        oldest = self.queue.journal(limit=1)
+        oldest = oldest_waiting(self.queue)
         now = time.monotonic()
         with self._lock:
             left = self._waiting[known:]
             for change, at in self._waiting[:known]:
-                if oldest and change >= JournalId.parse(oldest[0].journal_id):
+                if oldest is not None and change >= oldest:
                     left.append((change, at))
                 else:
                     self._windows_s.append(round(now - at, 4))

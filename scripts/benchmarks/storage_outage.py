@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 
+from child import BenchmarkError
 from document import Measurement, Samples
 from generate_overhead import LLAMA_SOURCE, LLAMA_TABLE, QUICK, SCRIPTED_TABLE, Workload, llama_load, scripted_load
 from pairs import Order, Pair
@@ -17,13 +18,14 @@ from throughput import Load
 
 from headpond_workers.supervision.programs import SEAWEED
 
-OUTAGE_S = 60.0
+BEFORE_S, OUTAGE_S = 30.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Lengths:
-    """window_s: of each stretch that is counted; as many before the outage as during it."""
+    """before_s, window_s: of each stretch that is counted before the outage, and during it."""
 
+    before_s: float
     window_s: float
     settle_s: float
 
@@ -44,12 +46,16 @@ def _workload(plan: Plan) -> Workload:
 
 
 def _measure(plan: Plan, table: str, load: Load) -> Measurement:
-    lengths = _Lengths(0.5, 0.5) if plan.quick else _Lengths(OUTAGE_S / plan.pairs, SETTLE_S)
+    lengths = (
+        _Lengths(3.0, 3.0, 1.0) if plan.quick else _Lengths(BEFORE_S / plan.pairs, OUTAGE_S / plan.pairs, SETTLE_S)
+    )
     with (
         persisted_model(table, plan.folder / "deployment") as model,
         steady_load(model, load, plan.folder, settle_s=lengths.settle_s) as busy,
     ):
-        before = [busy.count_for(lengths.window_s) for _ in range(plan.pairs)]
+        before = [busy.count_for(lengths.before_s) for _ in range(plan.pairs)]
+        if not all(stretch.tokens for stretch in before):
+            raise BenchmarkError(f"No token came for {lengths.before_s:g} s, with storage there. Is the machine busy?")
         began = time.monotonic()
         model.stop(SEAWEED)
         during = [busy.count_for(lengths.window_s) for _ in range(plan.pairs)]
@@ -66,8 +72,9 @@ def _measure(plan: Plan, table: str, load: Load) -> Measurement:
     plan.say(f"{waiting} journal entries waited after {back - began:.0f} s, in storage {caught_up_s:.2f} s later")
     return Measurement(
         plan.kind, f"storage away: {load.name}",
-        f"{load.text}; as one ends the next is submitted. {plan.pairs} stretches of {lengths.window_s:g} s just before "
-        f"SeaweedFS is stopped (SIGSTOP), and as many from then on; the first of each are a pair, and so on",
+        f"{load.text}; as one ends the next is submitted. {plan.pairs} stretches of {lengths.before_s:g} s just before "
+        f"SeaweedFS is stopped (SIGSTOP), and as many of {lengths.window_s:g} s from then on; the first of each are a "
+        "pair, and so on",
         ABOUT, "the same deployment, just before", pairs,
     )  # fmt: skip
 

@@ -31,8 +31,8 @@ context_tokens = 4096
 threads = 1
 """
 WORDS = ("mill", "river", "stone", "bread", "wheel", "water", "field", "house", "night", "winter", "road", "bridge")
-SESSION_WORDS = 1930
-"""A token each, and what the chat template puts around them: about 2000 tokens, of which the answer's are a few."""
+SESSION_WORDS, QUICK_SESSION_WORDS = 1930, 430
+"""A token each. With what the chat template puts around them, the answer and a question: 60 tokens more, or so."""
 ANSWER_TOKENS = 24
 QUESTION = "And then?"
 STORED_TIMEOUT_S = 120.0
@@ -61,7 +61,8 @@ def measure_stored_prefix(plan: Plan) -> Measurement:
 def _measure(plan: Plan, computed: ServedModel, kept: PersistedModel) -> Measurement:
     with Client(computed.valkey.url) as computing, Client(kept.url) as keeping:
         resuming = _Resuming(keeping, kept)
-        sessions = [resuming.begin(plan.draw(number)) for number in range(plan.pairs)]
+        words = QUICK_SESSION_WORDS if plan.quick else SESSION_WORDS
+        sessions = [resuming.begin(plan.draw(number), words) for number in range(plan.pairs)]
         resuming.await_stored(len(sessions))
 
         def headpond(number: int) -> Samples:
@@ -88,9 +89,9 @@ def _measure(plan: Plan, computed: ServedModel, kept: PersistedModel) -> Measure
         peer(0)  # its first pages, and threads
         pairs = run_pairs(plan.pairs, headpond, peer, done=done)
     return Measurement(
-        plan.kind, "a session of 2000 tokens gone on with",
+        plan.kind, f"a session of {words + 70} tokens gone on with",
         f"{LLAMA_SOURCE} on one thread, one slot; {len(sessions)} sessions, one a pair, of a turn that came "
-        f"before ({SESSION_WORDS} words, an answer of at most {ANSWER_TOKENS} tokens) and a short question; from just "
+        f"before ({words} words, an answer of at most {ANSWER_TOKENS} tokens) and a short question; from just "
         "before `submit` until the reader has the first token",
         'kv = "storage", in a deployment as `headpond up` makes it; first from SeaweedFS, with the file on the local '
         "disk removed, then from the local disk",
@@ -105,10 +106,10 @@ class _Resuming:
         self._client, self._settings = client, model.settings
         self._log = model.settings.state_folder / LOG_FOLDER / f"{worker_name(MODEL, 0)}.log"
 
-    def begin(self, draw: random.Random) -> _Session:
+    def begin(self, draw: random.Random, words: int) -> _Session:
         """The first turn. Returns once its keys and values are in a file. Raises BenchmarkError."""
         before = self._files()
-        asked = {"role": "user", "content": " ".join(draw.choice(WORDS) for _ in range(SESSION_WORDS))}
+        asked = {"role": "user", "content": " ".join(draw.choice(WORDS) for _ in range(words))}
         job = self._client.submit(MODEL, messages=[asked], max_tokens=ANSWER_TOKENS, temperature=0.0)
         answer = {"role": "assistant", "content": job.result(timeout=RESULT_TIMEOUT_S).text}
         await_that(lambda: len(self._files()) > len(before), STORED_TIMEOUT_S, "a session was kept")
@@ -147,5 +148,7 @@ def _ask(client: Client, messages: list[dict[str, str]]) -> tuple[float, int]:
     """Seconds to the first token, and the tokens of the prompt."""
     began = time.monotonic()
     job = client.submit(MODEL, messages=messages, max_tokens=2, temperature=0.0)
-    first = next(time.monotonic() for chunk in job.stream() if chunk.token_ids)
+    first = next((time.monotonic() for chunk in job.stream() if chunk.token_ids), None)
+    if first is None:
+        raise BenchmarkError("A session's next turn has no token.")
     return round(first - began, 4), job.result(timeout=RESULT_TIMEOUT_S).usage.prompt_tokens

@@ -110,10 +110,13 @@ def _restore(folder: Path, seaweed: SeaweedProcess, stored: _Stored) -> float:
     with running_valkey(folder / "state") as valkey:
         write_config(config, valkey, TABLE, seaweed=seaweed)
         began = time.monotonic()
-        done = subprocess.run(
-            [*HEADPOND, "restore", "--model", stored.model, "--json", "--config", str(config)],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=RESTORE_TIMEOUT_S, check=False,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [*HEADPOND, "restore", "--model", stored.model, "--json", "--config", str(config)],
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=RESTORE_TIMEOUT_S, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise BenchmarkError(f"`headpond restore` did not end within {RESTORE_TIMEOUT_S:g} s.") from error
         seconds = time.monotonic() - began
     if done.returncode != 0:
         raise BenchmarkError(f"`headpond restore` ended with status {done.returncode}: {done.stderr[-1000:]}")
