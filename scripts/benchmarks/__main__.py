@@ -60,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         "generate": "throughput and first token, beside the engine called directly; about 10 minutes",
         "engine": "the loop around exllamav2, beside its own generator, on a CPU; about 20 minutes. Sets up torch",
         "peers": "the same model behind llama.cpp's own server, dramatiq and DB-GPT; about 25 minutes",
-        "storage": "versions beside boto3 alone; what kept state costs, restores, stored prefixes; about 25 minutes",
+        "storage": "pushes, pulls and aliases of versions, beside boto3 alone; about 10 minutes",
+        "state": "what state in storage costs, outages, restores, stored prefixes; about 25 minutes",
     }
     for name, what in about.items():
         command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
@@ -133,6 +134,10 @@ def _measured(options: argparse.Namespace) -> Document:
                 from storage_suite import measure_storage
 
                 run, arguments["only"] = measure_storage, only
+            case "state":
+                from storage_suite import measure_state
+
+                run, arguments["only"] = measure_state, only
             case "generate":
                 from generate_overhead import measure_generate
 

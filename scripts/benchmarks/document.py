@@ -3,7 +3,7 @@
 Nothing that can be worked out from the samples is stored: `report` does that, so a table can never differ from them.
 
     schema, v          "headpond/benchmark", 1
-    benchmark          "queue", "generate", "engine", "peers" or "storage"
+    benchmark          "queue", "generate", "engine", "peers", "storage" or "state"
     quick, seed, only  how it was run; only: names of the measurements that were asked for, none for all
     started, seconds   UTC, and how long it took in all
     machine            see machine.Machine

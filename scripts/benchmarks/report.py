@@ -14,6 +14,7 @@ from peer_rows import PEER_ROWS
 from queue_rows import QUEUE_ROWS
 from rows import Row, flat, medians, percentiles, samples_of
 from storage_rows import STORAGE_ROWS
+from storage_state_rows import STATE_ROWS
 
 BEGIN = "<!-- generated: begin. Do not edit; run scripts/bench render -->"
 END = "<!-- generated: end -->"
@@ -22,7 +23,8 @@ BENCHMARKS = {
     "generate": "Generate: what headpond costs beside the engine alone",
     "engine": "Engine: what the loop around exllamav2 costs",
     "peers": "Peers: the same model served by others",
-    "storage": "Storage: versions of models beside boto3 alone, and what state that is kept costs",
+    "storage": "Storage: versions of models, beside boto3 alone",
+    "state": "State: what it costs to keep it in storage, and how it comes back",
 }
 
 QUEUE_NAMES = tuple(kind.value for kind in QUEUE_ROWS)
@@ -31,7 +33,9 @@ PEER_NAMES = tuple(kind.value for kind in PEER_ROWS)
 """What `scripts/bench peers` measures, in its order."""
 STORAGE_NAMES = tuple(kind.value for kind in STORAGE_ROWS)
 """What `scripts/bench storage` measures, in its order."""
-NAMES = {"queue": QUEUE_NAMES, "peers": PEER_NAMES, "storage": STORAGE_NAMES}
+STATE_NAMES = tuple(kind.value for kind in STATE_ROWS)
+"""What `scripts/bench state` measures, in its order."""
+NAMES = {"queue": QUEUE_NAMES, "peers": PEER_NAMES, "storage": STORAGE_NAMES, "state": STATE_NAMES}
 """Of the benchmarks that can be run in part."""
 
 THROUGHPUT_GOALS = {
@@ -86,6 +90,7 @@ _ROWS: dict[Kind, Callable[[Measurement], list[Row]]] = {
     **QUEUE_ROWS,
     **PEER_ROWS,
     **STORAGE_ROWS,
+    **STATE_ROWS,
     Kind.THROUGHPUT: _throughput,
     Kind.FIRST_TOKEN: _first_token,
     Kind.STEP_GAP: _step_gap,

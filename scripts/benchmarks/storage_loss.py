@@ -26,10 +26,12 @@ from throughput import SUBJECTS, Load
 
 from headpond import Client
 from headpond.queue import JobQueue
+from headpond.settings import EMBEDDED_SEAWEED_DATA, EMBEDDED_SEAWEED_FOLDER
 from headpond_workers.checkpoints.resolving import open_storage
 from headpond_workers.persistence.journal import Journal, drain
 from headpond_workers.persistence.journal_id import JournalId
 from headpond_workers.persistence.segments import StateStore
+from headpond_workers.persistence.storage_sync import StorageSync
 from headpond_workers.supervision.programs import PERSISTER
 
 WHO = "the benchmark"
@@ -103,9 +105,10 @@ class _Committer:
     def __init__(self, model: PersistedModel) -> None:
         self._journal = Journal(model.queue)
         self._store = StateStore(open_storage(model.settings), MODEL)
+        self._sync = StorageSync(model.settings.state_folder / EMBEDDED_SEAWEED_FOLDER / EMBEDDED_SEAWEED_DATA)
 
     def commit(self) -> None:
-        while drain(self._journal, self._store, writer=WHO):
+        while drain(self._journal, self._store, writer=WHO, sync=self._sync):
             pass
 
     def commit_after(self, seconds: float) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from document import Kind, Measurement, Samples
 from pairs import Direction, Goal, percentile
 from rows import Both, Row, alone, by_pair, flat, itself, medians, percentiles, ratio, samples_of
-from storage_state_rows import STATE_ROWS
 
 PUSH_GOAL = Goal(Direction.AT_LEAST, 0.9)
 PULL_GOAL = Goal(Direction.AT_LEAST, 0.85)
@@ -88,5 +87,4 @@ STORAGE_ROWS: dict[Kind, Callable[[Measurement], list[Row]]] = {
     Kind.PUSH_AGAIN: _again,
     Kind.ALIAS: _alias,
     Kind.ROLLOVER: _rollover,
-    **STATE_ROWS,
 }

@@ -1,10 +1,12 @@
-"""`storage`: every measurement of versions and of state in storage by its name, and the run of all or some of them."""
+"""`storage` and `state`: every measurement of versions in storage, and of state there, by its name, and the run of all
+or some of them."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from document import Kind, Measurement
 from plan import Plan
@@ -27,6 +29,9 @@ MEASUREMENTS: dict[Kind, Callable[[Plan], Measurement]] = {
     Kind.PUSH_AGAIN: measure_push_again,
     Kind.ALIAS: measure_alias,
     Kind.ROLLOVER: measure_rollover,
+}
+"""Of versions, in the order in which they run and are reported."""
+STATE_MEASUREMENTS: dict[Kind, Callable[[Plan], Measurement]] = {
     Kind.PERSISTING_SCRIPTED: measure_persisting_scripted,
     Kind.PERSISTING_LLAMACPP: measure_persisting_llamacpp,
     Kind.OUTAGE_SCRIPTED: measure_outage_scripted,
@@ -36,18 +41,36 @@ MEASUREMENTS: dict[Kind, Callable[[Plan], Measurement]] = {
     Kind.RESTORE: measure_restore,
     Kind.STORED_PREFIX: measure_stored_prefix,
 }
-"""In the order in which they run and are reported."""
+"""Of state, in the same way."""
 
 
-def measure_storage(
-    *, pairs: int, seed: int, quick: bool, only: Sequence[str], folder: Path, progress: Callable[[str], None]
+def measure_storage(**how: Any) -> list[Measurement]:
+    """Versions; see `_measure`. Raises HeadpondError."""
+    return _measure(MEASUREMENTS, "storage", **how)
+
+
+def measure_state(**how: Any) -> list[Measurement]:
+    """State; see `_measure`. Raises HeadpondError."""
+    return _measure(STATE_MEASUREMENTS, "state", **how)
+
+
+def _measure(
+    measurements: Mapping[Kind, Callable[[Plan], Measurement]],
+    benchmark: str,
+    *,
+    pairs: int,
+    seed: int,
+    quick: bool,
+    only: Sequence[str],
+    folder: Path,
+    progress: Callable[[str], None],
 ) -> list[Measurement]:
-    """only: names of measurements; none means all. folder: empty, private. Raises HeadpondError."""
+    """only: names of measurements; none means all. folder: empty, private."""
     made = []
-    for kind, measure in MEASUREMENTS.items():
+    for kind, measure in measurements.items():
         if only and kind.value not in only:
             continue
-        plan = Plan(kind, pairs, seed, quick, private_folder(folder / kind.value), progress, "storage")
+        plan = Plan(kind, pairs, seed, quick, private_folder(folder / kind.value), progress, benchmark)
         plan.say("starting")
         made.append(measure(plan))
         # Some gigabytes each.
