@@ -139,8 +139,8 @@ def assert_one_after_another(chunks: Sequence[Chunk], *, after: int = 0) -> None
 
 def test_the_exported_names_are_these() -> None:
     assert sorted(headpond.__all__) == [
-        "AsyncClient", "AsyncJob", "Chunk", "Client", "FinishReason", "HeadpondError", "Job", "JobState",
-        "Priority", "Result", "Timings", "Usage",
+        "AsyncClient", "AsyncJob", "AsyncSession", "Chunk", "Client", "Commit", "FinishReason", "HeadpondError", "Job",
+        "JobState", "Policy", "Priority", "Result", "Session", "Timings", "Turn", "Usage",
     ]  # fmt: skip
     assert all(hasattr(headpond, name) for name in headpond.__all__)
 

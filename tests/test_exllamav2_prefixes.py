@@ -39,12 +39,8 @@ from headpond_workers.engines.exllamav2_prefixes import (  # noqa: E402
     save_prefix,
     take_prefix,
 )
-from headpond_workers.engines.prefix_file import (  # noqa: E402
-    MAX_HEADER_BYTES,
-    TensorLayout,
-    read_fingerprint,
-    write_prefix_file,
-)
+from headpond_workers.engines.prefix_file import TensorLayout, write_prefix_file  # noqa: E402
+from headpond_workers.engines.prefix_header import MAX_HEADER_BYTES, read_fingerprint  # noqa: E402
 
 PAGE = exl.PAGE_TOKENS
 KINDS = list(exl.CACHES)

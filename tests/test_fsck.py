@@ -177,7 +177,7 @@ def test_status_shows_ready_jobs_by_priority_suspects_what_is_due_and_rates(
     head, line = (text.split() for text in table.splitlines()[:2])
     assert dict(zip(head, line, strict=True)) == {
         "model": "chat", "ready": "4", "interactive": "1", "normal": "2", "batch": "1", "suspects": "1",
-        "delayed": "2", "due": "1", "running": "0", "dead": "0",
+        "waiting": "0", "delayed": "2", "due": "1", "running": "0", "dead": "0",
     }  # fmt: skip
 
     deployment.configure(MODEL.replace("answer_tokens = 5", "answer_tokens = 100000").replace("2000", "100"))

@@ -133,7 +133,7 @@ def ask(
     server: LlamaServer, method: str, path: str, body: str, headers: dict[str, str]
 ) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of an answer of the loopback server."""
-    connection = http.client.HTTPConnection(server._host, server._port, timeout=DEADLINE_S)
+    connection = http.client.HTTPConnection(server._http._host, server._http._port, timeout=DEADLINE_S)
     connection.request(method, path, body, {"Content-Type": "application/json", **headers})
     answer = connection.getresponse()
     content = answer.read()
@@ -313,7 +313,7 @@ def test_closing_frees_the_model_also_under_running_and_waiting_callers(
 @pytest.mark.slow
 def test_the_loopback_server_is_closed_to_others(engine: LlamaCppEngine) -> None:
     server = server_of(engine)
-    assert server._host == "127.0.0.1"
+    assert server._http._host == "127.0.0.1"
     body = json.dumps({"content": "a", "prompt": "a", "input": "a", "messages": [{"role": "user", "content": "a"}]})
     for method, path in [*(("POST", path) for path in POSTED), *(("GET", path) for path in GOT)]:
         for key in ({}, {"Authorization": "Bearer wrong"}, {"X-Api-Key": "wrong"}, {"Authorization": "Bearer "}):
@@ -392,7 +392,7 @@ def test_a_conversation_is_rendered_as_llama_cpp_itself_does(
 @pytest.mark.slow
 def test_tokenising_survives_a_dropped_connection(engine: LlamaCppEngine) -> None:
     before = engine.encode("once more")
-    connection = server_of(engine)._connection
+    connection = server_of(engine)._http._connection
     assert connection is not None
     connection.sock.shutdown(socket.SHUT_RDWR)
     assert engine.encode("once more") == before

@@ -10,7 +10,7 @@ from headpond import JobState, upkeep
 from headpond.errors import PurgeRefused
 from headpond.jobs import Priority
 from headpond.operations import LeaseStatus, Retention
-from headpond.purging import await_clean, owned_jobs, purge_jobs
+from headpond.purging import await_clean, owned_jobs, purge_jobs, tenant_sessions
 from headpond.upkeep import Owner
 from queue_bench import Bench, entry, lease_key, tokens
 
@@ -115,6 +115,29 @@ def test_a_tenants_jobs_are_found_in_pages_among_others(bench: Bench) -> None:
     assert purge_jobs(bench.queue, owned_jobs(bench.queue, Owner.TENANT, "acme")).in_redis == 600
     assert len(bench.queue.ids()) == 600
     assert set(owned_jobs(bench.queue, Owner.TENANT, "acme")) == set()
+
+
+def test_a_job_that_is_purged_leaves_its_session_to_the_next_one(bench: Bench) -> None:
+    bench.queue.submit([entry("m/a", session="s"), entry("m/b", session="s"), entry("m/c", session="other")])
+    lease = bench.lease("A")
+    assert lease.id == "m/a"
+    assert set(owned_jobs(bench.queue, Owner.SESSION, "s")) == {"m/a", "m/b"}
+    purge_jobs(bench.queue, ["m/a"])
+    assert bench.queue.session_jobs("s") == ["m/b"]
+    assert {each.id for each in bench.claim("B", slots=2).leases} == {"m/b", "m/c"}
+
+
+def test_a_session_is_purged_with_its_jobs_and_one_in_use_is_not(bench: Bench) -> None:
+    bench.queue.submit([entry("m/a", session="s", tenant="acme"), entry("m/b", session="s", tenant="acme")])
+    bench.queue.cancel("m/a")
+    assert bench.queue.session_row("s") is not None
+    assert tenant_sessions(bench.queue, "acme") == ["s"]
+    assert tenant_sessions(bench.queue, "other") == []
+    with pytest.raises(PurgeRefused, match="a job of the session 's'"):
+        purge_jobs(bench.queue, ["m/a"], sessions=["s"])
+    purge_jobs(bench.queue, owned_jobs(bench.queue, Owner.SESSION, "s"), sessions=["s", "unknown"])
+    assert bench.queue.session_row("s") is None
+    assert bench.queue.ids() == []
 
 
 def test_with_storage_each_purge_is_journaled_and_awaited(stored: Bench) -> None:

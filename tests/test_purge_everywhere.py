@@ -140,6 +140,22 @@ def test_what_was_purged_is_in_no_file_and_the_rest_goes_on(deployed: Deployment
         assert purge(tmp_path, "chat/ended", "--yes").returncode == 0
 
 
+def test_a_purged_session_is_nowhere_with_its_jobs_and_turns(deployed: Deployment, tmp_path: Path) -> None:
+    url = json.loads((tmp_path / ".headpond" / "run.json").read_text())["redis_url"]
+    with Client(url) as client:
+        for n in range(2):
+            client.submit("other", f"{PROMPT} {n}", id=f"other/turn-{n}", session="s1").result(timeout=60)
+        client.submit("other", "Apfelmus", id="other/kept", session="s2").result(timeout=60)
+        stored(client, client._server.queue("other"), "other/kept")
+        assert {Path(name).parts[1] for name in files_with(tmp_path, ASKED)} == {"valkey", "seaweedfs"}
+        done = purge(tmp_path, "--session", "other/s1", "--yes", "--json")
+        assert done.returncode == 0, done.stderr
+        (other,) = json.loads(done.stdout)["models"]
+        assert (other["jobs"], other["sessions"]) == (["other/turn-0", "other/turn-1"], ["s1"])
+        await_no_file(tmp_path, ASKED)
+        assert client._server.queue("other").session_names(limit=9) == ["s2"]
+
+
 def test_a_purge_that_cannot_be_carried_out_in_storage_says_so_and_is_taken_up_again(
     deployed: Deployment, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,10 +22,16 @@ from headpond_workers.persistence.s3_uploads import PartSizes
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.snapshots import make_snapshot
 from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.prefixes.local import LocalPrefixes
+from headpond_workers.prefixes.remote import RemotePrefixes
+from headpond_workers.prefixes.uploads import PrefixUploads
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
+from paper_engine import PaperEngine
 
 SECURITY = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
-POLICIES = dict(zip(("persister", "loader", "pusher", "collector"), policies(SECURITY), strict=True))
+POLICIES = dict(
+    zip(("persister", "loader", "pusher", "collector", "kv uploader", "kv worker"), policies(SECURITY), strict=True)
+)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +149,31 @@ def collect(own: S3Blobs, all_rights: S3Blobs, tmp_path: Path) -> None:
         own.delete(key)
 
 
+def upload_prefixes(own: S3Blobs, all_rights: S3Blobs, tmp_path: Path) -> None:
+    prefixes = LocalPrefixes(tmp_path, "chat", PaperEngine().prefix_fingerprint(None) or "", max_bytes=1 << 30)
+    large = tuple(range(30_000))
+    assert PaperEngine().save_prefix(large, prefixes.path("0" * 32))
+    prefixes.send("0" * 32)
+    uploads = PrefixUploads(own, tmp_path, writer="test")
+    assert uploads.upload_all() == 1
+    assert uploads.sweep(now_ms=1) == 0
+    assert uploads.sweep(now_ms=1 << 50) == 1
+    begin_upload(all_rights, "kv/chat/x")
+    assert own.abort_uploads("kv/", older_than_s=0) >= 1
+
+
+def fetch_prefixes(own: S3Blobs, all_rights: S3Blobs, tmp_path: Path) -> None:
+    prefixes = LocalPrefixes(tmp_path, "chat", PaperEngine().prefix_fingerprint(None) or "", max_bytes=1 << 30)
+    PaperEngine().save_prefix(tuple(range(200)), prefixes.path("1" * 32))
+    prefixes.send("1" * 32)
+    assert PrefixUploads(all_rights, tmp_path, writer="test").upload_all() == 1
+    remote = RemotePrefixes(own, "chat", prefixes.fingerprint)
+    remote.look()
+    into = tmp_path / "fetched"
+    assert remote.fetch("1" * 32, into, until=time.monotonic() + 60, proceed=lambda: True)
+    assert into.read_bytes() == prefixes.path("1" * 32).read_bytes()
+
+
 def begin_upload(blobs: S3Blobs, key: str) -> str:
     bucket = blobs._bucket
     return bucket.client.create_multipart_upload(Bucket=bucket.name, Key=key)["UploadId"]
@@ -152,12 +184,15 @@ WORK: dict[str, Callable[[S3Blobs, S3Blobs, Path], None]] = {
     "loader": load,
     "pusher": push,
     "collector": collect,
+    "kv uploader": upload_prefixes,
+    "kv worker": fetch_prefixes,
 }
 
 
 def test_the_document_has_a_policy_for_each_role() -> None:
     said = {role: paragraph.lower() for role, (paragraph, _) in POLICIES.items()}
     words = {"persister": "persister", "loader": "loads versions", "pusher": "pushes", "collector": "collector"}
+    words |= {"kv uploader": "uploads keys and values", "kv worker": "only fetches them"}
     for role, word in words.items():
         assert word in said[role]
 
@@ -195,6 +230,15 @@ BEYOND: dict[str, list[Callable[[S3Blobs, Path], object]]] = {
         lambda blobs, _: blobs.delete("models/chat/aliases/prod"),
         lambda blobs, _: blobs.put_new("models/chat/aliases/prod", b"x"),
         lambda blobs, path: blobs.put_file("chunks/000001/ee/eee", path),
+    ],
+    "kv uploader": [
+        lambda blobs, _: blobs.get("state/chat/head"),
+        lambda blobs, _: blobs.put_new("chunks/000001/ee/eee", b"x"),
+    ],
+    "kv worker": [
+        lambda blobs, _: blobs.get("state/chat/head"),
+        lambda blobs, _: blobs.put_new("kv/chat/f/prefixes/x", b"x"),
+        lambda blobs, _: blobs.delete("kv/chat/f/prefixes/x"),
     ],
 }
 

@@ -41,8 +41,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
     """One durable change. kind: 'submit', 'end', 'back', 'drop', 'commit' or 'session'. job_id: of the job, else of the
-    commit, or the session's name. at_ms: when it was made. row: of a session, as the change left it;
-    empty if it was deleted."""
+    commit, or the session's name. at_ms: when it was made. row: of a session, as the change left it; empty if it was
+    deleted."""
 
     journal_id: str
     kind: str

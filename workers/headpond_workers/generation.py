@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from headpond.codec import split_first
 from headpond.errors import (
@@ -35,6 +36,7 @@ from headpond_workers.continuation import continue_job
 from headpond_workers.embedding import embed_job
 from headpond_workers.engines.protocol import Engine, EngineInfo, Finish, Verdict
 from headpond_workers.made_by import provenance_of
+from headpond_workers.prefix_use import PrefixUse
 from headpond_workers.token_writer import RETRY_S, JobStream, TokenWriter
 from headpond_workers.totals import Totals
 from headpond_workers.turns import BegunTurn, begin_turn
@@ -64,6 +66,7 @@ class Watch:
     asked: JobRequest | None = None
     turn: BegunTurn | None = None
     prompt: Seq[int] | None = None
+    after: Callable[[], None] | None = None
 
     def timings(self, queued_s: float) -> Timings:
         rate = None
@@ -129,6 +132,8 @@ class JobRuns(ABC):
                 self._park(held)
         else:
             self._end(stream, watch, reason)
+            if watch.after is not None:
+                watch.after()
 
     def _prior(self, held: HeldLease) -> TokenRun | None:
         """The tokens of earlier attempts; None if the lease was lost while Redis was away."""
@@ -300,6 +305,8 @@ class Generation(JobRuns):
     """Runs jobs on one engine. Thread-safe up to the engine's slots."""
 
     engine: Engine = field(kw_only=True)
+    prefixes: PrefixUse | None = None
+    """None: each prompt is computed from its start."""
 
     def _answer(self, asked: JobRequest, stream: JobStream, watch: Watch) -> FinishReason:
         held = stream.held
@@ -312,17 +319,24 @@ class Generation(JobRuns):
         )
         if isinstance(begun, Finish):
             return begun.reason
-        text = begun.text
+        sequence, text = begun.sequence, begun.text
+        made: list[int] = []
 
         def emit(ids: Seq[int]) -> Verdict:
             self._note(watch, len(ids))
             if ids:
+                made.extend(ids)
                 released = text.feed(ids)
                 if released.ids:
                     stream.push(released.ids, released.pieces)
             return Verdict.STOP if text.stopped or self._unwanted(held) else Verdict.GO
 
-        finish = self.engine.generate(begun.sequence, emit)
+        prefixes = self.prefixes
+        loaded = 0 if prefixes is None else prefixes.load(sequence, lambda: emit(()) is Verdict.GO)
+        finish = self.engine.generate(sequence, emit)
+        if prefixes is not None:
+            prefixes.note(sequence, finish, loaded)
+            watch.after = partial(prefixes.keep, sequence, made)
         if text.stopped:
             return FinishReason.STOP
         if finish.reason is not FinishReason.CANCELLED:

@@ -19,6 +19,7 @@ from headpond.submission import GENERATE
 from headpond_workers.engines.protocol import Engine, RelayEngine
 from headpond_workers.generation import Generation, JobRuns
 from headpond_workers.own_row import OwnRow
+from headpond_workers.prefix_use import PrefixUse
 from headpond_workers.relaying import Relaying
 from headpond_workers.token_writer import TokenWriter
 from headpond_workers.upstream_gate import UpstreamGate
@@ -36,10 +37,10 @@ class JobService:
 
     def __init__(
         self, engine: Engine | RelayEngine, queue: JobQueue, row: OwnRow, *, storage: bool,
-        redact: Callable[[str], str], model_digest: str,
+        redact: Callable[[str], str], model_digest: str, prefixes: PrefixUse | None = None,
     ) -> None:  # fmt: skip
         """storage: whether the queue is journaled. redact: takes secrets out of what an engine says. model_digest: of
-        the version that is served; '' if it is none."""
+        the version that is served; '' if it is none. prefixes: stored keys and values, if the engine uses any."""
         info = engine.info
         self._model, self._row = queue.name, row
         broker = self.broker = HeadpondBroker(
@@ -58,7 +59,7 @@ class JobService:
         self.gate: UpstreamGate | None = None
         """Of a proxy."""
         self._closed_then: UpstreamClosed | None = None
-        runs = self._runs = self._runs_of(engine, queue, redact, model_digest)
+        runs = self._runs = self._runs_of(engine, queue, redact, model_digest, prefixes)
         row.busy, row.engine_error, row.closed = self.busy, lambda: runs.last_error, self._closed
 
         def generate(request: dict[str, Any]) -> None:
@@ -121,14 +122,15 @@ class JobService:
         return None if self.gate is None else self.gate.closed
 
     def _runs_of(
-        self, engine: Engine | RelayEngine, queue: JobQueue, redact: Callable[[str], str], model_digest: str
-    ) -> JobRuns:
+        self, engine: Engine | RelayEngine, queue: JobQueue, redact: Callable[[str], str], model_digest: str,
+        prefixes: PrefixUse | None,
+    ) -> JobRuns:  # fmt: skip
         broker, row = self.broker, self._row
         if not isinstance(engine, RelayEngine):
             return Generation(
                 queue, self._writer, row.version, row.table.stall_timeout_s, on_broken=broker.drain,
                 preempt=broker.preempt, totals=row.totals, redact=redact, engine=engine,
-                model_digest=model_digest,
+                model_digest=model_digest, prefixes=prefixes,
             )  # fmt: skip
         gate = self.gate = UpstreamGate(engine, pause=broker.pause, resume=broker.resume)
         return Relaying(

@@ -35,10 +35,10 @@ def workers_of(settings: Settings) -> int:
     return max(1, sum(model.workers for model in settings.models.values()))
 
 
-def load_any(settings: ModelTable, *, workers_on_host: int) -> Engine | RelayEngine:
+def load_any(settings: ModelTable, *, workers_on_host: int, slot_folder: Path | None = None) -> Engine | RelayEngine:
     """As `load_engine`, and the proxy of a model that another server runs."""
     if not isinstance(settings, OpenAIModel):
-        return load_engine(settings, workers_on_host=workers_on_host)
+        return load_engine(settings, workers_on_host=workers_on_host, slot_folder=slot_folder)
     try:
         from headpond_workers.engines.openai import OpenAIEngine
     except ImportError as error:
@@ -48,20 +48,29 @@ def load_any(settings: ModelTable, *, workers_on_host: int) -> Engine | RelayEng
     return OpenAIEngine(settings)
 
 
-def load_engine(settings: ModelTable, *, workers_on_host: int, digests: Digests = Digests.REMEMBERED) -> Engine:
+def load_engine(
+    settings: ModelTable,
+    *,
+    workers_on_host: int,
+    digests: Digests = Digests.REMEMBERED,
+    slot_folder: Path | None = None,
+) -> Engine:
     """Load a model and return its engine, warm.
 
     workers_on_host: worker processes that share this machine's cores. digests: of weights; an engine of a package of
-    its own reads them as it does.
+    its own reads them as it does. slot_folder: of this process alone, for what an engine puts into files on the way of
+    keys and values to a file and back; None: llama.cpp then has no capability for that.
     Raises EngineUnavailable, ModelFileError, ConfigError.
     """
     if digests is Digests.ANEW:
         with TemporaryDirectory(prefix="headpond-digests-") as empty:
-            return _load(settings, workers_on_host=workers_on_host, digests=digests, remembered=Path(empty))
-    return _load(settings, workers_on_host=workers_on_host, digests=digests, remembered=digest_cache())
+            return _load(settings, workers_on_host, digests, remembered=Path(empty), slot_folder=slot_folder)
+    return _load(settings, workers_on_host, digests, remembered=digest_cache(), slot_folder=slot_folder)
 
 
-def _load(settings: ModelTable, *, workers_on_host: int, digests: Digests, remembered: Path) -> Engine:
+def _load(
+    settings: ModelTable, workers_on_host: int, digests: Digests, *, remembered: Path, slot_folder: Path | None
+) -> Engine:
     """remembered: the folder of digests that are known."""
     match settings:
         case ScriptedModel():
@@ -69,7 +78,7 @@ def _load(settings: ModelTable, *, workers_on_host: int, digests: Digests, remem
 
             return ScriptedEngine(settings)
         case LlamaCppModel():
-            return _llamacpp(settings, workers_on_host=workers_on_host, digests=digests)
+            return _llamacpp(settings, workers_on_host, digests, slot_folder)
         case ExLlamaV2Model():
             from headpond_workers.engines.exllamav2 import ExLlamaV2Engine
 
@@ -111,10 +120,11 @@ def renew_secrets_of(engine: object, settings: ModelTable, *, where: str) -> Non
     renew()
 
 
-def _llamacpp(settings: LlamaCppModel, *, workers_on_host: int, digests: Digests) -> Engine:
+def _llamacpp(settings: LlamaCppModel, workers_on_host: int, digests: Digests, slot_folder: Path | None) -> Engine:
     from headpond_workers.engines.llamacpp import LlamaCppEngine
     from headpond_workers.engines.llamacpp_embedding import LlamaCppEmbedder
     from headpond_workers.engines.llamacpp_model import default_threads
+    from headpond_workers.engines.llamacpp_prefixes import LlamaCppPrefixEngine
     from headpond_workers.engines.weights_digest import digest_of, sha256_of
 
     if settings.source is None or settings.version_source is not None:
@@ -126,6 +136,10 @@ def _llamacpp(settings: LlamaCppModel, *, workers_on_host: int, digests: Digests
             f"The model {settings.source} is not prepared on this machine. Prepare it with: "
             f"headpond models prepare {settings.source}"
         )
-    kind = LlamaCppEmbedder if settings.task == "embed" else LlamaCppEngine
     threads = settings.threads or default_threads(workers_on_host)
-    return kind(settings, path, threads=threads, digest_of=sha256_of if digests is Digests.ANEW else digest_of)
+    digest = sha256_of if digests is Digests.ANEW else digest_of
+    if settings.task == "embed":
+        return LlamaCppEmbedder(settings, path, threads=threads, digest_of=digest)
+    if slot_folder is None or settings.exact:
+        return LlamaCppEngine(settings, path, threads=threads, digest_of=digest)
+    return LlamaCppPrefixEngine(settings, path, slot_folder=slot_folder, threads=threads, digest_of=digest)

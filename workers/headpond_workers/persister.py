@@ -43,6 +43,9 @@ from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.spooling import SpoolPolicy
 from headpond_workers.persistence.storage_settings import storage_of
 from headpond_workers.persistence.storage_sync import StorageSync
+from headpond_workers.prefixes.folders import kv_folder
+from headpond_workers.prefixes.forgetting import forget_model, forget_stored
+from headpond_workers.prefixes.uploads import PrefixUploader, PrefixUploads
 from headpond_workers.redaction import Secrets
 from headpond_workers.rollover.alias_follower import AliasFollower
 from headpond_workers.secret_filter import start_logging
@@ -76,10 +79,18 @@ class Persister:
         """Why storage will not be used at all."""
         self._aof = AofSync(settings.state_folder / EMBEDDED_VALKEY_FOLDER) if settings.redis.url is None else None
         self._writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
+        kv = kv_folder(settings.state_folder)
+
+        def forget_prefixes(model: str) -> None:
+            forget_model(kv, model)
+            forget_stored(self._blobs, model)
+
         self._persistence = Persistence(
             address, self._blobs, writer=self._writer, model_server=self._server,
             history_s=settings.storage.history_s, spools=_spools_of(settings), sync=_sync_of(settings),
+            forget=forget_prefixes,
         )  # fmt: skip
+        self._uploader = PrefixUploader(PrefixUploads(self._blobs, kv, writer=self._writer))
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT. Returns the exit code."""
@@ -100,11 +111,13 @@ class Persister:
         follower = AliasFollower(self._server, self._blobs, writer=self._writer)
         follower.start()
         self._persistence.snapshots.start()
+        self._uploader.start()
+        helpers = (follower, self._persistence.snapshots, self._uploader)
         logger.info("persister_ready")
         next_tick = time.monotonic()
         while not self._leave.is_set():
-            if not (follower.is_alive() and self._persistence.snapshots.is_alive()):
-                raise RuntimeError("the thread that follows aliases, or makes snapshots, has died; see its traceback")
+            if dead := [helper.name for helper in helpers if not helper.is_alive()]:
+                raise RuntimeError(f"threads have died: {', '.join(dead)}; their tracebacks are above")
             try:
                 self._persistence.tick()
             except HeadpondError as error:
@@ -114,6 +127,7 @@ class Persister:
         if self._refused is not None:
             raise self._refused
         follower.stop()
+        self._uploader.stop()
         pool.stop(timeout=10_000)
         self._last_commit()
         broker.close()

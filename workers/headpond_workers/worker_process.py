@@ -39,6 +39,8 @@ from headpond_workers.naming.identity import Identity
 from headpond_workers.naming.name_keeper import NameKeeper, Started
 from headpond_workers.own_row import OwnRow
 from headpond_workers.persistence.storage_settings import has_storage
+from headpond_workers.prefixes.of_settings import prefixes_of, slot_folder_of
+from headpond_workers.prefixes.stored_prefixes import StoredPrefixes
 from headpond_workers.redaction import Secrets
 from headpond_workers.rollover.in_place import begin_anew, hear_signals
 from headpond_workers.rollover.pair_line import PairLine
@@ -121,10 +123,14 @@ class WorkerProcess:
             if table is None:
                 self._forget(queue)
                 return 0
-            engine = load_any(table, workers_on_host=workers_of(self._settings))
+            slots = slot_folder_of(self._settings, table, self._model, self._row.instance)
+            engine = load_any(table, workers_on_host=workers_of(self._settings), slot_folder=slots)
+            prefixes = prefixes_of(
+                self._settings, table, engine, self._model, self._row.instance, learn=self._secrets.learn
+            )
         except (EngineError, ModelFileError, VersionError, BlobError, ConfigError, MemoryError) as error:
             return self._not_loaded(error, serving, queue)
-        return self._serve(engine, queue, serving)
+        return self._serve(engine, queue, serving, prefixes)
 
     def _hear(self, told: threading.Event) -> None:
         told.set()
@@ -178,15 +184,20 @@ class WorkerProcess:
         self._forget(queue)  # told to leave just now
         return 0
 
-    def _serve(self, engine: Engine | RelayEngine, queue: JobQueue, serving: ServingVersion | None) -> int:
+    def _serve(
+        self, engine: Engine | RelayEngine, queue: JobQueue, serving: ServingVersion | None,
+        prefixes: StoredPrefixes | None,
+    ) -> int:  # fmt: skip
         """Until told to leave. Returns the exit code."""
         row, fingerprint = self._row, engine.info.fingerprint
         row.device = device_use_of(engine)
         row.version = f"local-{fingerprint[:12]}" if serving is None else serving.version
         service = JobService(
             engine, queue, row, storage=self._storage, redact=self._secrets.redact,
-            model_digest="" if self._held is None else self._held.document.model_digest,
+            model_digest="" if self._held is None else self._held.document.model_digest, prefixes=prefixes,
         )  # fmt: skip
+        if prefixes is not None:
+            prefixes.start()
         service.prepare(self._leave)
         row.announce(queue, WorkerState.READY, fingerprint=fingerprint)
         watch = None
@@ -205,6 +216,8 @@ class WorkerProcess:
             # While it drains for another version it goes on asking: else its turn to change might pass.
             watch.stop()
         self._drain(service, queue)
+        if prefixes is not None:
+            prefixes.stop()
         if left.version:
             row.version = left.version
             if service.busy():

@@ -18,10 +18,10 @@ from headpond.errors import (
     RestoreRefused,
     ResultTimeout,
     ServiceUnavailable,
-    SpoolBusy,
     SessionBusy,
     SessionError,
     SessionGone,
+    SpoolBusy,
 )
 
 INTERNAL = 1

@@ -29,6 +29,10 @@ else
   inc = math.max(now, inc + 1000)
   call('HSET', meta, 'inc', int(inc))
   call('HDEL', meta, 'spool')
+  for _, id in ipairs(call('HKEYS', turns)) do write_journal('commit', id, now) end
+  for _, name in ipairs(call('HKEYS', sessions)) do
+    write_journal('session', name, now, call('HGET', sessions, name))
+  end
   for _, id in ipairs(call('HKEYS', data)) do
     local r = load_run(id)
     local over = r and r[ENDED] > 0

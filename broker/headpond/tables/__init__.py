@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from headpond.tables.adapter import AdapterTable, DraftTable
 from headpond.tables.exllama import PAGE_TOKENS, ExLlamaV2Model, ExLlamaV3Model
+from headpond.tables.kv import KvModel
 from headpond.tables.llamacpp import LlamaCppModel
 from headpond.tables.model import ModelTable
 from headpond.tables.openai import OpenAIModel
@@ -24,6 +25,7 @@ __all__ = [
     "DraftTable",
     "ExLlamaV2Model",
     "ExLlamaV3Model",
+    "KvModel",
     "LlamaCppModel",
     "ModelTable",
     "OpenAIModel",

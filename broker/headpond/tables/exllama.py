@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from headpond.jobs import ADAPTER_NAME
 from headpond.tables.adapter import AdapterTable, DraftTable
+from headpond.tables.kv import KvModel
 from headpond.tables.versioned import VersionedModel
 
 PAGE_TOKENS = 256
@@ -54,7 +55,7 @@ class _PagedModel(VersionedModel):
         return self
 
 
-class ExLlamaV2Model(_PagedModel):
+class ExLlamaV2Model(_PagedModel, KvModel):
     """An EXL2, GPTQ or FP16 checkpoint on NVIDIA GPUs, through exllamav2."""
 
     host_keys: ClassVar[frozenset[str]] = frozenset({"paged", "autosplit_reserve_mib", "tensor_parallel", "draft"})

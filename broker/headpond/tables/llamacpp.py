@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 
 from headpond.jobs import ADAPTER_NAME
 from headpond.tables.adapter import AdapterTable
+from headpond.tables.kv import KvModel
 from headpond.tables.version_source import is_version_source
-from headpond.tables.versioned import VersionedModel
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 _UNQUANTISED = ("f32", "f16", "bf16")
 
 
-class LlamaCppModel(VersionedModel):
+class LlamaCppModel(KvModel):
     """A GGUF model, through xllamacpp."""
 
     host_keys: ClassVar[frozenset[str]] = frozenset(
@@ -100,6 +100,7 @@ class LlamaCppModel(VersionedModel):
                 ("exact", self.exact),
                 ("adapters", self.adapters),
                 ("batch_tokens", self.batch_tokens),
+                ("kv", self.kv != "off"),
             ):
                 if unused:
                     raise ValueError(f'task = "embed" has no use for {key}: remove it')
@@ -107,6 +108,9 @@ class LlamaCppModel(VersionedModel):
             raise ValueError('pooling goes with task = "embed"')
         if self.exact and self.batch_tokens is not None:
             raise ValueError("exact = true reads prompts token by token: remove batch_tokens")
+        if self.exact and self.kv != "off":
+            # A prompt from stored keys and values takes another numeric path than one that was read.
+            raise ValueError(f'exact = true reads every prompt: remove kv = "{self.kv}", or exact')
         if self.exact and self.gpu_layers:
             raise ValueError("exact = true holds on CPUs only: remove gpu_layers, or exact")
         if self.flash_attention == "off" and self.cache_type_v not in _UNQUANTISED:

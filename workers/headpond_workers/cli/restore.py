@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from headpond.connections import redis_of
 from headpond.errors import InvalidRequest, RestoreRefused
 from headpond.queue import Server
+from headpond.settings import SPOOL_FOLDER
 from headpond.terminal import escape_controls
 from headpond_workers.cli.config_option import AsJson, Config, say, settings_of
 from headpond_workers.cli.storage_blobs import storage_blobs, writer_name
@@ -74,12 +77,16 @@ def restore(
 
     until_ms = None if at is None else parse_time(at)
     blobs = storage_blobs(config)
-    server = Server(redis_of(settings_of(config, needed=())))
+    settings = settings_of(config, needed=())
+    server = Server(redis_of(settings))
     try:
         named = list(dict.fromkeys(model or ()))
         names = named or sorted(name for name, row in server.models().items() if row.storage)
         stores = {name: StateStore(blobs, name) for name in names}
-        done = _restore_all(server, stores, named=bool(named), until_ms=until_ms, dry_run=dry_run, tell=not as_json)
+        spools = settings.state_folder / SPOOL_FOLDER
+        done = _restore_all(
+            server, stores, spools, named=bool(named), until_ms=until_ms, dry_run=dry_run, tell=not as_json
+        )
     finally:
         server.close()
     if as_json:
@@ -108,10 +115,20 @@ def parse_time(text: str) -> int:
 
 
 def _restore_all(
-    server: Server, stores: dict[str, StateStore], *, named: bool, until_ms: int | None, dry_run: bool, tell: bool
+    server: Server,
+    stores: dict[str, StateStore],
+    spools: Path,
+    *,
+    named: bool,
+    until_ms: int | None,
+    dry_run: bool,
+    tell: bool,
 ) -> list[Restored]:
-    """Those of the models that can be restored. Raises RestoreRefused if there is none."""
+    """Those of the models that can be restored. spools: the folder of this host's. Raises RestoreRefused if there is
+    none."""
     from headpond_workers.persistence.restoring.restore import Restoration
+    from headpond_workers.persistence.spool import Spool
+    from headpond_workers.persistence.spooling import replay
 
     done: list[Restored] = []
     refused: list[RestoreRefused] = []
@@ -119,7 +136,10 @@ def _restore_all(
         try:
             if store.read_head() is None:
                 raise RestoreRefused(name, "storage holds no state of it. Check [storage], and the model's name")
-            restoration = Restoration(server.queue(name, storage=True), store, until_ms=until_ms, writer=writer_name())
+            queue, spool, writer = server.queue(name, storage=True), Spool(spools, name), writer_name()
+            restoration = Restoration(queue, store, until_ms=until_ms, writer=writer)
+            if spool.has_frames:
+                restoration.replay_spool = partial(replay, queue, spool, store, writer=writer)
             done.append(_restore(restoration, name, dry_run=dry_run))
         except RestoreRefused as error:
             refused.append(error)

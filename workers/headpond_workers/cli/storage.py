@@ -31,12 +31,15 @@ from headpond_workers.checkpoints.gc import HOUR_MS, Collected, Collector
 from headpond_workers.checkpoints.scrub import Scrubbed
 from headpond_workers.checkpoints.scrub import scrub as scrub_storage
 from headpond_workers.checkpoints.storage_status import Amount, StorageStatus, storage_status
+from headpond_workers.cli import storage_kv
 from headpond_workers.cli.config_option import AsJson, Config, say
 from headpond_workers.cli.status_tables import table_console
 from headpond_workers.cli.storage_blobs import is_dead, storage_blobs, writer_name
 from headpond_workers.cli.storage_spool import spool
 
 storage_app = typer.Typer(no_args_is_help=True, help="Storage: versions of models, and what waits for it.")
+
+storage_kv.register(storage_app)
 
 DEFAULT_GRACE_H = 24.0
 LEAST_GRACE_H = 1.0

@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from headpond.errors import EngineOutOfMemory, EngineUnavailable, PrefixRefused, PromptTooLong, SequenceFailed
@@ -31,6 +32,7 @@ from headpond_workers.engines.exllamav2_prefixes import (
     PrefixFingerprint,
     TakenPrefix,
     fingerprint_of,
+    held_tokens,
     place_prefix,
     read_prefix,
     save_prefix,
@@ -40,7 +42,8 @@ from headpond_workers.engines.exllamav2_preflight import import_exllamav2
 from headpond_workers.engines.exllamav2_sampling import SAMPLING
 from headpond_workers.engines.job_loop import JobLoop
 from headpond_workers.engines.loading_log import LoadingLog
-from headpond_workers.engines.protocol import Capability, DeviceUse, Emit, EngineInfo, Finish, Sequence
+from headpond_workers.engines.prefix_header import digest_of_parts
+from headpond_workers.engines.protocol import Capability, DeviceUse, Emit, EngineInfo, Finish, PrefixCopy, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +130,18 @@ class ExLlamaV2Engine:
             return Finish(FinishReason.CANCELLED)
         return self._loop.run(sequence, emit)
 
-    def save_prefix(self, ids: Seq[int], path: Path, *, adapter: str | None = None) -> int:
+    def prefix_fingerprint(self, adapter: str | None) -> str | None:
+        """See PrefixEngine. Pages are those of the adapter in use, and of no other."""
+        self._check_adapter(adapter)
+        if self._loop.call(lambda: self._jobs.adapter) != adapter:
+            return None
+        return digest_of_parts(asdict(self._kv_fingerprint(adapter)))
+
+    def held_prefix(self, ids: Seq[int], *, adapter: str | None = None) -> int:
+        """See PrefixEngine."""
+        return self._loop.call(lambda: held_tokens(self._jobs.generator, ids) if self._jobs.adapter == adapter else 0)
+
+    def take_prefix(self, ids: Seq[int], *, adapter: str | None = None) -> PrefixCopy | None:
         """See PrefixEngine. Running sequences wait only while keys and values are copied to host memory."""
         self._check_adapter(adapter)
 
@@ -136,9 +150,14 @@ class ExLlamaV2Engine:
             return take_prefix(self._jobs.generator, ids) if self._jobs.adapter == adapter else None
 
         taken = self._loop.call(take)
+        return None if taken is None else _HostCopy(taken, self._kv_fingerprint(adapter))
+
+    def save_prefix(self, ids: Seq[int], path: Path, *, adapter: str | None = None) -> int:
+        """See PrefixEngine."""
+        taken = self.take_prefix(ids, adapter=adapter)
         if taken is None:
             return 0
-        save_prefix(taken, path, fingerprint=self._kv_fingerprint(adapter))
+        taken.write(path)
         return len(taken.ids)
 
     def load_prefix(self, path: Path) -> int:
@@ -194,6 +213,24 @@ class ExLlamaV2Engine:
             loaded.unload()
             raise
         return jobs
+
+
+@dataclass(frozen=True, slots=True)
+class _HostCopy:
+    """A PrefixCopy, in host memory."""
+
+    taken: TakenPrefix
+    fingerprint: PrefixFingerprint
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.taken.ids
+
+    def write(self, path: Path) -> None:
+        save_prefix(self.taken, path, fingerprint=self.fingerprint)
+
+    def discard(self) -> None:
+        """Nothing: it goes with the last reference to it."""
 
 
 def _constraints(text: CheckpointText) -> Constraints | None:

@@ -115,6 +115,14 @@ def import_prefix(generator: Any, path: Path, *, fingerprint: PrefixFingerprint)
     return place_prefix(generator, read_prefix(generator, path, fingerprint=fingerprint))
 
 
+def held_tokens(generator: Any, ids: Sequence[int]) -> int:
+    """How many of ids, shape (n,), the device holds, from the first on. Where `take_prefix` may be called."""
+    import torch
+
+    spans = PageTable(generator).held(torch.tensor([list(ids)], dtype=torch.long))
+    return spans[-1].end if spans else 0
+
+
 def take_prefix(generator: Any, ids: Sequence[int]) -> TakenPrefix | None:
     """Copy what the device holds of ids, shape (n,), to host memory; None if that is nothing.
 

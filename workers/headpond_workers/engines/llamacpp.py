@@ -23,6 +23,7 @@ from headpond_workers.engines.llamacpp_constraint import ConstrainedText
 from headpond_workers.engines.llamacpp_model import LlamaModel
 from headpond_workers.engines.llamacpp_sampling import HAS, sampling_fields
 from headpond_workers.engines.protocol import Capability, Emit, Finish, Sequence, Verdict
+from headpond_workers.engines.slot_pool import Holding, Slot, Worth, least_missed
 from headpond_workers.engines.weights_digest import DigestOf, digest_of
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,22 @@ class LlamaCppEngine(LlamaModel):
     """One GGUF model. Thread-safe; runs up to `info.slots` sequences together."""
 
     def __init__(
-        self, settings: LlamaCppModel, path: Path, *, threads: int | None = None, digest_of: DigestOf = digest_of
+        self,
+        settings: LlamaCppModel,
+        path: Path,
+        *,
+        threads: int | None = None,
+        digest_of: DigestOf = digest_of,
+        slot_folder: Path | None = None,
     ) -> None:
         """As `LlamaModel`."""
         can = _CAN | {Capability.EXACT_RESUME} if settings.exact else _CAN
-        super().__init__(settings, path, threads=threads, capabilities=can, sampling=HAS, digest_of=digest_of)
+        if slot_folder is not None:
+            can |= {Capability.KV_PREFIXES}
+        super().__init__(
+            settings, path, threads=threads, capabilities=can, sampling=HAS, digest_of=digest_of,
+            slot_folder=slot_folder,
+        )  # fmt: skip
         self._recovery = IdRecovery(self.vocabulary.token_bytes)
         self._exact = settings.exact
         self._constraints = ConstraintCache(without=unwritable(self.vocabulary.token_bytes))
@@ -61,10 +73,11 @@ class LlamaCppEngine(LlamaModel):
             program = self._constraints.program(sequence.constraint, lambda: emit_while_open(()))
             if program is None:
                 return Finish(FinishReason.CANCELLED)
-        with self.slot(lambda: emit_while_open(())) as slot:
+        with self.slot(lambda: emit_while_open(()), worth=self.worth_for(sequence)) as slot:
             if slot is None:
                 return Finish(FinishReason.CANCELLED)
-            run = _Run(self, sequence, fields, program, slot, self._recovery)
+            cached = self.begin_in(slot, sequence, fields["lora"])
+            run = _Run(self, sequence, fields, program, slot.number, self._recovery, cached=cached)
             if self._exact and sequence.generated and sequence.sampling.temperature > 0:
                 replay = _Replay(sequence.generated, emit_while_open)
                 finish = run.complete(replay, from_start=True)
@@ -73,14 +86,27 @@ class LlamaCppEngine(LlamaModel):
                 log.warning("replay_diverged engine=llamacpp known_tokens=%d", len(sequence.generated))
             return run.complete(emit_while_open, from_start=False)
 
+    def worth_for(self, sequence: Sequence) -> Worth:
+        """Which of the free slots suits a sequence."""
+        return least_missed
+
+    def begin_in(self, slot: Slot, sequence: Sequence, lora: object) -> bool:
+        """Note that a sequence begins in a slot. Returns whether it may go on from what the slot holds."""
+        slot.hold(Holding.NOTHING)
+        return False
+
+    def lora_of(self, adapter: str | None) -> list[dict[str, object]]:
+        """What a request says of adapters. Raises SequenceFailed for one that this model does not have."""
+        if adapter is not None and adapter not in self.adapters:
+            known = ", ".join(self.adapters)
+            raise SequenceFailed(f"This model has no adapter '{adapter[:64]}'. It has: {known}.")
+        chosen = None if adapter is None else self.adapters[adapter]
+        # An adapter that is not named would have the scale at which it was loaded.
+        return [{"id": n, "scale": scaling if n == chosen else 0.0} for n, scaling in enumerate(self.scalings)]
+
     def _fields(self, sequence: Sequence) -> dict[str, object]:
         """Those of a request that say how to draw, and with which adapter. Raises SequenceFailed."""
-        if sequence.adapter is not None and sequence.adapter not in self.adapters:
-            known = ", ".join(self.adapters)
-            raise SequenceFailed(f"This model has no adapter '{sequence.adapter[:64]}'. It has: {known}.")
-        chosen = None if sequence.adapter is None else self.adapters[sequence.adapter]
-        # An adapter that is not named would have the scale at which it was loaded.
-        lora = [{"id": n, "scale": scaling if n == chosen else 0.0} for n, scaling in enumerate(self.scalings)]
+        lora = self.lora_of(sequence.adapter)
         drawing = sampling_fields(
             sequence.sampling,
             vocabulary=len(self.vocabulary.token_bytes),
@@ -100,6 +126,8 @@ class _Run:
         program: Program | None,
         slot: int,
         recovery: IdRecovery,
+        *,
+        cached: bool,
     ) -> None:
         self._engine = engine
         self._sequence = sequence
@@ -107,6 +135,7 @@ class _Run:
         self._program = program
         self._slot = slot
         self._recovery = recovery
+        self._cached = cached
 
     def complete(self, emit: Emit, *, from_start: bool) -> Finish:
         sequence, token_bytes = self._sequence, self._engine.vocabulary.token_bytes
@@ -126,6 +155,7 @@ class _Run:
             seed=sequence.seed,
             emit=emit,
             constraint=constraint,
+            cached=self._cached,
         ).run()
 
 

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import queue
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from headpond_workers.engines.llamacpp_adapters import LlamaAdapter, checked_ada
 from headpond_workers.engines.llamacpp_parameters import check_parameters, pooling_of
 from headpond_workers.engines.llamacpp_server import LlamaServer, import_xllamacpp
 from headpond_workers.engines.protocol import Capability, DeviceUse, EngineInfo, Verdict
+from headpond_workers.engines.slot_pool import Slot, SlotPool, Worth, least_missed
 from headpond_workers.engines.template_check import check_template
 from headpond_workers.engines.weights_digest import DigestOf, digest_of
 
@@ -67,9 +67,10 @@ class LlamaModel:
         capabilities: frozenset[Capability],
         sampling: frozenset[str],
         digest_of: DigestOf = digest_of,
+        slot_folder: Path | None = None,
     ) -> None:
         """Load and warm the model at `path`. threads: None takes the settings' or all cores. digest_of: the SHA-256
-        of a file, in hex.
+        of a file, in hex. slot_folder: as of `LlamaServer`.
 
         Raises ModelFileError for a file that is not a sound model, EngineUnavailable for what is missing or
         does not fit.
@@ -110,12 +111,9 @@ class LlamaModel:
         )
         self._gpu_layers = settings.gpu_layers
         self._server: LlamaServer | None = LlamaServer(
-            settings, path, threads=threads, pooling=pooling, adapters=adapters
+            settings, path, threads=threads, pooling=pooling, adapters=adapters, slot_folder=slot_folder
         )
-        # Not SimpleQueue: its get(timeout=...) may wait for ever beside other waiters.
-        self._free_slots: queue.Queue[int] = queue.Queue()
-        for slot in range(settings.slots):
-            self._free_slots.put(slot)
+        self.slots = SlotPool(settings.slots)
         log.info(
             "engine_loaded engine=llamacpp task=%s xllamacpp=%s slots=%d context_tokens=%d threads=%d exact=%s "
             "adapters=%d",
@@ -159,29 +157,24 @@ class LlamaModel:
         if server is None:
             return
         for _ in range(self.info.slots):
-            try:
-                self._free_slots.get(timeout=_CLOSE_TIMEOUT_S)
-            except queue.Empty:
+            if self.slots.take(_CLOSE_TIMEOUT_S) is None:
                 # Destroying a server at work hangs, see `os._exit` above.
                 log.warning("engine_closed_busy engine=llamacpp")
                 return
         server.close()
 
     @contextmanager
-    def slot(self, proceed: Callable[[], Verdict]) -> Iterator[int | None]:
-        """A slot that is this caller's, or None after a verdict STOP. Only one beyond `info.slots` waits here."""
-        taken: int | None = None
-        while taken is None:
-            try:
-                taken = self._free_slots.get(timeout=_SLOT_WAIT_S)
-            except queue.Empty:
-                if proceed() is Verdict.STOP:
-                    yield None
-                    return
+    def slot(self, proceed: Callable[[], Verdict], *, worth: Worth = least_missed) -> Iterator[Slot | None]:
+        """A slot that is this caller's, the one of most worth, or None after a verdict STOP. Only one beyond
+        `info.slots` waits here."""
+        while (taken := self.slots.take(_SLOT_WAIT_S, worth)) is None:
+            if proceed() is Verdict.STOP:
+                yield None
+                return
         try:
             yield taken
         finally:
-            self._free_slots.put(taken)
+            self.slots.put(taken)
 
     def tokenise(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}

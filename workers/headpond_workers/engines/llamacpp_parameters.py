@@ -126,6 +126,7 @@ def server_parameters(
     adapters: Seq[LlamaAdapter],
     pooling: str,
     api_key: str,
+    slot_folder: Path | None = None,
 ) -> Any:
     """CommonParams of a table that has passed the checks. Each that matters is set: no default of the package shows."""
     parameters = xllamacpp.CommonParams()
@@ -163,6 +164,9 @@ def server_parameters(
     parameters.cors_credentials = False
     parameters.ui = False
     parameters.endpoint_slots = False
+    if slot_folder is not None:
+        # It puts the names of files right behind.
+        parameters.slot_save_path = f"{slot_folder}/"
     parameters.endpoint_props = False
     parameters.endpoint_metrics = False
     parameters.n_threads_http = 2

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import secrets
-import threading
-import urllib.parse
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
-from headpond.errors import EngineError, EngineUnavailable
+from headpond.errors import EngineUnavailable
 from headpond.tables import LlamaCppModel
 from headpond_workers.engines.llamacpp_adapters import LlamaAdapter
+from headpond_workers.engines.llamacpp_http import LoopbackHttp
 from headpond_workers.engines.llamacpp_parameters import check_devices, server_parameters
-
-_HTTP_TIMEOUT_S = 60
 
 
 def import_xllamacpp() -> Any:
@@ -49,14 +44,17 @@ class LlamaServer:
         threads: int,
         pooling: str = "mean",
         adapters: Seq[LlamaAdapter] = (),
+        slot_folder: Path | None = None,
     ) -> None:
-        """The settings have passed `check_parameters`. Raises EngineUnavailable if the model does not load."""
+        """The settings have passed `check_parameters`. slot_folder: where files of slots stand; None: there are none.
+        Raises EngineUnavailable if the model does not load."""
         xllamacpp = import_xllamacpp()
         check_devices(settings, xllamacpp.get_device_info())
-        self._api_key = secrets.token_urlsafe(32)
+        api_key = secrets.token_urlsafe(32)
         parameters = server_parameters(
-            xllamacpp, settings, path, threads=threads, adapters=adapters, pooling=pooling, api_key=self._api_key
-        )
+            xllamacpp, settings, path, threads=threads, adapters=adapters, pooling=pooling, api_key=api_key,
+            slot_folder=slot_folder,
+        )  # fmt: skip
         try:
             self._server = xllamacpp.Server(parameters)
         except RuntimeError as error:
@@ -64,10 +62,9 @@ class LlamaServer:
                 f"llama.cpp cannot load {path}: {error}. The file's head is sound: its architecture or a tensor type "
                 "may be newer than the installed xllamacpp, or memory is short."
             ) from error
-        address = urllib.parse.urlsplit(self._server.listening_address)
-        self._host, self._port = address.hostname or "127.0.0.1", address.port or 0
-        self._connection: http.client.HTTPConnection | None = None
-        self._lock = threading.Lock()
+        self._http = LoopbackHttp(self._server.listening_address, api_key)
+        # Of its own: a slot's file waits for the step at hand, and a prompt that is tokenised should not.
+        self._slots_http = LoopbackHttp(self._server.listening_address, api_key)
         if settings.task == "embed":
             warm_up = self.embed([0])
         else:
@@ -89,40 +86,23 @@ class LlamaServer:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """POST to the loopback server. Raises EngineError if it answers with an error, or not at all."""
-        payload = json.dumps(body).encode()
-        with self._lock:
-            try:
-                status, answer = self._exchange(path, payload)
-            except (http.client.HTTPException, ConnectionError):
-                # The server drops a connection that was idle for some seconds. Asking twice changes nothing.
-                self._disconnect()
-                try:
-                    status, answer = self._exchange(path, payload)
-                except (http.client.HTTPException, OSError) as error:
-                    self._disconnect()
-                    raise EngineError(f"llama.cpp's loopback server does not answer {path}: {error!r}") from error
-        if status != http.client.OK:
-            raise EngineError(f"llama.cpp refuses {path} (HTTP {status}): {answer[:200].decode(errors='replace')}")
-        return json.loads(answer)
+        return self._http.post(path, body)
+
+    def save_slot(self, slot: int, name: str) -> None:
+        """Write what a slot holds to a file of the slot folder. Nothing may run in that slot. Raises EngineError."""
+        self._slots_http.post(f"/slots/{slot}?action=save", {"filename": name})
+
+    def restore_slot(self, slot: int, name: str) -> int:
+        """Put a file of the slot folder into a slot; return how many tokens it has. Of a damaged file llama.cpp notices
+        little. Nothing may run in that slot, which is empty after an error. Raises EngineError."""
+        answer = self._slots_http.post(f"/slots/{slot}?action=restore", {"filename": name})
+        return int(answer["n_restored"])
 
     def close(self) -> None:
         """Free the model. No call may be running, and none may follow."""
-        with self._lock:
-            self._disconnect()
+        self._http.close()
+        self._slots_http.close()
         del self._server
-
-    def _exchange(self, path: str, payload: bytes) -> tuple[int, bytes]:
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection(self._host, self._port, timeout=_HTTP_TIMEOUT_S)
-        headers = {"Authorization": f"Bearer {self._api_key}", "Content-Type": "application/json"}
-        self._connection.request("POST", path, payload, headers)
-        response = self._connection.getresponse()
-        return response.status, response.read()
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 def error_text(answer: dict[str, Any]) -> str:

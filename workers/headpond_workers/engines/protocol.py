@@ -251,8 +251,39 @@ class RelayEngine(Protocol):
         ...
 
 
+class PrefixCopy(Protocol):
+    """Keys and values that the device need not hold any more, and that no file holds yet. Used once."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Whose they are, shape (n,)."""
+        ...
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all. In any thread; the engine goes on. Raises EngineError."""
+        ...
+
+    def discard(self) -> None:
+        """Let go of them."""
+        ...
+
+
+@runtime_checkable
 class PrefixEngine(Engine, Protocol):
     """An engine with Capability.KV_PREFIXES: keys and values of a prompt's first tokens, kept in a file."""
+
+    def prefix_fingerprint(self, adapter: str | None) -> str | None:
+        """Digest, 64 hex digits, of all that decides keys and values of given ids: files with another one are refused.
+        None: with this adapter nothing can be loaded now."""
+        ...
+
+    def held_prefix(self, ids: Seq[int], *, adapter: str | None = None) -> int:
+        """How many of these ids, from the first on, a sequence would find on the device now, without a file."""
+        ...
+
+    def take_prefix(self, ids: Seq[int], *, adapter: str | None = None) -> PrefixCopy | None:
+        """The first step of `save_prefix`, as short as it can be: called by the thread whose sequence just ended."""
+        ...
 
     def save_prefix(self, ids: Seq[int], path: Path, *, adapter: str | None = None) -> int:
         """Write what the device still holds of these ids, shape (n,); return how many of them the file covers.

@@ -39,11 +39,14 @@ class Housekeeping:
         *,
         writer: str,
         history_s: float,
+        forget: Callable[[str], object] = lambda model: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """history_s: how far back a restore can go. clock: seconds."""
+        """history_s: how far back a restore can go. forget: removes what else there is of a model's prompts, before its
+        storage is called clean; it may be called again. clock: seconds."""
         self._server, self._blobs, self._writer, self._clock = server, blobs, writer, clock
         self._history_ms = round(history_s * 1000)
+        self._forget = forget
         self._rounds: dict[str, float] = {}
         self._collected: dict[str, float] = {}
 
@@ -76,6 +79,7 @@ class Housekeeping:
         collect(store, at, listed)
         self._collected[model] = self._clock()
         if purged > JOURNAL_START and is_clean(store, at, purged):
+            self._forget(model)
             queue.run(upkeep.mark_clean(inc=int(meta["inc"]), through=str(purged)))
             logger.info("storage_clean model=%s through=%s", model, purged)
 

@@ -63,6 +63,9 @@ def spool_outage(journal: Journal, spool: Spool, policy: SpoolPolicy, *, writer:
     queue.run(upkeep.storage_away(since_ms))
     if not policy.max_bytes or queue.journal_length() <= policy.after_entries:
         return
+    if queue.meta().get("state") in ("restoring", "reconciling"):
+        # What of these entries counts is known once storage's part is back.
+        return
     try:
         with spool.locked():
             _check_owner(queue, spool)

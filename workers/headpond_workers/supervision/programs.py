@@ -21,7 +21,7 @@ from pathlib import Path
 from headpond.errors import DeploymentError
 from headpond.overrides import prefix_of
 from headpond.settings import Settings
-from headpond.tables import secrets_of
+from headpond.tables import KvModel, secrets_of
 from headpond_workers.rollover.pair_program import (
     changes_side_by_side,
     pair_argv,
@@ -103,8 +103,8 @@ def worker(settings: Settings, model: str, index: int) -> Program:
     # The others are no concern of a running worker, or it takes them over as it runs.
     at_start = table.model_dump_json(exclude=set(table.all_live_keys()))
     own = (*secret_variables(table), *secret_variables(settings.redis))
-    if table.version_source is not None:
-        # It pulls its versions itself.
+    if table.version_source is not None or (isinstance(table, KvModel) and table.kv == "storage"):
+        # It pulls its versions, and stored keys and values, itself.
         own = (*own, *secret_variables(settings.storage))
     return Program(
         name=name,

@@ -86,6 +86,13 @@ local function put_session(name, row, now)
   for _, id in ipairs(before) do let_go(id, now, true) end
 end
 
+-- A commit that storage says is gone.
+local function drop_turn(id, now)
+  local parent = string.match(call('HGET', links, id) or ':', ':(.*)$')
+  call('HDEL', links, id)
+  if call('HDEL', turns, id) == 1 then let_go(parent, now, true) end
+end
+
 local function delete_session(name, now)
   local s = read_session(name)
   call('HDEL', sessions, name)
