@@ -43,8 +43,8 @@ SPOOL_AFTER = 60
 READY_TIMEOUT_S = 120.0
 LEAVE_TIMEOUT_S = 60.0
 WHO = "scripts/chaos state"
-MARKS = ("Traceback ", " CRITICAL ")
-"""In a persister's log. That storage or the server is away is a warning there, and so is what another one did first."""
+MARK = "Traceback "
+"""In a persister's log. Its levels tell nothing: for dramatiq a Redis that is away is critical."""
 DATA = "appendonlydir"
 """Of the Valkey, below its folder."""
 
