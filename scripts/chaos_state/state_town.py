@@ -208,11 +208,7 @@ class StateTown:
         for place in self.persisters:
             log = place.log.read_text(encoding="utf-8", errors="replace") if place.log.exists() else ""
             told += [f"persister {place.number} {how}" for how in place.left]
-            told += [
-                f"persister {place.number} logged: {line}"
-                for line in log.split("\n")
-                if any(mark in line for mark in MARKS)
-            ]
+            told += [f"persister {place.number} logged: {line}" for line in log.split("\n") if MARK in line]
         return told
 
     def close(self) -> None:
