@@ -25,6 +25,7 @@ from town import MODEL, ChaosError
 
 from headpond.connections import RedisAddress
 from headpond.errors import RedisUnavailable
+from headpond.jobs import JobState
 from headpond.queue import Server
 from headpond_workers.persistence.items import JobItem
 from headpond_workers.persistence.segments import HeadAt
@@ -95,7 +96,7 @@ class Losing:
                 producer.take_stock(found)
             self.told.under_way = False
         waiting = sum(not job.row.state.ended for job in image.jobs.values())
-        running = sum(job.row.fence != "" for job in image.jobs.values())
+        running = sum(job.row.state is JobState.RUNNING for job in image.jobs.values())
         self.rows.append(
             [round(at_s, 1), len(image.jobs), waiting, running, len(image.tail), killed_ms - loss.stated_ms, gone,
              len(loss.durable), len(self.held[-1]), kills, round(self.storm.seconds - at_s, 1)]
@@ -193,7 +194,7 @@ class Losing:
                 if not begun and self._state() == "restoring":
                     begun = True
                     if after_begin:
-                        kill_at = time.monotonic() + self.rng.uniform(0.0, 0.1)
+                        kill_at = time.monotonic() + self.rng.uniform(0.0, 0.05)
                 if kills < planned and time.monotonic() >= kill_at and (begun or not after_begin):
                     amid = self._state() == "restoring" and not process.ended
                     process.kill()
