@@ -38,6 +38,7 @@ OWN = (
     "fold_rules",
     "loss_rules",
     "session_rules",
+    "process_rules",
     "state_storm",
     "state_record",
     "state_page",
@@ -233,6 +234,23 @@ def test_sessions_and_commits_that_differ_are_found(fold: Fold) -> None:
     ]
     fold.tail |= {("commit", "c1"), ("session", "s1")}
     assert fold.wrong() == []
+
+
+def test_an_acknowledged_job_that_redis_does_not_have_is_found(fold: Fold, modules: dict[str, ModuleType]) -> None:
+    image = modules["redis_image"].RedisImage(fold.jobs, {}, {}, frozenset())
+    missing = modules["fold_rules"].missing
+    assert list(missing(["m/ended", "m/runs"], image)) == []
+    assert list(missing(["m/ended", "m/gone"], image)) == ["m/gone: it was acknowledged, and Redis does not have it"]
+
+
+def test_a_process_that_left_by_itself_or_shows_a_traceback_is_found(modules: dict[str, ModuleType]) -> None:
+    judge = modules["process_rules"].judge_process
+    assert list(judge("persister 1", (), "2026-01-02 CRITICAL dramatiq: Redis is away\n")) == []
+    log = "a line\nTraceback (most recent call last):\nValueError\n"
+    assert list(judge("persister 1", ("left by itself with 1",), log)) == [
+        "persister 1 left by itself with 1",
+        "persister 1 said: Traceback (most recent call last):",
+    ]
 
 
 def test_items_that_are_not_in_order_or_come_twice_are_found(fold: Fold) -> None:
