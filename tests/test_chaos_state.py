@@ -19,8 +19,11 @@ import psutil
 import pytest
 
 from conftest import eventually
+from headpond.commits import Commit, pack_commit
 from headpond.errors import MalformedDocument
-from headpond.jobs import Chunk, JobState
+from headpond.jobs import Chunk, FinishReason, JobState, Usage
+from headpond.requests import Message
+from headpond.turns import Policy
 from headpond.wire import RunRow
 from headpond_workers.persistence.items import CommitItem, Item, JobItem, SessionItem
 
@@ -29,7 +32,17 @@ PROGRAM = REPO / "scripts" / "chaos_state"
 SHARED = tuple(REPO / "scripts" / name for name in ("chaos_models", "chaos_runs", "benchmarks"))
 PAGE = REPO / "docs" / "reliability.md"
 RECORDS = REPO / "docs" / "reliability"
-OWN = ("state_plan", "redis_image", "fold_rules", "loss_rules", "state_storm", "state_record", "state_page")
+OWN = (
+    "state_plan",
+    "redis_image",
+    "fold_rules",
+    "loss_rules",
+    "session_rules",
+    "process_rules",
+    "state_storm",
+    "state_record",
+    "state_page",
+)
 """Modules of scripts/chaos_state, which import each other by file name."""
 
 
@@ -78,6 +91,7 @@ def test_a_dozen_kills_and_a_loss_of_all_of_redis_lose_nothing_that_was_promised
     assert len(found.comparisons) == 3
     assert found.jobs["remade"] >= 1
     assert found.jobs["stored"] >= 1
+    assert found.jobs["turns"] >= 1
     assert found.jobs["compared"] == found.jobs["acknowledged"] > 10
 
 
@@ -222,6 +236,23 @@ def test_sessions_and_commits_that_differ_are_found(fold: Fold) -> None:
     assert fold.wrong() == []
 
 
+def test_an_acknowledged_job_that_redis_does_not_have_is_found(fold: Fold, modules: dict[str, ModuleType]) -> None:
+    image = modules["redis_image"].RedisImage(fold.jobs, {}, {}, frozenset())
+    missing = modules["fold_rules"].missing
+    assert list(missing(["m/ended", "m/runs"], image)) == []
+    assert list(missing(["m/ended", "m/gone"], image)) == ["m/gone: it was acknowledged, and Redis does not have it"]
+
+
+def test_a_process_that_left_by_itself_or_shows_a_traceback_is_found(modules: dict[str, ModuleType]) -> None:
+    judge = modules["process_rules"].judge_process
+    assert list(judge("persister 1", (), "2026-01-02 CRITICAL dramatiq: Redis is away\n")) == []
+    log = "a line\nTraceback (most recent call last):\nValueError\n"
+    assert list(judge("persister 1", ("left by itself with 1",), log)) == [
+        "persister 1 left by itself with 1",
+        "persister 1 said: Traceback (most recent call last):",
+    ]
+
+
 def test_items_that_are_not_in_order_or_come_twice_are_found(fold: Fold) -> None:
     fold.items.append(fold.items[3])
     assert fold.wrong() == ["storage: its items are not in order, or one comes twice"]
@@ -314,6 +345,40 @@ def test_an_outage_in_which_no_job_ended_is_found_unless_the_queue_had_to_wait(m
     assert idle(well, least_s=10.0) == []
 
 
+# ---- conversations
+
+
+def chain_of(*jobs: str) -> list[Commit]:
+    commits: list[Commit] = []
+    for number, job in enumerate(jobs, start=1):
+        parent = commits[-1].id if commits else ""
+        messages = (Message(role="user", content=job), Message(role="assistant", content=f"answer of {job}"))
+        draft = Commit(
+            "", parent, "s1", job, messages, FinishReason.STOP, "m", "1", "f" * 64, Usage(1, 1), 5, number, 10,
+            Policy.MIGRATE,
+        )  # fmt: skip
+        commits.append(replace(draft, id=pack_commit(draft)[0]))
+    return commits
+
+
+def test_turns_that_are_missing_swapped_or_altered_are_found(modules: dict[str, ModuleType]) -> None:
+    def wrong(chain: list[Commit], jobs: list[str]) -> list[str]:
+        answers = {job: f"answer of {job}" for job in ("m/a", "m/b", "m/c")}
+        return list(modules["session_rules"].judge_session("s1", chain, jobs, answers))
+
+    chain = chain_of("m/a", "m/b", "m/c")
+    assert wrong(chain, ["m/a", "m/b", "m/c"]) == []
+    assert wrong(chain, ["m/a", "m/c", "m/b"]) == [
+        "session s1: its turns are m/a, m/b, m/c, and were submitted as m/a, m/c, m/b"
+    ]
+    assert wrong([], ["m/a"]) == ["session s1: its turns are none, and were submitted as m/a"]
+    assert wrong([chain[0], chain[2]], ["m/a", "m/c"]) == [
+        "session s1: commit 2 of its chain does not follow the one before"
+    ]
+    altered = replace(chain[0], messages=(chain[0].messages[0], Message(role="assistant", content="other")))
+    assert wrong([altered], ["m/a"]) == ["session s1: its commit of m/a holds another answer than the job's result"]
+
+
 # ---- the plan
 
 
@@ -353,7 +418,7 @@ def recorded(modules: dict[str, ModuleType], **changes: Any) -> Any:
         "outages": [[2.0, "stop", 41.7, 30, False]], "comparisons": [[1.5, 40, 12, 5, 9, 0]],
         "losses": [[8.0, 1400, 20, 9, 3, 1250, 2, 800, 4, 3, 5.5]],
         "jobs": {"acknowledged": 1234, "stored": 300, "remade": 900, "lost": 2, "tokens": 99, "most_leases": 6,
-                 "unknown": 5, "compared": 1234},
+                 "unknown": 5, "compared": 1234, "turns": 310},
         "readings": {"readings": 70, "chunks": 500, "tokens": 4321, "restarted": 8, "resumed": 3},
         "processes": 61, "wrong": [],
     }  # fmt: skip
@@ -403,7 +468,10 @@ def test_the_page_shows_each_run_with_storage_and_what_was_wrong(modules: dict[s
     page = modules["state_page"]
     text = page.render([("state-1.json", recorded(modules, wrong=["loss 1: m/a: lost"]))])
     assert "**2 counted kills in 1 run, all of Redis lost 1 times, 1,234 jobs; 1 went wrong.**" in text
-    assert "| [state-1](reliability/state-1.json) | 1 | 0 | 1 | 0 | 0 | 1 | 42 s | 1 | 1,234 | 300 | 900 | 2 |" in text
+    assert (
+        "| [state-1](reliability/state-1.json) | 1 | 0 | 1 | 0 | 0 | 1 | 42 s | 1 | 1,234 | 300 | 310 | 900 | 2 |"
+        in text
+    )
     assert "| state-1 | 1,400 | 20 | 9 | 3 | 1.2 s | 2 | 800 | 4 | 3 |" in text
     assert "    - loss 1: m/a: lost" in text
     assert "`0123456789ab`" in text

@@ -46,6 +46,12 @@ def compare(items: Iterable[Item], image: RedisImage) -> list[str]:
     return found
 
 
+def missing(acknowledged: Iterable[str], image: RedisImage) -> Iterator[str]:
+    """A Redis that was killed, and never lost its data, has every job that was acknowledged."""
+    for job_id in sorted(set(acknowledged) - image.jobs.keys()):
+        yield f"{job_id}: it was acknowledged, and Redis does not have it"
+
+
 def _both_have(kind: str, stored: Mapping[str, object], here: Mapping[str, object], image: RedisImage) -> Iterator[str]:
     """The same names, but for those that the journal tells of."""
     for names, which in ((here.keys() - stored.keys(), "Redis"), (stored.keys() - here.keys(), "storage")):

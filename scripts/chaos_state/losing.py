@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fold_rules import compare
+from fold_rules import compare, missing
 from loss_rules import Held, Loss, judge_loss, judge_reader
+from process_rules import judge_process
 from programs import COMMAND
 from redis_image import RedisImage, read_image
 from state_customers import Losses, PatientReader, Producer, found_of
@@ -25,6 +26,7 @@ from town import MODEL, ChaosError
 
 from headpond.connections import RedisAddress
 from headpond.errors import RedisUnavailable
+from headpond.jobs import JobState
 from headpond.queue import Server
 from headpond_workers.persistence.items import JobItem
 from headpond_workers.persistence.segments import HeadAt
@@ -69,8 +71,7 @@ class Losing:
             known = self._known()
             image = self._image(number)
             self.wrong += (f"loss {number}: {what}" for what in compare(town.store.items(head.head), image))
-            for job_id in known.keys() - image.jobs.keys():
-                self.wrong.append(f"loss {number}: {job_id}: it was acknowledged, and Redis did not have it")
+            self.wrong += (f"loss {number}: {what}" for what in missing(known, image))
             self.held.append([(r, *held) for r in self.readers if (held := r.held()) is not None])
             town.lose_data()
             emptied_ms = time.time_ns() // 1_000_000
@@ -95,7 +96,7 @@ class Losing:
                 producer.take_stock(found)
             self.told.under_way = False
         waiting = sum(not job.row.state.ended for job in image.jobs.values())
-        running = sum(job.row.fence != "" for job in image.jobs.values())
+        running = sum(job.row.state is JobState.RUNNING for job in image.jobs.values())
         self.rows.append(
             [round(at_s, 1), len(image.jobs), waiting, running, len(image.tail), killed_ms - loss.stated_ms, gone,
              len(loss.durable), len(self.held[-1]), kills, round(self.storm.seconds - at_s, 1)]
@@ -193,7 +194,7 @@ class Losing:
                 if not begun and self._state() == "restoring":
                     begun = True
                     if after_begin:
-                        kill_at = time.monotonic() + self.rng.uniform(0.0, 0.1)
+                        kill_at = time.monotonic() + self.rng.uniform(0.0, 0.05)
                 if kills < planned and time.monotonic() >= kill_at and (begun or not after_begin):
                     amid = self._state() == "restoring" and not process.ended
                     process.kill()
@@ -208,8 +209,7 @@ class Losing:
                 everything.write(f"status {status}\n{said}\n")
             if told := _told(said):
                 return told, kills
-            if "Traceback " in said:
-                self.wrong.append(f"headpond restore ended with a traceback: {said[-400:]}")
+            self.wrong += judge_process("headpond restore", (), said)
             if self._state() == "open":
                 return {}, kills
         raise ChaosError(f"The queue was not open {RESTORE_TIMEOUT_S:g} s after the loss; see {log}")

@@ -144,7 +144,7 @@ class PatientReader(Reader):
         super().__init__(client, producer, seed=seed, number=number)
         self._losses, self._producer = losses, producer
         self.resumed = 0
-        """Readings that went on after a loss."""
+        """Tries to go on after a loss, until the job was there again."""
 
     def held(self) -> tuple[int, Held] | None:
         """The reading that goes on: its place in `readings`, and what it has; None if it has been given nothing."""

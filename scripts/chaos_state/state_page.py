@@ -80,8 +80,8 @@ def _details(name: str, record: Record) -> list[str]:
         f"storage; lease {p['lease_s']:g} s, a blow every {p['interval_s']:g} s on average. {record.processes:,} "
         f"processes; at most {record.jobs['most_leases']} leases of a job; {record.jobs['unknown']} submits of which "
         f"it was not known in time whether storage had them. {record.readings['readings']:,} readings, "
-        f"{record.readings['restarted']} chunks of them restarted, {record.readings['resumed']} went on after a loss. "
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, Python {machine['python']}, "
+        f"{record.readings['restarted']} chunks of them restarted, {record.readings['resumed']} tries to go on after a "
+        f"loss. {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, Python {machine['python']}, "
         f"{versions}.",
         *(f"    - {what}" for what in record.wrong),
     ]

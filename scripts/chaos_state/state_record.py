@@ -16,7 +16,7 @@ losses            of Redis, each: at_s, jobs (in it), not_ended, running, tail (
 jobs              acknowledged, stored (that waited for storage), remade (that came back once or more), lost, tokens,
                   most_leases, unknown (submits of which it was not known in time whether storage had them), compared
                   (with an undisturbed run), turns (of sessions)
-readings          readings, chunks, tokens, restarted chunks, resumed (that went on after a loss)
+readings          readings, chunks, tokens, restarted chunks, resumed (tries to go on after a loss)
 processes         started
 wrong             what was found; empty if nothing
 """

@@ -14,7 +14,7 @@ from calm import undisturbed_answers
 from customers import Customer
 from engines import EngineName
 from evidence import JobEvidence, QueueEvidence, Reading
-from fold_rules import compare
+from fold_rules import compare, missing
 from forge import Forge
 from gathering import gather_queue
 from losing import Losing
@@ -196,11 +196,7 @@ class _Run:
         number = len(self.comparisons) + 1
         self.wrong += (f"comparison {number}: {what}" for what in compare(town.store.items(head.head), image))
         known = [job_id for producer in self.producers for job_id in producer.known()]
-        self.wrong += (
-            f"comparison {number}: {job_id}: lost: it was acknowledged, and Redis does not have it"
-            for job_id in known
-            if job_id not in image.jobs
-        )
+        self.wrong += (f"comparison {number}: {what}" for what in missing(known, image))
         not_ended = sum(not job.row.state.ended for job in image.jobs.values())
         partial = sum(not job.row.state.ended and bool(job.ids) for job in image.jobs.values())
         self.comparisons.append(

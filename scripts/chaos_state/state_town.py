@@ -15,6 +15,7 @@ from engines import SCRIPTED_CONTEXT
 from evidence import WorkerEvidence
 from faults import Cut
 from forge import Child, Forge
+from process_rules import judge_process
 from programs import PERSISTER, WORKER
 from proxies import CutOrder, WorkerProxy
 from town import MODEL, ChaosError, on_its_last_chance
@@ -43,8 +44,6 @@ SPOOL_AFTER = 60
 READY_TIMEOUT_S = 120.0
 LEAVE_TIMEOUT_S = 60.0
 WHO = "scripts/chaos state"
-MARKS = ("Traceback ", " CRITICAL ")
-"""In a persister's log. That storage or the server is away is a warning there, and so is what another one did first."""
 DATA = "appendonlydir"
 """Of the Valkey, below its folder."""
 
@@ -204,15 +203,10 @@ class StateTown:
 
     def told_by_persisters(self) -> list[str]:
         """How persisters left by themselves, and what they logged of defects."""
-        told = []
+        told: list[str] = []
         for place in self.persisters:
             log = place.log.read_text(encoding="utf-8", errors="replace") if place.log.exists() else ""
-            told += [f"persister {place.number} {how}" for how in place.left]
-            told += [
-                f"persister {place.number} logged: {line}"
-                for line in log.split("\n")
-                if any(mark in line for mark in MARKS)
-            ]
+            told += judge_process(f"persister {place.number}", place.left, log)
         return told
 
     def close(self) -> None:
