@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from headpond import JobState, restoring, upkeep
+from headpond import JobState, events, restoring, upkeep
 from headpond import operations as ops
-from headpond.errors import QueueMending, RedisUnavailable, ServerWentBack
+from headpond.errors import JobGone, QueueMending, RedisUnavailable, ServerWentBack
+from headpond.events import ended_result, read_stream
 from headpond.folding import StreamFold
 from headpond.jobs import Priority
 from headpond.operations import LeaseStatus, Settle, Settlement, Submitted
+from headpond.queue import JobQueue
 from headpond.restoring import PutIn, StoredJob
 from headpond.wire import Ended, Rewound, TokenRun, unpack_run
 from queue_bench import LEASE_S, Bench, Clock, bench_on, closing, lease_key, tokens
@@ -224,6 +228,51 @@ def test_a_reader_who_had_more_than_was_restored_is_told_so(lost: Bench) -> None
     ahead_chunks, behind_chunks = ([chunk for chunk in chunks if chunk] for chunks in seen)
     assert [(c.offset, c.token_ids, c.restarted) for c in ahead_chunks] == [(5, (5, 6), True)]
     assert [(c.offset, c.token_ids, c.restarted) for c in behind_chunks] == [(3, (3, 4), False), (5, (5, 6), False)]
+
+
+def test_a_job_that_a_closed_queue_does_not_hold_may_come_back_and_is_not_called_gone(lost: Bench) -> None:
+    lost.submit("chat/a")
+    lose_all(lost)
+    for ask in (lambda: ended_result(lost.queue, "chat/a"), lambda: next(read_stream(lost.queue, "chat/a"))):
+        with pytest.raises(QueueMending, match=r"is closed.*headpond restore"):
+            ask()
+    begin_restore(lost)
+    with pytest.raises(QueueMending, match="is being restored"):
+        ended_result(lost.queue, "chat/a")
+    end_restore(lost)
+    with pytest.raises(JobGone):
+        ended_result(lost.queue, "chat/a")
+
+
+def test_a_reader_bears_the_loss_of_its_job_until_it_is_back(lost: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost.submit("chat/a")
+    lost.append(lost.lease("A"), tokens(0, 5))
+    stored = stored_job(lost, "chat/a")
+    missed = threading.Event()
+    absence = JobQueue.absence
+
+    def noted(queue: JobQueue, job_id: str) -> JobGone | QueueMending:
+        missed.set()
+        return absence(queue, job_id)
+
+    monkeypatch.setattr(JobQueue, "absence", noted)
+    monkeypatch.setattr(events, "BLOCK_S", 0.05)
+    reading = read_stream(lost.queue, "chat/a")
+    assert next(reading).token_ids == (0, 1, 2, 3, 4)
+    with ThreadPoolExecutor(1) as pool:
+        rest = pool.submit(list, reading)
+        lose_all(lost)
+        assert missed.wait(30)
+        begin_restore(lost)
+        assert put_in(lost, stored) == [PutIn.NEW]
+        end_restore(lost)
+        lost.register("B")
+        lease = lost.lease("B")
+        lost.append(lease, tokens(5, 7))
+        lost.finish(lease, offset=7)
+        chunks = rest.result(30)
+    assert [chunk.token_ids for chunk in chunks] == [(5, 6)]
+    assert not any(chunk.restarted for chunk in chunks)
 
 
 def test_what_a_lost_server_accepted_comes_after_what_it_had_and_storage_wins(lost: Bench) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+import headpond
 from headpond import JobState, upkeep
 from headpond import operations as ops
 from headpond.operations import Claimed, Submitted
+from headpond.scripts import load_script
 from headpond.wire import (
     Rewound,
 )
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess
 from queue_bench import RETENTION_S, Bench, Clock, bench_on, entry
+
+LUA = Path(headpond.__file__).parent / "lua"
 
 
 def test_a_restarted_server_gets_a_higher_incarnation_before_its_first_command(
@@ -26,6 +34,13 @@ def test_a_restarted_server_gets_a_higher_incarnation_before_its_first_command(
     lease = own.lease()
     assert lease.gen >= int(after["inc"])
     assert own.events("chat/a")[0][1] == Rewound(0, "the server restarted")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in LUA.glob("*.lua")))
+def test_every_script_is_one_that_the_server_can_run(bench: Bench, name: str) -> None:
+    """Lua has room for 200 locals in a function, and the parts alone take most of them."""
+    script = load_script(name)
+    assert bench.server.read("SCRIPT", "LOAD", script.source) == script.sha.encode()
 
 
 def test_a_new_connection_to_the_same_server_leaves_the_incarnation(bench: Bench) -> None:

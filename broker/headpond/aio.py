@@ -14,7 +14,7 @@ from headpond.aio_sessions import AsyncSession
 from headpond.commits import SessionRow
 from headpond.connections import BLOCK_S, Patience, find_redis
 from headpond.durability import TIMEOUT_S, AsyncCommitWatch, Durability, no_storage, parse_durability
-from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
+from headpond.errors import RedisUnavailable, ResultTimeout, UnknownModel
 from headpond.events import AT_ONCE_S, check_after
 from headpond.folding import StreamFold
 from headpond.jobs import Chunk, JobId, JobState, Priority, Result
@@ -211,9 +211,10 @@ class AsyncJob:
         return await self._client._queue(self._id.model)
 
     async def state(self) -> JobState:
-        row = await (await self._queue()).run_row(self.id)
+        queue = await self._queue()
+        row = await queue.run_row(self.id)
         if row is None:
-            raise JobGone(self.id)
+            raise await queue.absence(self.id)
         return row.state
 
     async def stream(self, after: int = 0) -> AsyncIterator[Chunk]:
@@ -223,7 +224,7 @@ class AsyncJob:
         known, self._submitted = self._submitted, False
         row = None if known else await queue.run_row(self.id)
         if row is None and not known:
-            raise JobGone(self.id)
+            raise await queue.absence(self.id)
         block_s = AT_ONCE_S if row is not None and row.state.ended else BLOCK_S
         while fold.ended is None:
             rest = None
@@ -281,7 +282,7 @@ class AsyncJob:
         """The result, if the job has ended. Raises JobGone."""
         row = await queue.run_row(self.id)
         if row is None:
-            raise JobGone(self.id)
+            raise await queue.absence(self.id)
         if not row.state.ended:
             return None
         document = await queue.result(self.id)
@@ -289,7 +290,8 @@ class AsyncJob:
 
     async def cancel(self) -> JobState:
         """End the job if it has not ended; see `Job.cancel`."""
-        state = await (await self._queue()).run(ops.cancel(self.id))
+        queue = await self._queue()
+        state = await queue.run(ops.cancel(self.id))
         if state is None:
-            raise JobGone(self.id)
+            raise await queue.absence(self.id)
         return state

@@ -21,7 +21,7 @@ from headpond.connections import (
     script_key,
     server_id,
 )
-from headpond.errors import HeadpondError, QueueError
+from headpond.errors import HeadpondError, JobGone, QueueError, QueueMending
 from headpond.journal_mark import JournalMark
 from headpond.keys import MODELS, queue_keys
 from headpond.models import ModelRow, unpack_model
@@ -117,6 +117,11 @@ class AsyncJobQueue:
     async def run_row(self, job_id: str) -> RunRow | None:
         raw = await self.server.read("HGET", queue_keys(self.name).named("run"), job_id)
         return None if raw is None else unpack_run(raw)
+
+    async def absence(self, job_id: str) -> JobGone | QueueMending:
+        """See JobQueue."""
+        state = await self.server.read("HGET", queue_keys(self.name).named("meta"), "state")
+        return self.server.address.absence(job_id, self.name, state)
 
     async def session(self, name: str) -> SessionRow | None:
         """See JobQueue."""

@@ -10,7 +10,7 @@ from typing import Any, Self, Unpack
 from headpond.commits import SessionRow
 from headpond.connections import BLOCK_S, Patience, find_redis
 from headpond.durability import TIMEOUT_S, CommitWatch, Durability, no_storage, parse_durability
-from headpond.errors import JobGone, RedisUnavailable, ResultTimeout, UnknownModel
+from headpond.errors import RedisUnavailable, ResultTimeout, UnknownModel
 from headpond.events import ended_result, read_stream
 from headpond.jobs import Chunk, JobId, JobState, Priority, Result
 from headpond.models import ModelRow
@@ -255,7 +255,7 @@ class Job:
         """Raises JobGone."""
         row = self._queue.run_row(self.id)
         if row is None:
-            raise JobGone(self.id)
+            raise self._queue.absence(self.id)
         return row.state
 
     def stream(self, after: int = 0) -> Iterator[Chunk]:
@@ -307,5 +307,5 @@ class Job:
         """End the job if it has not ended. Returns the state that it is in now. Raises JobGone."""
         state = self._queue.cancel(self.id)
         if state is None:
-            raise JobGone(self.id)
+            raise self._queue.absence(self.id)
         return state

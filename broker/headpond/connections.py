@@ -23,7 +23,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.driver_info import DriverInfo
 from redis.retry import Retry
 
-from headpond.errors import ConfigError, HeadpondError, QueueError, QueueMending, RedisUnavailable
+from headpond.errors import ConfigError, HeadpondError, JobGone, QueueError, QueueMending, RedisUnavailable
 from headpond.keys import queue_keys
 from headpond.scripts import WAITS, load_script
 from headpond.settings import CONFIG_NAME, RUN_FILE, Settings, find_config, load_settings
@@ -89,6 +89,13 @@ class RedisAddress:
             state = said.removeprefix(WAITS)
             return QueueMending(queue, state=state, url=self.shown, configured_in=self.configured_in)
         return QueueError(f"{script} on queue '{queue}' was refused: {said}")
+
+    def absence(self, job_id: str, queue: str, state: bytes | None) -> JobGone | QueueMending:
+        """What it means that a queue in this state does not hold a job. One that is not open may get it back from
+        storage."""
+        if state in (None, b"open"):
+            return JobGone(job_id)
+        return QueueMending(queue, state=state.decode(), url=self.shown, configured_in=self.configured_in)
 
 
 def find_redis(url: str | None = None, *, start: Path | None = None) -> RedisAddress:

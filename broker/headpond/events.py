@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from headpond.connections import BLOCK_S, Patience
-from headpond.errors import InvalidRequest, JobGone, RedisUnavailable
+from headpond.errors import InvalidRequest, RedisUnavailable
 from headpond.folding import StreamFold
 from headpond.jobs import Chunk, Result
 from headpond.queue import JobQueue
@@ -30,7 +30,7 @@ def read_stream(queue: JobQueue, job_id: str, *, after: int = 0, known: bool = F
     fold, last, patience = StreamFold(check_after(after)), "0-0", Patience()
     row = None if known else queue.run_row(job_id)
     if row is None and not known:
-        raise JobGone(job_id)
+        raise queue.absence(job_id)
     # The stream of a job that ended long ago is gone, so waiting for it would be in vain.
     block_s = AT_ONCE_S if row is not None and row.state.ended else BLOCK_S
     while fold.ended is None:
@@ -63,7 +63,7 @@ def ended_result(queue: JobQueue, job_id: str) -> Result | None:
     """The result of a job; None if it has not ended. Raises JobGone, RedisUnavailable."""
     row = queue.run_row(job_id)
     if row is None:
-        raise JobGone(job_id)
+        raise queue.absence(job_id)
     if not row.state.ended:
         return None
     document = queue.result(job_id)

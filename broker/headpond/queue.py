@@ -22,7 +22,7 @@ from headpond.connections import (
     script_key,
     server_id,
 )
-from headpond.errors import HeadpondError, MalformedDocument, QueueError
+from headpond.errors import HeadpondError, JobGone, MalformedDocument, QueueError, QueueMending
 from headpond.jobs import JobState
 from headpond.journal_mark import JournalMark
 from headpond.keys import MODELS, lanes_of, queue_keys
@@ -434,6 +434,11 @@ class JobQueue:
     def leased(self) -> list[str]:
         """Ids of the jobs that run."""
         return [raw.decode() for raw in self.server.read("ZRANGE", queue_keys(self.name).named("leases"), 0, -1)]
+
+    def absence(self, job_id: str) -> JobGone | QueueMending:
+        """Why the server does not hold a job: it is gone, or storage may have it and it is not back yet."""
+        state = self.server.read("HGET", queue_keys(self.name).named("meta"), "state")
+        return self.server.address.absence(job_id, self.name, state)
 
     def meta(self) -> dict[str, str]:
         raw = cast("dict[bytes, bytes]", self.server.read("HGETALL", queue_keys(self.name).named("meta")))

@@ -106,7 +106,7 @@ HOLES = [
         kept=(0, ["chat/delayed", "chat/queued", "chat/running"]),
         broken=(0, []),
         cuts=tuple(
-            LuaCut("fsck.lua", f"if not call('ZSCORE', {where}, id) then", "if false then")
+            LuaCut("fsck.lua", f"not call('ZSCORE', {where}, id) then", "false then")
             for where in ("ready_key(r[LANE], r[BAND])", "delayed", "leases")
         ),
     ),

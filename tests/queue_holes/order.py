@@ -77,7 +77,7 @@ def share_beside_delayed_jobs(ground: Ground) -> object:
 
 PROMOTION = "r[TAG] = fair_tag(r[BAND], header[3], header[6])\n      make_ready(id, r, now)"
 
-FULL = "max_queued > 0 and waiting >= max_queued"
+FULL = "max_queued > 0 and queued >= max_queued"
 BATCH_TURN = "batch_first and { 'batch', 'interactive', 'normal' } or"
 
 HOLES = [

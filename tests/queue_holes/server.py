@@ -19,11 +19,11 @@ def outcome_of_submit(bench: Bench, entries: list[Entry]) -> str:
         return "error"
 
 
-def submit_beside_a_damaged_job(ground: Ground) -> object:
+def submit_beside_a_damaged_session(ground: Ground) -> object:
     """Answers of a submit that meets an error, of its repeat without what caused it, and what can be claimed then."""
     bench = ground.bench()
-    bench.server.read("HSET", bench.keys.named("data"), "chat/damaged", b"\xc1")
-    first = outcome_of_submit(bench, [entry("chat/a"), entry("chat/damaged")])
+    bench.server.read("SET", bench.keys.session("damaged"), "no list")
+    first = outcome_of_submit(bench, [entry("chat/a"), entry("chat/b", session="damaged")])
     again = outcome_of_submit(bench, [entry("chat/a")])
     return first, again, [lease.id for lease in bench.claim().leases]
 
@@ -110,7 +110,7 @@ HOLES = [
     Hole(
         "an error amid a script leaves a job in no set at all",
         "Q1",
-        submit_beside_a_damaged_job,
+        submit_beside_a_damaged_session,
         kept=("error", "new", ["chat/a"]),
         broken=("error", "known", []),
         cuts=(LuaCut("submit.lua", "    fresh[id] = ", "    call('HSET', data, id, batch[i + 1])\n    fresh[id] = "),),

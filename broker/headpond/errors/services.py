@@ -34,10 +34,12 @@ class QueueMending(RedisUnavailable):
     """What storage holds of a queue is being put back into Redis. Until that is done nothing of it is leased and no job
     ends; whoever asks for that asks again, as after an outage.
 
-    state: 'restoring' or 'reconciling'.
+    state: 'restoring' or 'reconciling'; 'closed' where it is not known yet whether there is anything to put back.
     """
 
     _WHAT: ClassVar[dict[str, str]] = {
+        "closed": "is closed until it is known what storage has of it; headpond status says why. A Redis that lost its "
+        "data gets it back by: headpond restore",
         "restoring": "is being restored from storage. It opens when that command has ended: headpond restore",
         "reconciling": "waits for what storage has and Redis forgot when its server went back in time. The persister "
         "puts that back, which takes a second or two if storage answers: headpond logs persister",
