@@ -61,6 +61,13 @@ local function end_wait(member, limit, now)
   elseif kind == 'lane' then call('ZADD', waits, now + version_wait_ms, 'gone:' .. name)
   else
     local moved = give_up_version(name, version, limit, now)
+    local more = moved
+    -- A session's job that fails makes the next one ready, and nobody serves that either.
+    while more > 0 and moved < limit and has_jobs(name) do
+      more = give_up_version(name, version, limit - moved, now)
+      moved = moved + more
+    end
+    call('ZREM', waits, 'lane:' .. name)
     if has_jobs(name) then call('ZADD', waits, now, 'gone:' .. name) else call('SREM', lanes, name) end
     return moved
   end
