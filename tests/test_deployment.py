@@ -244,7 +244,7 @@ def test_the_commands_work_together(folder: Path) -> None:
     assert [queue["model"] for queue in document["queues"]] == ["chat", "code"]
     assert set(document["queues"][0]) == {
         "model", "ready", "interactive", "normal", "batch", "suspects", "delayed", "due", "running", "lapsed", "dead",
-        "alias",
+        "storage", "waiting", "alias",
     }  # fmt: skip
     assert set(document["workers"][0]) == {
         "model", "version", "pid", "host", "slots", "busy", "tokens_per_s", "state", "last_error",
