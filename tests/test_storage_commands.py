@@ -195,7 +195,7 @@ def test_a_collection_that_was_killed_is_gone_on_with_at_once(shell: Shell) -> N
 def test_each_part_does_with_the_rights_that_the_manual_gives_it(seaweed: SeaweedProcess) -> None:
     """Of real code, the quarantine by a worker included."""
     manual = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
-    _, worker, pusher, collector = (policy for _, policy in policies(manual))
+    _, worker, pusher, collector, *_ = (policy for _, policy in policies(manual))
     bucket = f"b{secrets.token_hex(6)}"
     open_bucket(seaweed, bucket).ensure_bucket()
 
