@@ -61,8 +61,8 @@ def check_sessions(
     for name, session in sessions.items():
         row = rows[name]
         assert (row.head, row.turns) == (session.head, len(session.commits)), f"{name} has the head {row.head}"
-        kept = min(MAX_SKIPPED, len(session.skipped))
-        assert len(row.skipped) == kept and {*row.skipped} <= {*session.skipped}, f"{name} tells of {row.skipped}"
+        assert len(row.skipped) == min(MAX_SKIPPED, len(session.skipped)), f"{name} tells of {row.skipped}"
+        assert {*row.skipped} <= {*session.skipped}, f"{name} tells of {row.skipped}"
         # Of those that one sweep ended, only the script knows which came last.
         session.skipped[:] = row.skipped
         for parent, commit in zip(["", *session.commits], session.commits, strict=False):
