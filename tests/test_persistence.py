@@ -209,7 +209,11 @@ def test_storage_holds_what_redis_holds_whenever_persisters_and_workers_are_kill
         return not queue.leased()
 
     eventually(nothing_runs, what="the end of all leases")
+    log = stored.folder / "persister.log"
+    began = log.read_text().count("persister_ready")
     persister = stored.start_persister(before=SNAPSHOTS_OFTEN)
+    # The journal may be empty already: before this it would not know the signal.
+    eventually(lambda: log.read_text().count("persister_ready") > began, what="the last persister")
     eventually(lambda: queue.journal_length() == 0, what="the last commit")
     persister.signal(signal.SIGTERM)
     assert persister.wait() == 0
