@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,24 @@ from headpond import Client
 from headpond.errors import DurabilityUnknown, StorageUnavailable
 from headpond.models import ModelRow
 from headpond.settings import EMBEDDED_SEAWEED_DATA, EMBEDDED_SEAWEED_FOLDER, RUN_FILE, STATE_FOLDER
+from headpond_workers.persistence import storage_sync
 from headpond_workers.persistence.storage_sync import StorageSync
 from headpond_workers.supervision.embedded_seaweed import running_seaweed
 from stored_deployment import start_persister
 
 
-def test_a_folder_is_synced(tmp_path: Path) -> None:
+def test_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = storage_sync._sync_file_system
+
+    def noted(descriptor: int) -> None:
+        real(descriptor)
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr(storage_sync, "_sync_file_system", noted)
     (tmp_path / "object").write_bytes(b"x" * 100_000)
     StorageSync(tmp_path)()
+    assert synced == [str(tmp_path)]
 
 
 def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
