@@ -171,7 +171,7 @@ def test_status_shows_ready_jobs_by_priority_suspects_what_is_due_and_rates(
 
     assert eventually(due, what="the delayed job being due") == {
         "model": "chat", "ready": 4, "interactive": 1, "normal": 2, "batch": 1, "suspects": 1, "delayed": 2, "due": 1,
-        "running": 0, "lapsed": 0, "dead": 0, "waiting": 0, "alias": None,
+        "running": 0, "lapsed": 0, "dead": 0, "waiting": 0, "storage": None, "alias": None,
     }  # fmt: skip
     _, table, _ = run("status", cwd=deployment.folder)
     head, line = (text.split() for text in table.splitlines()[:2])
