@@ -73,7 +73,7 @@ def test_a_minute_of_chaos_loses_nothing_and_repeats_nothing(modules: dict[str, 
         process.wait(60)
 
     assert process.returncode == 0, told
-    found = modules["record"].from_json((tmp_path / "chaos.json").read_text(encoding="utf-8"), where="chaos.json")
+    found = modules["record"].FILE.from_json((tmp_path / "chaos.json").read_text(encoding="utf-8"), where="chaos.json")
     assert found.wrong == []
     counted = found.counted()
     assert all(counted[kind] > 0 for kind in modules["faults"].FaultKind), counted
@@ -485,30 +485,30 @@ def recorded(modules: dict[str, ModuleType], **changes: Any) -> Any:
 def test_a_record_is_read_as_it_was_written(modules: dict[str, ModuleType]) -> None:
     record = modules["record"]
     written = recorded(modules, wrong=["chat/a: lost"])
-    text = record.to_json(written)
-    assert record.from_json(text, where="x") == written
+    text = record.FILE.to_json(written)
+    assert record.FILE.from_json(text, where="x") == written
     assert '[ 0.5, "worker", 1, null, 0.0, 3, 1, true ]' in text
     assert written.counted() == {"worker": 1, "server": 1}
 
 
 def test_a_record_of_another_schema_or_shape_is_refused(modules: dict[str, ModuleType]) -> None:
     record = modules["record"]
-    fields = json.loads(record.to_json(recorded(modules)))
+    fields = json.loads(record.FILE.to_json(recorded(modules)))
     for broken in (
         {**fields, "v": 2}, {**fields, "schema": "other"}, {**fields, "faults": [[1]]}, {**fields, "jobs": [["a"]]},
         {**fields, "more": 1}, [],
     ):  # fmt: skip
         with pytest.raises(MalformedDocument):
-            record.from_json(json.dumps(broken), where="x")
+            record.FILE.from_json(json.dumps(broken), where="x")
 
 
 def test_the_page_is_what_its_records_render_to(modules: dict[str, ModuleType]) -> None:
     page = modules["page"]
     text = PAGE.read_text(encoding="utf-8")
     runs = modules["machine_steps"].load_machine_runs(RECORDS)
-    assert text == page.replace_generated(text, page.generated(modules["record"].load_records(RECORDS), runs)), (
-        "docs/reliability.md and docs/reliability/chaos*.json disagree. Run: scripts/chaos render"
-    )
+    assert text == page.replace_between(
+        text, page.generated(modules["record"].FILE.load(RECORDS), runs), page.BEGIN, page.END
+    ), "docs/reliability.md and docs/reliability/chaos*.json disagree. Run: scripts/chaos render"
 
 
 def test_runs_of_the_state_machine_are_told_with_their_seeds(modules: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -536,7 +536,7 @@ def test_committed_runs_of_the_state_machine_found_nothing_wrong(modules: dict[s
 
 
 def test_committed_records_are_of_a_known_commit_and_found_nothing_wrong(modules: dict[str, ModuleType]) -> None:
-    for name, found in modules["record"].load_records(RECORDS):
+    for name, found in modules["record"].FILE.load(RECORDS):
         assert found.machine["commit"], name
         assert found.wrong == [], name
         assert all(found.column("ok")), name
@@ -561,7 +561,7 @@ def test_a_page_without_records_says_that_nothing_was_run(modules: dict[str, Mod
 def test_a_page_without_its_markers_is_refused(modules: dict[str, ModuleType]) -> None:
     page = modules["page"]
     whole = f"intro\n{page.BEGIN}\nold\n{page.END}\nrest\n"
-    assert page.replace_generated(whole, "new") == f"intro\n{page.BEGIN}\n\nnew\n{page.END}\nrest\n"
+    assert page.replace_between(whole, "new", page.BEGIN, page.END) == f"intro\n{page.BEGIN}\n\nnew\n{page.END}\nrest\n"
     for broken in ("no markers", page.BEGIN, page.END + page.BEGIN, whole + whole):
         with pytest.raises(ValueError, match=r"reliability\.md must hold"):
-            page.replace_generated(broken, "new")
+            page.replace_between(broken, "new", page.BEGIN, page.END)

@@ -81,7 +81,7 @@ def test_a_dozen_kills_amid_pushes_moves_and_collections_lose_no_version(
         process.wait(60)
 
     assert process.returncode == 0, told
-    found = modules["models_record"].from_json((tmp_path / "models.json").read_text(encoding="utf-8"), where="x")
+    found = modules["models_record"].FILE.from_json((tmp_path / "models.json").read_text(encoding="utf-8"), where="x")
     assert found.wrong == []
     counted = found.counted()
     assert sum(counted.values()) >= 12
@@ -601,27 +601,27 @@ def recorded(modules: dict[str, ModuleType], **changes: Any) -> Any:
 def test_a_record_with_models_is_read_as_it_was_written(modules: dict[str, ModuleType]) -> None:
     record = modules["models_record"]
     written = recorded(modules, wrong=["chat@1: lost"])
-    text = record.to_json(written)
-    assert record.from_json(text, where="x") == written
+    text = record.FILE.to_json(written)
+    assert record.FILE.from_json(text, where="x") == written
     assert '[ 0.5, "push", "chat", 0.4, 0.1, 1, "new version" ]' in text
     assert written.counted() == {"push": 1, "server": 1}
 
 
 def test_a_record_with_models_of_another_schema_or_shape_is_refused(modules: dict[str, ModuleType]) -> None:
     record = modules["models_record"]
-    fields = json.loads(record.to_json(recorded(modules)))
+    fields = json.loads(record.FILE.to_json(recorded(modules)))
     for broken in (
         {**fields, "v": 2}, {**fields, "schema": "other"}, {**fields, "kills": [[1]]}, {**fields, "surveys": [[1]]},
         {**fields, "more": 1}, [],
     ):  # fmt: skip
         with pytest.raises(MalformedDocument):
-            record.from_json(json.dumps(broken), where="x")
+            record.FILE.from_json(json.dumps(broken), where="x")
 
 
 def test_the_part_on_models_of_the_page_is_what_its_records_render_to(modules: dict[str, ModuleType]) -> None:
     page, shared = modules["models_page"], importlib.import_module("page")
     text = PAGE.read_text(encoding="utf-8")
-    rendered = page.render(modules["models_record"].load_records(RECORDS))
+    rendered = page.render(modules["models_record"].FILE.load(RECORDS))
     assert text == shared.replace_between(text, rendered, page.BEGIN, page.END), (
         "docs/reliability.md and docs/reliability/models*.json disagree. Run: scripts/chaos models render"
     )
@@ -630,7 +630,7 @@ def test_the_part_on_models_of_the_page_is_what_its_records_render_to(modules: d
 def test_committed_records_with_models_are_of_a_known_commit_and_found_nothing_wrong(
     modules: dict[str, ModuleType],
 ) -> None:
-    for name, found in modules["models_record"].load_records(RECORDS):
+    for name, found in modules["models_record"].FILE.load(RECORDS):
         assert found.machine["commit"], name
         assert found.wrong == [], name
         assert found.versions["lost"] == 0, name

@@ -82,7 +82,7 @@ def test_a_dozen_kills_and_a_loss_of_all_of_redis_lose_nothing_that_was_promised
         process.wait(60)
 
     assert process.returncode == 0, told
-    found = modules["state_record"].from_json((tmp_path / "state.json").read_text(encoding="utf-8"), where="x")
+    found = modules["state_record"].FILE.from_json((tmp_path / "state.json").read_text(encoding="utf-8"), where="x")
     assert found.wrong == []
     assert found.kills >= 12
     assert found.counted()["persister"] >= 1
@@ -428,8 +428,8 @@ def recorded(modules: dict[str, ModuleType], **changes: Any) -> Any:
 def test_a_record_with_storage_is_read_as_it_was_written(modules: dict[str, ModuleType]) -> None:
     record = modules["state_record"]
     written = recorded(modules, wrong=["loss 1: m/a: lost"])
-    text = record.to_json(written)
-    assert record.from_json(text, where="x") == written
+    text = record.FILE.to_json(written)
+    assert record.FILE.from_json(text, where="x") == written
     assert '[ 0.5, "persister", 1, 0.0, 7, true ]' in text
     assert written.counted() == {"persister": 1, "valkey": 1, "cut": 1}
     assert written.kills == 2
@@ -437,19 +437,19 @@ def test_a_record_with_storage_is_read_as_it_was_written(modules: dict[str, Modu
 
 def test_a_record_with_storage_of_another_schema_or_shape_is_refused(modules: dict[str, ModuleType]) -> None:
     record = modules["state_record"]
-    said = json.loads(record.to_json(recorded(modules)))
+    said = json.loads(record.FILE.to_json(recorded(modules)))
     for broken in (
         {**said, "v": 2}, {**said, "schema": "other"}, {**said, "blows": [[1]]}, {**said, "losses": [[1]]},
         {**said, "outages": [[1]]}, {**said, "comparisons": [[1]]}, {**said, "more": 1}, [],
     ):  # fmt: skip
         with pytest.raises(MalformedDocument):
-            record.from_json(json.dumps(broken), where="x")
+            record.FILE.from_json(json.dumps(broken), where="x")
 
 
 def test_the_part_on_state_of_the_page_is_what_its_records_render_to(modules: dict[str, ModuleType]) -> None:
     page, shared = modules["state_page"], importlib.import_module("page")
     text = PAGE.read_text(encoding="utf-8")
-    rendered = page.render(modules["state_record"].load_records(RECORDS))
+    rendered = page.render(modules["state_record"].FILE.load(RECORDS))
     assert text == shared.replace_between(text, rendered, page.BEGIN, page.END), (
         "docs/reliability.md and docs/reliability/state*.json disagree. Run: scripts/chaos state render"
     )
@@ -458,7 +458,7 @@ def test_the_part_on_state_of_the_page_is_what_its_records_render_to(modules: di
 def test_committed_records_with_storage_are_of_a_known_commit_and_found_nothing_wrong(
     modules: dict[str, ModuleType],
 ) -> None:
-    for name, found in modules["state_record"].load_records(RECORDS):
+    for name, found in modules["state_record"].FILE.load(RECORDS):
         assert found.machine["commit"], name
         assert found.wrong == [], name
         assert found.losses, name

@@ -22,23 +22,16 @@ wrong             what was found; empty if nothing
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from raid import Kill
+from record_file import RecordFile
 
-from headpond.errors import MalformedDocument
-
-SCHEMA = "headpond/chaos-models"
-VERSION = 1
 KILL_FIELDS = ("at_s", "kind", "model", "moment", "after_s", "hit", "change")
 SURVEY_FIELDS = ("at_s", "versions", "complete", "aliases", "moves", "objects", "bytes_read")
-PATTERN = "models*.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,30 +78,6 @@ def kill_rows(kills: Sequence[Kill]) -> list[list[Any]]:
     ]
 
 
-def to_json(record: Record) -> str:
-    text = json.dumps({"schema": SCHEMA, "v": VERSION, **asdict(record)}, indent=1, ensure_ascii=False)
-    # One line for each kill and each survey.
-    return re.sub(r"\[[^\[\]{}]*\]", lambda row: re.sub(r"\n\s*", " ", row[0]), text) + "\n"
-
-
-def from_json(text: str, *, where: str) -> Record:
-    """Raises MalformedDocument."""
-    try:
-        fields = json.loads(text)
-        if fields.pop("schema") != SCHEMA or fields.pop("v") != VERSION:
-            raise MalformedDocument(SCHEMA, f"{where} has another schema or version")
-        record = Record(**fields)
-        for rows, names in ((record.kills, KILL_FIELDS), (record.surveys, SURVEY_FIELDS)):
-            if any(len(row) != len(names) for row in rows):
-                raise MalformedDocument(SCHEMA, f"{where} has a row with other fields than {', '.join(names)}")
-        return record
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MalformedDocument(SCHEMA, f"{where}: {error!r}") from error
-
-
-def load_records(folder: Path) -> list[tuple[str, Record]]:
-    """All of a folder, by file name. Raises MalformedDocument."""
-    return [
-        (path.name, from_json(path.read_text(encoding="utf-8"), where=path.name))
-        for path in sorted(folder.glob(PATTERN))
-    ]
+FILE = RecordFile(
+    "headpond/chaos-models", Record, rows={"kills": KILL_FIELDS, "surveys": SURVEY_FIELDS}, pattern="models*.json"
+)

@@ -36,11 +36,6 @@ def generated(records: Sequence[tuple[str, Record]], runs: list[MachineRun]) -> 
     return f"{render(records)}\n\n{render_steps(runs)}"
 
 
-def replace_generated(text: str, generated: str) -> str:
-    """The page with its generated part anew. Raises ValueError as `replace_between`."""
-    return replace_between(text, generated, BEGIN, END)
-
-
 def replace_between(text: str, generated: str, begin: str, end: str) -> str:
     """The page with the part between two markers anew. Raises ValueError if the markers are not there, in order, once
     each."""

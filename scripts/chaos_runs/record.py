@@ -17,22 +17,16 @@ wrong             what was found; empty if nothing
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from evidence import JobEvidence, Reading
 from faults import Fault
+from record_file import RecordFile
 from verdict import Wrong
 
-from headpond.errors import MalformedDocument
-
-SCHEMA = "headpond/chaos"
-VERSION = 1
 FAULT_FIELDS = ("at_s", "kind", "worker", "cut", "lasts_s", "jobs", "fresh", "counted")
 JOB_FIELDS = ("id", "attempts", "strikes", "tokens", "ok")
 
@@ -93,31 +87,4 @@ def reading_counts(readings: Sequence[Reading]) -> dict[str, int]:
     }
 
 
-def to_json(record: Record) -> str:
-    text = json.dumps({"schema": SCHEMA, "v": VERSION, **asdict(record)}, indent=1, ensure_ascii=False)
-    # One line for each fault and each job.
-    return re.sub(r"\[[^\[\]{}]*\]", lambda row: re.sub(r"\n\s*", " ", row[0]), text) + "\n"
-
-
-def from_json(text: str, *, where: str) -> Record:
-    """Raises MalformedDocument."""
-    try:
-        fields = json.loads(text)
-        if fields.pop("schema") != SCHEMA or fields.pop("v") != VERSION:
-            raise MalformedDocument(SCHEMA, f"{where} has another schema or version")
-        record = Record(**fields)
-        if any(len(row) != len(FAULT_FIELDS) for row in record.faults):
-            raise MalformedDocument(SCHEMA, f"{where} has a fault with other fields than {', '.join(FAULT_FIELDS)}")
-        if any(len(row) != len(JOB_FIELDS) for row in record.jobs):
-            raise MalformedDocument(SCHEMA, f"{where} has a job with other fields than {', '.join(JOB_FIELDS)}")
-        return record
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MalformedDocument(SCHEMA, f"{where}: {error!r}") from error
-
-
-def load_records(folder: Path) -> list[tuple[str, Record]]:
-    """All of a folder, by file name. Raises MalformedDocument."""
-    return [
-        (path.name, from_json(path.read_text(encoding="utf-8"), where=path.name))
-        for path in sorted(folder.glob("chaos*.json"))
-    ]
+FILE = RecordFile("headpond/chaos", Record, rows={"faults": FAULT_FIELDS, "jobs": JOB_FIELDS}, pattern="chaos*.json")

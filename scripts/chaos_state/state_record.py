@@ -23,29 +23,22 @@ wrong             what was found; empty if nothing
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from evidence import Answer, JobEvidence
+from record_file import RecordFile
 from state_customers import Producer
 from state_plan import KILLS, Blown
 
-from headpond.errors import MalformedDocument
-
-SCHEMA = "headpond/chaos-state"
-VERSION = 1
 BLOW_FIELDS = ("at_s", "kind", "target", "lasts_s", "hit", "counted")
 OUTAGE_FIELDS = ("at_s", "kind", "lasts_s", "ended", "held_up")
 COMPARISON_FIELDS = ("at_s", "jobs", "not_ended", "with_tokens", "seq", "snapshot")
 LOSS_FIELDS = (
     "at_s", "jobs", "not_ended", "running", "tail", "interval_ms", "lost", "durable", "readers", "kills", "took_s",
 )  # fmt: skip
-PATTERN = "state*.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,33 +93,14 @@ def job_counts(
     }
 
 
-def to_json(record: Record) -> str:
-    text = json.dumps({"schema": SCHEMA, "v": VERSION, **asdict(record)}, indent=1, ensure_ascii=False)
-    # One line for each row.
-    return re.sub(r"\[[^\[\]{}]*\]", lambda row: re.sub(r"\n\s*", " ", row[0]), text) + "\n"
-
-
-def from_json(text: str, *, where: str) -> Record:
-    """Raises MalformedDocument."""
-    try:
-        fields = json.loads(text)
-        if fields.pop("schema") != SCHEMA or fields.pop("v") != VERSION:
-            raise MalformedDocument(SCHEMA, f"{where} has another schema or version")
-        record = Record(**fields)
-        for rows, names in (
-            (record.blows, BLOW_FIELDS), (record.outages, OUTAGE_FIELDS), (record.comparisons, COMPARISON_FIELDS),
-            (record.losses, LOSS_FIELDS),
-        ):  # fmt: skip
-            if any(len(row) != len(names) for row in rows):
-                raise MalformedDocument(SCHEMA, f"{where} has a row with other fields than {', '.join(names)}")
-        return record
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MalformedDocument(SCHEMA, f"{where}: {error!r}") from error
-
-
-def load_records(folder: Path) -> list[tuple[str, Record]]:
-    """All of a folder, by file name. Raises MalformedDocument."""
-    return [
-        (path.name, from_json(path.read_text(encoding="utf-8"), where=path.name))
-        for path in sorted(folder.glob(PATTERN))
-    ]
+FILE = RecordFile(
+    "headpond/chaos-state",
+    Record,
+    rows={
+        "blows": BLOW_FIELDS,
+        "outages": OUTAGE_FIELDS,
+        "comparisons": COMPARISON_FIELDS,
+        "losses": LOSS_FIELDS,
+    },
+    pattern="state*.json",
+)
