@@ -9,7 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,9 +30,9 @@ from headpond.errors import (
     VersionUnusable,
 )
 from headpond_workers.checkpoints import fetching
-from headpond_workers.checkpoints.chunk_reads import MOST_GAP_BYTES, reads_of
+from headpond_workers.checkpoints.chunk_reads import MOST_GAP_BYTES, ChunkRead, reads_by_object, reads_in_order
 from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES
+from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES, Manifest
 from headpond_workers.checkpoints.pull import pull
 from headpond_workers.checkpoints.pushing import push
 from headpond_workers.checkpoints.registry import Registry
@@ -135,10 +135,10 @@ def test_a_pulled_folder_holds_the_files_of_the_version_and_nothing_else(
 @settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["a", "b/c", "b/d.json", "e e", "f"]), st.integers(0, 3000), min_size=1),
-    st.integers(1, 900), st.integers(900, 4000),
+    st.integers(1, 900), st.integers(900, 4000), st.sampled_from([reads_in_order, reads_by_object]),
 )  # fmt: skip
 def test_however_files_are_cut_each_chunk_is_read_where_it_stands(
-    sizes: dict[str, int], chunk_bytes: int, pack_bytes: int
+    sizes: dict[str, int], chunk_bytes: int, pack_bytes: int, reads_of: Callable[[Manifest], Iterator[ChunkRead]]
 ) -> None:
     blobs = MemoryBlobs()
     files = {path: bytes_of(path, size) for path, size in sizes.items()}
@@ -159,6 +159,29 @@ def test_however_files_are_cut_each_chunk_is_read_where_it_stands(
     for one, other in pairwise(reads):
         gap = other.offset - (one.offset + one.size)
         assert one.object != other.object or not 0 <= gap <= MOST_GAP_BYTES
+
+
+def test_whoever_reads_in_order_gets_each_file_from_its_first_byte_to_its_last() -> None:
+    version = put_version(MemoryBlobs(), "m", FILES, chunk_bytes=100, pack_bytes=350)
+    pieces = [piece for read in reads_in_order(version.manifest) for piece in read.pieces]
+    at = 0
+    for before, piece in pairwise(pieces):
+        at = at + before.chunk.size if before.file == piece.file else 0
+        assert (piece.file, piece.at) >= (before.file, before.at)
+        assert piece.at == at
+    assert sum(piece.chunk.size for piece in pieces) == version.manifest.size_bytes
+
+
+def test_a_pack_is_read_once_however_far_apart_its_chunks_lie_in_the_files(tmp_path: Path) -> None:
+    blobs = ReadingBlobs(MemoryBlobs())
+    one, two = bytes_of("one", 1000), bytes_of("two", 1000)
+    mixed = b"".join(one[at : at + 100] + two[at : at + 100] for at in range(0, 1000, 100))
+    files = {"1.bin": one, "2.bin": two, "3.bin": mixed}
+    version = put_version(blobs, "m", files, chunk_bytes=100, pack_bytes=1000)
+    pull(version.registry, 1, tmp_path / "w", progress=silent)
+    assert found_in(tmp_path / "w") == files
+    assert len(list(reads_in_order(version.manifest))) > 20
+    assert sorted(size for _, _, size in blobs.reads) == [1000, 1000]
 
 
 def test_neighbours_in_an_object_come_with_one_request(blobs: ReadingBlobs, tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""How the bytes of a version are read from storage: in the order of its files, neighbours in one request, each chunk
-checked against its SHA-256."""
+"""How the bytes of a version are read from storage: neighbours in an object in one request, each chunk checked against
+its SHA-256."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from headpond.errors import BlobCorrupt, BlobMissing
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class ChunkRead:
-    """One request: a range of one object, and the chunks that lie in it, in the order of the files.
+    """One request: a range of one object, and the chunks that lie in it, in the order in which they were asked for.
 
     object: index in the manifest. offset, size: of the range, in bytes; no more than an object has.
     """
@@ -51,16 +51,21 @@ class ChunkDamaged(Exception):
     """A chunk that is not in storage as it should be, twice. No HeadpondError: whoever reads makes one of it."""
 
 
-def reads_of(manifest: Manifest) -> Iterator[ChunkRead]:
-    """All of a version, file by file. A chunk that stands in it twice is read twice."""
-    run: list[Piece] = []
+def reads_in_order(manifest: Manifest) -> Iterator[ChunkRead]:
+    """All of a version, file by file, for whoever wants the bytes of each in their order. A chunk that stands in it
+    twice is read twice."""
+    yield from _runs(_pieces(manifest))
+
+
+def reads_by_object(manifest: Manifest) -> Iterator[ChunkRead]:
+    """All of a version in the fewest requests: of a pack whose chunks lie apart in the files, one. A chunk that stands
+    in the version twice is read once, for both places."""
+    of_object: dict[int, list[Piece]] = {}
     for piece in _pieces(manifest):
-        if run and not _adjoins(run[-1].chunk, piece.chunk):
-            yield _read(run)
-            run = []
-        run.append(piece)
-    if run:
-        yield _read(run)
+        of_object.setdefault(piece.chunk.object, []).append(piece)
+    for pieces in of_object.values():
+        pieces.sort(key=lambda piece: piece.chunk.offset)
+        yield from _runs(pieces)
 
 
 def read_checked(blobs: Blobs, manifest: Manifest, read: ChunkRead, buffer: memoryview) -> None:
@@ -99,11 +104,23 @@ def _pieces(manifest: Manifest) -> Iterator[Piece]:
             at += chunk.size
 
 
-def _adjoins(one: StoredChunk, other: StoredChunk) -> bool:
-    """Whether the other lies behind the one in the same object, near enough."""
-    return one.object == other.object and 0 <= other.offset - (one.offset + one.size) <= MOST_GAP_BYTES
+def _runs(pieces: Iterable[Piece]) -> Iterator[ChunkRead]:
+    """Pieces that follow each other in one object, near enough, become one read."""
+    run: list[Piece] = []
+    end = 0  # of the bytes that the run covers: its last chunk need not reach the furthest
+    for piece in pieces:
+        chunk = piece.chunk
+        if run:
+            last = run[-1].chunk
+            if chunk.object != last.object or not last.offset <= chunk.offset <= end + MOST_GAP_BYTES:
+                yield _read(run, end)
+                run, end = [], 0
+        run.append(piece)
+        end = max(end, chunk.offset + chunk.size)
+    if run:
+        yield _read(run, end)
 
 
-def _read(run: list[Piece]) -> ChunkRead:
-    first, last = run[0].chunk, run[-1].chunk
-    return ChunkRead(first.object, first.offset, last.offset + last.size - first.offset, tuple(run))
+def _read(run: list[Piece], end: int) -> ChunkRead:
+    first = run[0].chunk
+    return ChunkRead(first.object, first.offset, end - first.offset, tuple(run))

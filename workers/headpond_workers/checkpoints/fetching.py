@@ -1,7 +1,8 @@
 """The files of one version, brought from storage into a folder of this machine and checked.
 
-Four threads read, each into a buffer of its own; while one checks and writes, the others receive. What a chunk's
-digest says is there already is not fetched again, so a pull that was interrupted goes on where it was.
+Four threads read, each into a buffer of its own; while one checks and writes, the others receive, and a fifth has the
+disk take what was written. What a chunk's digest says is there already is not fetched again, so a pull that was
+interrupted goes on where it was.
 
 Each chunk is checked, and a file is its chunks in order, so its own digest is not computed again: push computed it
 from the same bytes, and `verify` does so from storage.
@@ -28,8 +29,9 @@ from headpond_workers.checkpoints.chunk_reads import (
     ChunkRead,
     Piece,
     read_checked,
-    reads_of,
+    reads_by_object,
 )
+from headpond_workers.checkpoints.early_sync import EarlySync
 from headpond_workers.checkpoints.manifest import Manifest
 from headpond_workers.checkpoints.quarantine import quarantined
 from headpond_workers.checkpoints.registry import Registry
@@ -87,7 +89,8 @@ class _Fetch:
     def __init__(self, registry: Registry, manifest: Manifest, folder: Path, *, check_first: bool) -> None:
         self._blobs, self._manifest, self._folder = registry.blobs, manifest, folder
         self._check_first = check_first
-        self._reads = reads_of(manifest)
+        self._reads = reads_by_object(manifest)
+        self._early = EarlySync()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._news: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -96,7 +99,7 @@ class _Fetch:
     def run(self, progress: Progress) -> None:
         total, done, left = self._manifest.size_bytes, 0, CONNECTIONS
         progress(PULLING, 0, total)
-        with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="pull") as pool:
+        with self._early, ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="pull") as pool:
             threads = [pool.submit(self._work) for _ in range(CONNECTIONS)]
             try:
                 while left:
@@ -135,6 +138,7 @@ class _Fetch:
             with self._open(index, os.O_WRONLY) as descriptor:
                 for piece in pieces:
                     _write(descriptor, read.part(buffer, piece), piece.at)
+            self._early.wrote(self._path(index), sum(piece.chunk.size for piece in pieces))
 
     def _is_there(self, read: ChunkRead, buffer: memoryview) -> bool:
         for index, pieces in _by_file(read):
@@ -149,12 +153,14 @@ class _Fetch:
 
     @contextlib.contextmanager
     def _open(self, index: int, flags: int) -> Iterator[int]:
-        path = self._folder / self._manifest.files[index].path
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(self._path(index), flags | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
+
+    def _path(self, index: int) -> Path:
+        return self._folder / self._manifest.files[index].path
 
 
 def _by_file(read: ChunkRead) -> Iterator[tuple[int, list[Piece]]]:

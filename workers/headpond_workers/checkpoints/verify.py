@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from headpond.errors import VersionUnusable
-from headpond_workers.checkpoints.chunk_reads import CONNECTIONS, ChunkDamaged, ChunkRead, read_checked, reads_of
+from headpond_workers.checkpoints.chunk_reads import CONNECTIONS, ChunkDamaged, ChunkRead, read_checked, reads_in_order
 from headpond_workers.checkpoints.fetching import Progress
 from headpond_workers.checkpoints.manifest import Manifest
 from headpond_workers.checkpoints.quarantine import quarantined, sound_manifest
@@ -106,7 +106,7 @@ def _bodies(blobs: Blobs, manifest: Manifest) -> Iterator[tuple[ChunkRead, bytea
             return error
         return body
 
-    reads = reads_of(manifest)
+    reads = reads_in_order(manifest)
     with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="verify") as pool:
         ahead: deque[tuple[ChunkRead, Future[bytearray | ChunkDamaged]]] = deque()
         try:
