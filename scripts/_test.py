@@ -15,6 +15,8 @@ import _bootstrap
 REPORT = _bootstrap.ROOT / "build" / "reports" / "pytest.xml"
 """JUnit report of the last run. .ci/run reads it."""
 FAST_LIMIT_S = 300.0
+SLOWEST = ("--durations=40", "--durations-min=5")
+"""What has pytest tell which tests took longest, and longer than 5 s: all of them have 45 minutes together."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def steps(python: Path, *, pytest_arguments: Sequence[str], without: Sequence[st
         Step("import-linter", [python, "-c", lint_imports]),
         Step(
             "pytest",
-            [python, "-m", "pytest", f"--junitxml={REPORT}", *side_by_side(pytest_arguments), *pytest_arguments],
+            [python, "-m", "pytest", f"--junitxml={REPORT}", *SLOWEST, *side_by_side(pytest_arguments), *pytest_arguments],
             {DECLINED: ",".join(without)},
         ),
     ]

@@ -18,6 +18,8 @@ from source_model import prepare_source
 from throughput import Comparison, Load, measure_throughput
 
 LLAMA_JOBS = 8
+LLAMA_TIMES = 3
+"""So many times the pairs: two runs of llama.cpp alone, one after the other, differ by up to a tenth."""
 OFF = (
     "the same model behind a Valkey (append-only file, synced each second) without a journal, a persister or storage. "
     "Whichever side has no work does nothing: persister and SeaweedFS are stopped (SIGSTOP) meanwhile"
@@ -58,6 +60,7 @@ def measure_persisting_scripted(plan: Plan) -> Measurement:
 def measure_persisting_llamacpp(plan: Plan) -> Measurement:
     """Raises HeadpondError."""
     prepare_source(LLAMA_SOURCE, benchmark=plan.benchmark, progress=plan.progress)
+    plan = replace(plan, pairs=plan.pairs * (1 if plan.quick else LLAMA_TIMES))
     return _measure(plan, LLAMA_TABLE, llama_load(_workload(plan), LLAMA_JOBS))
 
 
