@@ -10,8 +10,8 @@ from pathlib import Path
 
 from headpond.errors import ConfigError, HeadpondError
 from headpond.settings import load_settings
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import storage_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "headpond.toml"

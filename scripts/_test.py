@@ -63,7 +63,15 @@ def steps(python: Path, *, pytest_arguments: Sequence[str], without: Sequence[st
         Step("import-linter", [python, "-c", lint_imports]),
         Step(
             "pytest",
-            [python, "-m", "pytest", f"--junitxml={REPORT}", *SLOWEST, *side_by_side(pytest_arguments), *pytest_arguments],
+            [
+                python,
+                "-m",
+                "pytest",
+                f"--junitxml={REPORT}",
+                *SLOWEST,
+                *side_by_side(pytest_arguments),
+                *pytest_arguments,
+            ],
             {DECLINED: ",".join(without)},
         ),
     ]

@@ -22,13 +22,13 @@ from headpond.errors import (
 )
 from headpond_workers.checkpoints.alias_document import AliasDocument, Trial
 from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.collection.gc import HOUR_MS, Collector
 from headpond_workers.checkpoints.delete import delete_version
-from headpond_workers.checkpoints.gc import HOUR_MS, Collector
 from headpond_workers.checkpoints.manifest import Manifest
 from headpond_workers.checkpoints.names import epoch_of
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import VersionDocument, VersionState
-from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.storage.blobs import Blobs
 from memory_blobs import MemoryBlobs
 from model_pusher import ModelPush
 from stepped_blobs import Actor, Call

@@ -58,9 +58,7 @@ from headpond.wire import (
 )
 from headpond.workers import WorkerRow, WorkerState, pack_worker, unpack_workers
 from headpond_workers.checkpoints.alias_document import AliasDocument, Cause, Move, Trial, TrialBounds
-from headpond_workers.checkpoints.cache_entry import ENTRY, CacheEntry, _KeptFile
-from headpond_workers.checkpoints.gc_documents import Condemned, GcState, Round
-from headpond_workers.checkpoints.intent import Intent
+from headpond_workers.checkpoints.collection.gc_documents import Condemned, GcState, Round
 from headpond_workers.checkpoints.manifest import (
     AdapterNote,
     Manifest,
@@ -69,6 +67,8 @@ from headpond_workers.checkpoints.manifest import (
     StoredObject,
     digest_of_files,
 )
+from headpond_workers.checkpoints.pulls.cache_entry import ENTRY, CacheEntry, _KeptFile
+from headpond_workers.checkpoints.pushes.intent import Intent
 from headpond_workers.checkpoints.version_document import VersionDocument, VersionState
 from headpond_workers.naming.identity import IDENTITY_FILE, Identity, identity_of
 from headpond_workers.persistence.batch import Batch
@@ -340,10 +340,13 @@ KINDS: dict[str, Kind] = {
     "alias": Kind(
         ALIAS, ALIAS.pack, AliasDocument.unpack, "headpond_workers.checkpoints.alias_document.AliasDocument.unpack"
     ),
-    "intent": Kind(INTENT, INTENT.pack, Intent.unpack, "headpond_workers.checkpoints.intent.Intent.unpack"),
-    "gc": Kind(GC, GC.pack, GcState.unpack, "headpond_workers.checkpoints.gc_documents.GcState.unpack"),
+    "intent": Kind(INTENT, INTENT.pack, Intent.unpack, "headpond_workers.checkpoints.pushes.intent.Intent.unpack"),
+    "gc": Kind(GC, GC.pack, GcState.unpack, "headpond_workers.checkpoints.collection.gc_documents.GcState.unpack"),
     "condemned": Kind(
-        CONDEMNED, CONDEMNED.pack, Condemned.unpack, "headpond_workers.checkpoints.gc_documents.Condemned.unpack"
+        CONDEMNED,
+        CONDEMNED.pack,
+        Condemned.unpack,
+        "headpond_workers.checkpoints.collection.gc_documents.Condemned.unpack",
     ),
 }
 """What stands in Redis, in storage, or comes from another machine: hostile until it is read."""
@@ -468,7 +471,7 @@ FILES: dict[str, Kind] = {
             "cached-version", files=[{"path": "model.gguf", "size": 5, "mtime_ns": 9, "sha256": SHA.hex()}]
         ),
         _in_folder(ENTRY, _kept),
-        "headpond_workers.checkpoints.cache_entry.CacheEntry._kept",
+        "headpond_workers.checkpoints.pulls.cache_entry.CacheEntry._kept",
     ),
 }  # fmt: skip
 """What a deployment keeps for itself on its own disk."""

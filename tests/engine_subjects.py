@@ -19,8 +19,8 @@ from exllamav2_cpu.tiny_corpus import RUNS_ON
 from exllamav2_cpu.tiny_corpus import STORY as TINY_STORY
 from headpond.settings import check_settings
 from headpond.tables import AdapterTable, DraftTable, ExLlamaV2Model, LlamaCppModel, ScriptedModel
+from headpond_workers.engines.formats.safetensors_header import read_safetensors_header
 from headpond_workers.engines.protocol import Capability, Engine
-from headpond_workers.engines.safetensors_header import read_safetensors_header
 from headpond_workers.loading import load_engine
 from tiny_gguf import write_adapter, write_tiny_model
 
@@ -84,7 +84,7 @@ def _exllamav2(folder: Path, *, paged: bool = True, draft: bool = False) -> Engi
     from exllamav2_cpu import checkpoints, harness
 
     harness.install()
-    from headpond_workers.engines.exllamav2 import ExLlamaV2Engine
+    from headpond_workers.engines.exllamav2.engine import ExLlamaV2Engine
 
     table = ExLlamaV2Model(
         engine="exllamav2",

@@ -30,8 +30,8 @@ from exllamav2 import (  # noqa: E402
 from exllamav2.generator import ExLlamaV2DynamicGenerator, ExLlamaV2Sampler  # noqa: E402
 
 from exllamav2_cpu.tiny_corpus import STORY  # noqa: E402
-from headpond_workers.engines.exllamav2_page_links import linked_job_class  # noqa: E402
-from headpond_workers.engines.exllamav2_prefixes import (  # noqa: E402
+from headpond_workers.engines.exllamav2.page_links import linked_job_class  # noqa: E402
+from headpond_workers.engines.exllamav2.prefixes import (  # noqa: E402
     PrefixFingerprint,
     fingerprint_of,
     import_prefix,

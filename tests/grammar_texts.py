@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from headpond_workers.engines.gbnf_state import EMPTY, GrammarState
+from headpond_workers.engines.grammar.gbnf_state import EMPTY, GrammarState
 
 LETTERS = "abc12\u00e9\u65e5\U0001f600"
 

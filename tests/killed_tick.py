@@ -12,9 +12,9 @@ from typing import Any
 
 from headpond.connections import RedisAddress
 from headpond.queue import JobQueue, Server
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.rollover.trial_watch import TrialWatch
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 
 
 def _die(*_: Any, **__: Any) -> None:

@@ -12,7 +12,7 @@ from headpond.jobs import FinishReason
 from headpond.requests import Message
 from headpond.sampling import Sampling
 from headpond.tables import LlamaCppModel
-from headpond_workers.engines.llamacpp import LlamaCppEngine
+from headpond_workers.engines.llamacpp.engine import LlamaCppEngine
 from headpond_workers.engines.protocol import Sequence, Verdict
 from headpond_workers.models.prepare import prepare
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from headpond.errors import BlobChanged, BlobCorrupt, BlobMismatch, BlobMissing, StorageUnavailable
-from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob, Blobs, check_size
-from headpond_workers.persistence.file_parts import FileParts
+from headpond_workers.storage.blobs import MAX_BLOB_BYTES, Blob, Blobs, check_size
+from headpond_workers.storage.file_parts import FileParts
 
 T = TypeVar("T")
 

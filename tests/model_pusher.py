@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 from headpond.errors import BlobChanged, BlobMissing, PushOvertaken
+from headpond_workers.checkpoints.collection.gc_mark import read_intent
+from headpond_workers.checkpoints.collection.gc_state import FIRST_EPOCH, GcStateAt, GcStore
 from headpond_workers.checkpoints.document_io import new_txn
-from headpond_workers.checkpoints.gc_mark import read_intent
-from headpond_workers.checkpoints.gc_state import FIRST_EPOCH, GcStateAt, GcStore
-from headpond_workers.checkpoints.intent import Intent
 from headpond_workers.checkpoints.manifest import Manifest, StoredChunk, StoredFile, StoredObject
 from headpond_workers.checkpoints.names import chunk_key, intent_key, manifest_key, version_key
+from headpond_workers.checkpoints.pushes.intent import Intent
 from headpond_workers.checkpoints.registry import Registry, VersionAt
 from headpond_workers.checkpoints.version_document import VersionDocument, VersionState
-from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.storage.blobs import Blobs
 
 Clock = Callable[[], int]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from headpond.jobs import FinishReason
 from headpond.requests import Message
-from headpond_workers.engines.prefix_file import TensorLayout, read_prefix_file, write_prefix_file
+from headpond_workers.engines.exllamav2.prefix_file import TensorLayout, read_prefix_file, write_prefix_file
 from headpond_workers.engines.prefix_header import Part, digest_of_parts
 from headpond_workers.engines.protocol import Capability, Emit, EngineInfo, Finish, PrefixCopy, Sequence
 

@@ -10,11 +10,11 @@ from typing import Any
 from headpond.sampling import Sampling
 from headpond.tables import LlamaCppModel
 from headpond_workers.engines.protocol import PrefixEngine, Sequence, Verdict
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.prefixes.counts import Counts
 from headpond_workers.prefixes.folders import fingerprint_folders, kv_folder, prefixes_in
 from headpond_workers.prefixes.local import LocalPrefixes
 from headpond_workers.prefixes.stored_prefixes import StoredPrefixes
+from headpond_workers.storage.blobs import Blobs
 
 MODEL = "chat"
 

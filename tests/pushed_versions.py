@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from headpond_workers.checkpoints import sending
+from headpond_workers.checkpoints.collection.gc_documents import Condemned, GcState, Round
 from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.gc_documents import Condemned, GcState, Round
 from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES
 from headpond_workers.checkpoints.names import GC_STATE, condemned_key
-from headpond_workers.checkpoints.push_plan import NewObject
-from headpond_workers.checkpoints.pushing import Pushed, push
+from headpond_workers.checkpoints.pushes import sending
+from headpond_workers.checkpoints.pushes.push_plan import NewObject
+from headpond_workers.checkpoints.pushes.pushing import Pushed, push
 from headpond_workers.checkpoints.registry import Registry, new_txn, now_ms
 from headpond_workers.checkpoints.version_document import VersionState
-from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.storage.blobs import Blobs
 
 MODEL = "chat"
 PLAIN = Description()

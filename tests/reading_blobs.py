@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from headpond.errors import StorageUnavailable
-from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.storage.blobs import Blobs
 from memory_blobs import FaultyBlobs
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob, Blobs
+from headpond_workers.storage.blobs import MAX_BLOB_BYTES, Blob, Blobs
 
 WAIT_S = 20.0
 

@@ -22,12 +22,12 @@ from headpond.errors import HeadpondError
 from headpond.queue import JobQueue, Server
 from headpond_workers.persistence.actor import Persistence
 from headpond_workers.persistence.journal import Journal
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.s3_client import S3Timeouts
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.spool import Spool
 from headpond_workers.persistence.spooling import SpoolPolicy
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.s3_client import S3Timeouts
+from headpond_workers.storage.settings import StorageAddress
 
 
 @dataclass(frozen=True)

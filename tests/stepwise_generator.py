@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from headpond.jobs import FinishReason
 from headpond.sampling import Sampling
-from headpond_workers.engines.batch_generator import Step
-from headpond_workers.engines.job_loop import JobLoop
+from headpond_workers.engines.exllama.batch_generator import Step
+from headpond_workers.engines.exllama.job_loop import JobLoop
 from headpond_workers.engines.protocol import Emit, Finish, Sequence, Verdict
 
 DEADLINE_S = 30.0

@@ -11,7 +11,7 @@ from headpond_workers.checkpoints.manifest import Manifest, StoredChunk, StoredF
 from headpond_workers.checkpoints.names import alias_key, chunk_key, manifest_key, version_key
 from headpond_workers.checkpoints.registry import Registry, new_txn, now_ms
 from headpond_workers.checkpoints.version_document import VersionDocument, VersionState
-from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.storage.blobs import Blobs
 
 CHUNK_BYTES = 64 << 10
 PACK_BYTES = 1 << 20

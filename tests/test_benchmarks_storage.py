@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmark_modules import judged, modules
-from headpond_workers.engines.safetensors_header import read_safetensors_header
+from headpond_workers.engines.formats.safetensors_header import read_safetensors_header
 
 __all__ = ["modules"]
 

@@ -16,12 +16,12 @@ import pytest
 from cutting_proxy import Cut, CuttingProxy
 from headpond.errors import BlobChanged, BlobCorrupt, BlobMismatch, BlobMissing, ConfigError, ModelFileError
 from headpond.settings import load_settings
-from headpond_workers.persistence import s3
-from headpond_workers.persistence.blobs import Blobs
-from headpond_workers.persistence.byte_rate import ByteRate, Rates
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.s3_uploads import PartSizes
-from headpond_workers.persistence.storage_settings import StorageAddress, configured_storage
+from headpond_workers.storage import s3
+from headpond_workers.storage.blobs import Blobs
+from headpond_workers.storage.byte_rate import ByteRate, Rates
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.s3_uploads import PartSizes
+from headpond_workers.storage.settings import StorageAddress, configured_storage
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from memory_blobs import MemoryBlobs
 

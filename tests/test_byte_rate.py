@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from headpond_workers.persistence.byte_rate import BURST_S, GRAIN_BYTES, ByteRate, process_rates
+from headpond_workers.storage.byte_rate import BURST_S, GRAIN_BYTES, ByteRate, process_rates
 
 RATE = 1_000_000
 

@@ -20,7 +20,7 @@ import pytest
 
 from conftest import eventually
 from headpond.errors import MalformedDocument
-from headpond_workers.engines.safetensors_header import read_safetensors_header
+from headpond_workers.engines.formats.safetensors_header import read_safetensors_header
 
 REPO = Path(__file__).resolve().parent.parent
 PROGRAM = REPO / "scripts" / "chaos_models"

@@ -8,7 +8,7 @@ import pytest
 
 from headpond.errors import EngineUnavailable, SequenceFailed
 from headpond.requests import Message
-from headpond_workers.engines.chat_template import MAX_OUTPUT_CHARS, MAX_TEMPLATE_CHARS, ChatTemplate
+from headpond_workers.engines.templates.chat_template import MAX_OUTPUT_CHARS, MAX_TEMPLATE_CHARS, ChatTemplate
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "

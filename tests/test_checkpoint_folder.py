@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headpond.errors import ModelFileError
-from headpond_workers.engines.checkpoint_folder import (
+from headpond_workers.engines.formats.checkpoint_folder import (
     MAX_FILES,
     PICKLED_SUFFIXES,
     CheckpointFolder,
     check_adapter,
     check_checkpoint,
 )
-from headpond_workers.engines.safetensors_header import MAX_HEADER_BYTES, read_safetensors_header
+from headpond_workers.engines.formats.safetensors_header import MAX_HEADER_BYTES, read_safetensors_header
 
 Header = dict[str, Any]
 

@@ -14,18 +14,18 @@ import pytest
 from headpond.errors import BlobCorrupt, CollectionUnderWay, ConfigError, UnsupportedSchema, VersionUnusable
 from headpond.wire import pack_document
 from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.collection.gc import GRACE_MS, HOUR_MS, LEASE_MS, Collected, Collector
+from headpond_workers.checkpoints.collection.gc_documents import GcState, Round
+from headpond_workers.checkpoints.collection.gc_mark import Mark, mark
+from headpond_workers.checkpoints.collection.gc_state import GcStateAt, GcStore
 from headpond_workers.checkpoints.delete import delete_version
 from headpond_workers.checkpoints.document_io import new_txn
-from headpond_workers.checkpoints.gc import GRACE_MS, HOUR_MS, LEASE_MS, Collected, Collector
-from headpond_workers.checkpoints.gc_documents import GcState, Round
-from headpond_workers.checkpoints.gc_mark import Mark, mark
-from headpond_workers.checkpoints.gc_state import GcStateAt, GcStore
 from headpond_workers.checkpoints.names import condemned_key, epoch_of, intent_key
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.storage_status import storage_status
 from headpond_workers.checkpoints.version_document import VersionState
 from headpond_workers.cli.storage_blobs import is_dead
-from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.storage.blobs import Blobs
 from memory_blobs import MemoryBlobs
 from model_pusher import ModelPush
 from stepped_blobs import Actor
@@ -395,7 +395,7 @@ def test_a_preview_says_what_would_be_done_and_writes_nothing(pond: Pond) -> Non
 
 
 def test_more_garbage_than_a_round_holds_waits_for_the_next(pond: Pond, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headpond_workers.checkpoints.gc.MAX_KEYS", 3)
+    monkeypatch.setattr("headpond_workers.checkpoints.collection.gc.MAX_KEYS", 3)
     pond.push(*(b"chunk %d" % n for n in range(5)))
     pond.delete(1)
     assert pond.collect().condemned == 3

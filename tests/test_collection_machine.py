@@ -10,9 +10,9 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from collection_machine import CollectionMachine
 from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.collection.gc import Collected, Collector
+from headpond_workers.checkpoints.collection.gc_mark import Mark
 from headpond_workers.checkpoints.delete import delete_version
-from headpond_workers.checkpoints.gc import Collected, Collector
-from headpond_workers.checkpoints.gc_mark import Mark
 from model_pusher import ModelPush
 
 EXAMPLES_TO_A_FINDING = 600

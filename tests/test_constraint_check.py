@@ -15,9 +15,9 @@ import pytest
 from conftest import eventually
 from headpond.constraints import Constraint, ConstraintKind
 from headpond.errors import EngineError, SequenceFailed
-from headpond_workers.engines import constraint_check
-from headpond_workers.engines.constraint_check import ConstraintCache, ConstraintLimits
-from headpond_workers.engines.gbnf_state import GrammarState
+from headpond_workers.engines.grammar import constraint_check
+from headpond_workers.engines.grammar.constraint_check import ConstraintCache, ConstraintLimits
+from headpond_workers.engines.grammar.gbnf_state import GrammarState
 from headpond_workers.engines.protocol import Verdict
 
 ENDLESS = "while True: pass"

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headpond.errors import ModelFileError
-from headpond_workers.checkpoints.cuts import (
+from headpond_workers.checkpoints.manifest import MAX_CHUNK_BYTES
+from headpond_workers.checkpoints.pushes.cuts import (
     MAX_CONTENT_BYTES,
     MIN_CONTENT_BYTES,
     UNCUT_BYTES,
@@ -21,9 +22,8 @@ from headpond_workers.checkpoints.cuts import (
     cuts_between,
     known_cuts,
 )
-from headpond_workers.checkpoints.manifest import MAX_CHUNK_BYTES
-from headpond_workers.engines.gguf_header import read_header, tensor_extents
-from headpond_workers.engines.safetensors_header import read_safetensors_header
+from headpond_workers.engines.formats.gguf_header import read_header, tensor_extents
+from headpond_workers.engines.formats.safetensors_header import read_safetensors_header
 from tiny_weights import gguf, noise, safetensors
 
 MIB = 1 << 20

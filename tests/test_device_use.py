@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from headpond.tables import ScriptedModel
-from headpond_workers.engines.cuda_use import cuda_use
+from headpond_workers.engines.exllama.cuda_use import cuda_use
 from headpond_workers.engines.protocol import DeviceUse
 from headpond_workers.engines.scripted import ScriptedEngine
 from headpond_workers.loading import device_use_of, renew_secrets_of

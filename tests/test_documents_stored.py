@@ -35,7 +35,7 @@ FRAMES = {
     "headpond.codec.unpack_row",
     "headpond.wire.unpack_data",
     "headpond.wire.unpack_header",
-    "headpond_workers.persistence.sealed.Fields.unseal",
+    "headpond_workers.storage.sealed.Fields.unseal",
     "headpond.switching.parse_switch",
 }
 """What the readers are made of, and `parse_switch`, whose fields are plain text."""
@@ -43,7 +43,7 @@ ELSEWHERE = {
     "headpond/session": "what `headpond sessions export` writes, and nothing reads",
     "headpond/kv-prefix": "tests/test_exllamav2_prefixes.py: a safetensors file, and no document",
     "headpond_workers.replay.events.parse_event": "a line from a process of this very headpond",
-    "headpond_workers.engines.model_files.parse_json_object": "tests/test_checkpoint_folder.py: a file of a checkpoint",
+    "headpond_workers.engines.formats.model_files.parse_json_object": "test_checkpoint_folder: a file of a checkpoint",
 }
 SLACK_BYTES = 512 << 10
 """What a reader takes whatever it is given: buffers, the error, modules that it imports at first use."""

@@ -21,9 +21,9 @@ from headpond.models import ModelRow
 from headpond.queue import JobQueue, Server
 from headpond.settings import load_settings
 from headpond_workers.persistence.records import SubmitRecord
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
-from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import storage_of
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from queue_bench import Bench
 from stored_deployment import start_persister, storage_table

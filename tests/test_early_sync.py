@@ -11,9 +11,9 @@ import pytest
 
 from conftest import DEADLINE_S, eventually
 from headpond.errors import ModelFileError
-from headpond_workers.checkpoints import early_sync
-from headpond_workers.checkpoints.early_sync import EarlySync
-from headpond_workers.checkpoints.pull import pull
+from headpond_workers.checkpoints.pulls import early_sync
+from headpond_workers.checkpoints.pulls.early_sync import EarlySync
+from headpond_workers.checkpoints.pulls.pull import pull
 from memory_blobs import MemoryBlobs
 from stored_versions import bytes_of, put_version
 

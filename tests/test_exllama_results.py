@@ -16,8 +16,8 @@ import pytest
 
 from headpond.errors import EngineError, EngineOutOfMemory, SequenceFailed
 from headpond.jobs import FinishReason
-from headpond_workers.engines.batch_generator import Step
-from headpond_workers.engines.exllama_results import step_of
+from headpond_workers.engines.exllama.batch_generator import Step
+from headpond_workers.engines.exllama.results import step_of
 
 RECORDED: dict[str, list[dict[str, Any]]] = json.loads(
     (Path(__file__).parent / "exllama_recorded.json").read_text("utf-8")

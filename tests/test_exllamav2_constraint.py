@@ -28,7 +28,7 @@ from headpond.jobs import FinishReason
 from headpond.sampling import Sampling
 from headpond.tables import AdapterTable, DraftTable, ExLlamaV2Model
 from headpond.wire import unpack_result
-from headpond_workers.engines.llguidance_check import ConstraintLimits, check_constraint
+from headpond_workers.engines.exllamav2.llguidance_check import ConstraintLimits, check_constraint
 from headpond_workers.engines.protocol import Capability, Finish, Sequence, Verdict
 from headpond_workers.redaction import Secrets
 from headpond_workers.replay.child import replay
@@ -41,7 +41,7 @@ from exllamav2_cpu import checkpoints, harness, processes, tiny_corpus  # noqa: 
 
 harness.install()
 
-from headpond_workers.engines.exllamav2 import ExLlamaV2Engine  # noqa: E402
+from headpond_workers.engines.exllamav2.engine import ExLlamaV2Engine  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -385,7 +385,7 @@ def test_a_cancel_is_heard_while_a_schema_is_tried(engine: ExLlamaV2Engine) -> N
 def test_a_schema_that_many_ask_for_at_once_is_tried_once(
     engine: ExLlamaV2Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from headpond_workers.engines import exllamav2_constraint
+    from headpond_workers.engines.exllamav2 import constraint
 
     tried: list[Constraint] = []
 
@@ -393,7 +393,7 @@ def test_a_schema_that_many_ask_for_at_once_is_tried_once(
         tried.append(constraint)
         return check_constraint(constraint, proceed)
 
-    monkeypatch.setattr(exllamav2_constraint, "check_constraint", counted)
+    monkeypatch.setattr(constraint, "check_constraint", counted)
     fresh = schema(SCHEMAS["reference"] | {"title": "asked for by many"})
     with ThreadPoolExecutor(SLOTS) as pool:
         answers = list(pool.map(lambda seed: ask(engine, asked(engine, fresh, seed=seed)), range(SLOTS)))

@@ -31,7 +31,7 @@ from headpond.jobs import FinishReason
 from headpond.requests import Message
 from headpond.sampling import Sampling
 from headpond.tables import ExLlamaV2Model
-from headpond_workers.engines.loading_log import LoadingLog
+from headpond_workers.engines.exllama.loading_log import LoadingLog
 from headpond_workers.engines.protocol import Capability, Finish, Sequence, Verdict
 
 require_exllamav2()
@@ -43,7 +43,7 @@ STAND_IN = harness.install()
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from headpond_workers.engines.exllamav2 import ExLlamaV2Engine  # noqa: E402
+from headpond_workers.engines.exllamav2.engine import ExLlamaV2Engine  # noqa: E402
 
 CONTEXT_TOKENS = 1024
 SLOTS = 8

@@ -357,7 +357,7 @@ def test_smollm2_splits_text_as_llama_cpp_does() -> None:
     from tokenizers import Tokenizer
 
     from headpond.tables import LlamaCppModel
-    from headpond_workers.engines.llamacpp import LlamaCppEngine
+    from headpond_workers.engines.llamacpp.engine import LlamaCppEngine
     from headpond_workers.models.prepare import prepare
 
     tokenizer = Tokenizer.from_file(str(checkpoints.smollm2() / "tokenizer.json"))

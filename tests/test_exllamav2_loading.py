@@ -23,8 +23,8 @@ from exllamav2_cpu import checkpoints, harness  # noqa: E402
 from exllamav2_cpu.processes import run_python  # noqa: E402
 from headpond.errors import EngineUnavailable  # noqa: E402
 from headpond.tables import ExLlamaV2Model  # noqa: E402
-from headpond_workers.engines.checkpoint_folder import CheckpointFolder, check_adapter, check_checkpoint  # noqa: E402
-from headpond_workers.engines.exllamav2_loading import LoadedModel, load_model  # noqa: E402
+from headpond_workers.engines.exllamav2.loading import LoadedModel, load_model  # noqa: E402
+from headpond_workers.engines.formats.checkpoint_folder import CheckpointFolder, check_adapter, check_checkpoint  # noqa: E402
 
 PROMPT = "The quick brown fox"
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 MiB."

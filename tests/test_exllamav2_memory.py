@@ -13,9 +13,7 @@ require_exllamav2()
 
 from exllamav2_cpu import checkpoints, harness  # noqa: E402
 from headpond.tables import ExLlamaV2Model  # noqa: E402
-from headpond_workers.engines.checkpoint_folder import check_checkpoint  # noqa: E402
-from headpond_workers.engines.exllamav2_loading import LoadedModel, load_model  # noqa: E402
-from headpond_workers.engines.exllamav2_memory import (  # noqa: E402
+from headpond_workers.engines.exllama.memory import (  # noqa: E402
     CACHE_TYPES,
     DEVICE_RESERVE_BYTES,
     CacheType,
@@ -28,6 +26,8 @@ from headpond_workers.engines.exllamav2_memory import (  # noqa: E402
     what_fits,
     what_frees,
 )
+from headpond_workers.engines.exllamav2.loading import LoadedModel, load_model  # noqa: E402
+from headpond_workers.engines.formats.checkpoint_folder import check_checkpoint  # noqa: E402
 
 GIB = 1 << 30
 LLAMA_3_8B = KvShape(layers=32, kv_heads=8, head_dim=128)

@@ -29,8 +29,9 @@ from safetensors import safe_open  # noqa: E402
 
 import exllamav2_generators as exl  # noqa: E402
 from exllamav2_cpu.processes import environment, run_python  # noqa: E402
-from headpond_workers.engines.exllamav2_pages import PageTable  # noqa: E402
-from headpond_workers.engines.exllamav2_prefixes import (  # noqa: E402
+from headpond_workers.engines.exllamav2.pages import PageTable  # noqa: E402
+from headpond_workers.engines.exllamav2.prefix_file import TensorLayout, write_prefix_file  # noqa: E402
+from headpond_workers.engines.exllamav2.prefixes import (  # noqa: E402
     PrefixFingerprint,
     export_prefix,
     import_prefix,
@@ -39,7 +40,6 @@ from headpond_workers.engines.exllamav2_prefixes import (  # noqa: E402
     save_prefix,
     take_prefix,
 )
-from headpond_workers.engines.prefix_file import TensorLayout, write_prefix_file  # noqa: E402
 from headpond_workers.engines.prefix_header import MAX_HEADER_BYTES, read_fingerprint  # noqa: E402
 
 PAGE = exl.PAGE_TOKENS
@@ -727,7 +727,7 @@ def test_a_folder_that_is_not_there_is_an_error_that_says_so(tmp_path: Path) -> 
 HALF_WRITTEN = """
 import sys
 from pathlib import Path
-from headpond_workers.engines.prefix_file import TensorLayout, write_prefix_file
+from headpond_workers.engines.exllamav2.prefix_file import TensorLayout, write_prefix_file
 
 def halves():
     yield memoryview(bytes(1 << 20))

@@ -17,7 +17,7 @@ require_exllamav2()
 
 from exllamav2_cpu.processes import TESTS, environment, run_python  # noqa: E402
 from headpond.errors import EngineUnavailable  # noqa: E402
-from headpond_workers.engines.exllamav2_preflight import TESTED_VERSION, select_devices  # noqa: E402
+from headpond_workers.engines.exllama.preflight import TESTED_VERSION, select_devices  # noqa: E402
 
 # argv: JSON of the packages that are not installed, Python that makes the situation, and the settings.
 _CHILD = """
@@ -38,7 +38,7 @@ exec(situation)
 
 from headpond.errors import EngineUnavailable
 from headpond.tables import ExLlamaV2Model
-from headpond_workers.engines.exllamav2_preflight import import_exllamav2
+from headpond_workers.engines.exllama.preflight import import_exllamav2
 
 import logging
 logged = []

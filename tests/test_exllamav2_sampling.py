@@ -27,8 +27,8 @@ from exllamav2 import ExLlamaV2Config, ExLlamaV2Tokenizer  # noqa: E402
 from exllamav2.generator import ExLlamaV2Sampler  # noqa: E402
 
 from exllamav2_cpu.tiny_corpus import STORY  # noqa: E402
-from headpond_workers.engines.exllamav2 import ExLlamaV2Engine  # noqa: E402
-from headpond_workers.engines.exllamav2_sampling import (  # noqa: E402
+from headpond_workers.engines.exllamav2.engine import ExLlamaV2Engine  # noqa: E402
+from headpond_workers.engines.exllamav2.sampling import (  # noqa: E402
     DRY_MAX_TOKENS,
     SAMPLING,
     SettingsOfModel,

@@ -20,7 +20,7 @@ from exllamav2_cpu import checkpoints, harness  # noqa: E402
 STAND_IN = harness.install()
 
 from exllamav2_cpu.tiny_corpus import STORY  # noqa: E402
-from headpond_workers.engines.exllamav2 import ExLlamaV2Engine  # noqa: E402
+from headpond_workers.engines.exllamav2.engine import ExLlamaV2Engine  # noqa: E402
 from headpond_workers.engines.protocol import PrefixEngine  # noqa: E402
 
 TOKENS = 600

@@ -19,9 +19,9 @@ from headpond.errors import EngineOutOfMemory, PromptTooLong, SequenceFailed
 from headpond.jobs import FinishReason
 from headpond.sampling import Sampling
 from headpond.tables import ExLlamaV2Model
-from headpond_workers.engines.batch_generator import SequenceCrashed
-from headpond_workers.engines.checkpoint_folder import check_adapter, check_checkpoint
-from headpond_workers.engines.hf_vocabulary import HfVocabulary, read_hf_vocabulary
+from headpond_workers.engines.exllama.batch_generator import SequenceCrashed
+from headpond_workers.engines.formats.checkpoint_folder import check_adapter, check_checkpoint
+from headpond_workers.engines.formats.hf_vocabulary import HfVocabulary, read_hf_vocabulary
 from headpond_workers.engines.protocol import Sequence
 
 require_exllamav2()
@@ -34,10 +34,10 @@ import torch  # noqa: E402
 from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler  # noqa: E402
 from exllamav2.generator.filters import ExLlamaV2Filter  # noqa: E402
 
-from headpond_workers.engines.exllamav2_jobs import ExLlamaV2Jobs  # noqa: E402
-from headpond_workers.engines.exllamav2_loading import LoadedModel, load_model  # noqa: E402
-from headpond_workers.engines.exllamav2_preflight import import_exllamav2  # noqa: E402
-from headpond_workers.engines.exllamav2_sampling import fields_of  # noqa: E402
+from headpond_workers.engines.exllama.preflight import import_exllamav2  # noqa: E402
+from headpond_workers.engines.exllamav2.jobs import ExLlamaV2Jobs  # noqa: E402
+from headpond_workers.engines.exllamav2.loading import LoadedModel, load_model  # noqa: E402
+from headpond_workers.engines.exllamav2.sampling import fields_of  # noqa: E402
 
 CONTEXT_TOKENS = 512
 GREEDY = Sampling(temperature=0)

@@ -7,11 +7,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from grammar_texts import LETTERS, Node, grammar_of, grammars, random_text
-from headpond_workers.engines.gbnf import ANY, GrammarError, matches, normalised
-from headpond_workers.engines.gbnf_ambiguity import refuse_explosive
-from headpond_workers.engines.gbnf_parser import parse
-from headpond_workers.engines.gbnf_state import GrammarState, TooAmbiguous, program_of
-from headpond_workers.engines.gbnf_writable import restricted, unwritable
+from headpond_workers.engines.grammar.gbnf import ANY, GrammarError, matches, normalised
+from headpond_workers.engines.grammar.gbnf_ambiguity import refuse_explosive
+from headpond_workers.engines.grammar.gbnf_parser import parse
+from headpond_workers.engines.grammar.gbnf_state import GrammarState, TooAmbiguous, program_of
+from headpond_workers.engines.grammar.gbnf_writable import restricted, unwritable
 
 relaxed = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]

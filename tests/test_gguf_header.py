@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from headpond.errors import EngineUnavailable, ModelFileError
-from headpond_workers.engines.gguf_header import GgufHeader, read_header
-from headpond_workers.engines.gguf_vocabulary import TokenType, read_vocabulary
+from headpond_workers.engines.formats.gguf_header import GgufHeader, read_header
+from headpond_workers.engines.formats.gguf_vocabulary import TokenType, read_vocabulary
 
 PIECES = ["<unk>", "<s>", "</s>", "<0x0A>", "<0xF0>", "\u2581hello", "\u2581", "o", "<tool>"]
 TYPES = [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from headpond_workers import engines
-from headpond_workers.engines.exllamav2_memory import CacheType, KvShape, stored_bytes, unpacked_bytes
+from headpond_workers.engines.exllama.memory import CacheType, KvShape, stored_bytes, unpacked_bytes
 
 DOCS = Path(__file__).parents[1] / "docs"
 DOCUMENT = (DOCS / "gpu.md").read_text(encoding="utf-8")

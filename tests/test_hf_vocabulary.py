@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from exllamav2_cpu.availability import require_exllamav2
 from headpond.errors import EngineUnavailable, ModelFileError, SequenceFailed
-from headpond_workers.engines.hf_tokenizer import MAX_TOKENIZER_BYTES, MAX_TOKENS
-from headpond_workers.engines.hf_vocabulary import HfVocabulary, read_hf_vocabulary
+from headpond_workers.engines.formats.hf_tokenizer import MAX_TOKENIZER_BYTES, MAX_TOKENS
+from headpond_workers.engines.formats.hf_vocabulary import HfVocabulary, read_hf_vocabulary
 
 require_exllamav2()
 tokenizers = importlib.import_module("tokenizers")
@@ -312,7 +312,7 @@ def test_many_threads_may_encode_together(vocabulary: HfVocabulary) -> None:
 
 
 def test_importing_the_module_does_not_import_tokenizers() -> None:
-    program = "import sys, headpond_workers.engines.hf_vocabulary; print('tokenizers' in sys.modules)"
+    program = "import sys, headpond_workers.engines.formats.hf_vocabulary; print('tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"False\n"
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from conftest import eventually
 from headpond.errors import EngineBroken, EngineError, EngineOutOfMemory, PromptTooLong, SequenceFailed
 from headpond.jobs import FinishReason
-from headpond_workers.engines.admission import ADAPTER_PATIENCE_S
-from headpond_workers.engines.batch_generator import SequenceCrashed, Step
-from headpond_workers.engines.job_loop import POLL_S, JobLoop
+from headpond_workers.engines.exllama.admission import ADAPTER_PATIENCE_S
+from headpond_workers.engines.exllama.batch_generator import SequenceCrashed, Step
+from headpond_workers.engines.exllama.job_loop import POLL_S, JobLoop
 from headpond_workers.engines.protocol import Emit, Finish, Sequence, Verdict
 from stepwise_generator import Caller, Running, StepwiseGenerator, sequence, token, undisturbed
 

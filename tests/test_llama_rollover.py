@@ -12,8 +12,8 @@ from conftest import Deployment, eventually
 from headpond import Client, Job, JobState
 from headpond.settings import load_settings
 from headpond.workers import WorkerState
-from headpond_workers.checkpoints.cache import VersionCache
-from headpond_workers.engines.llamacpp import LlamaCppEngine
+from headpond_workers.checkpoints.pulls.cache import VersionCache
+from headpond_workers.engines.llamacpp.engine import LlamaCppEngine
 from headpond_workers.models.prepare import prepare
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from llama_engines import prompt_of, run, table

@@ -13,9 +13,9 @@ import pytest
 
 from headpond.errors import CapabilityMissing, EngineUnavailable, ModelFileError, SequenceFailed
 from headpond.tables import AdapterTable
-from headpond_workers.engines.gguf_header import read_header
-from headpond_workers.engines.llamacpp import LlamaCppEngine
-from headpond_workers.engines.llamacpp_adapters import checked_adapter
+from headpond_workers.engines.formats.gguf_header import read_header
+from headpond_workers.engines.llamacpp.adapters import checked_adapter
+from headpond_workers.engines.llamacpp.engine import LlamaCppEngine
 from headpond_workers.engines.protocol import Capability
 from llama_engines import run, smollm2, table
 from tiny_gguf import write_adapter, write_tiny_model

@@ -17,12 +17,12 @@ from grammar_texts import LETTERS, Node, grammar_of, grammars
 from headpond.constraints import Constraint, ConstraintKind
 from headpond.errors import SequenceFailed
 from headpond.jobs import FinishReason
-from headpond_workers.engines.gbnf import GrammarError, matches
-from headpond_workers.engines.gbnf_ambiguity import refuse_explosive
-from headpond_workers.engines.gbnf_parser import parse
-from headpond_workers.engines.gbnf_state import GrammarState, Program, program_of
-from headpond_workers.engines.llamacpp import LlamaCppEngine
-from headpond_workers.engines.llamacpp_constraint import ConstrainedText
+from headpond_workers.engines.grammar.gbnf import GrammarError, matches
+from headpond_workers.engines.grammar.gbnf_ambiguity import refuse_explosive
+from headpond_workers.engines.grammar.gbnf_parser import parse
+from headpond_workers.engines.grammar.gbnf_state import GrammarState, Program, program_of
+from headpond_workers.engines.llamacpp.constraint import ConstrainedText
+from headpond_workers.engines.llamacpp.engine import LlamaCppEngine
 from llama_engines import grammar, run, schema, smollm2, table, text_of
 from schema_checker import admits
 from tiny_gguf import CONTEXT_TOKENS, write_tiny_model

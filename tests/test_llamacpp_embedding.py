@@ -11,10 +11,10 @@ import pytest
 
 from headpond.errors import CapabilityMissing, EngineError, EngineUnavailable, PromptTooLong
 from headpond.sampling import Sampling
-from headpond_workers.engines.gguf_header import read_header
-from headpond_workers.engines.llamacpp import LlamaCppEngine
-from headpond_workers.engines.llamacpp_embedding import LlamaCppEmbedder
-from headpond_workers.engines.llamacpp_parameters import pooling_of
+from headpond_workers.engines.formats.gguf_header import read_header
+from headpond_workers.engines.llamacpp.embedding import LlamaCppEmbedder
+from headpond_workers.engines.llamacpp.engine import LlamaCppEngine
+from headpond_workers.engines.llamacpp.parameters import pooling_of
 from headpond_workers.engines.protocol import Capability, Embedding, Sequence, Verdict
 from llama_engines import smollm2, table
 from tiny_gguf import write_tiny_model

@@ -28,14 +28,14 @@ from headpond.jobs import FinishReason
 from headpond.requests import Message
 from headpond.sampling import Sampling
 from headpond.tables import LlamaCppModel
-from headpond_workers.engines.gguf_header import GgufHeader
-from headpond_workers.engines.id_recovery import IdRecovery
-from headpond_workers.engines.llamacpp import LlamaCppEngine
-from headpond_workers.engines.llamacpp_completion import Completion
-from headpond_workers.engines.llamacpp_model import default_threads
-from headpond_workers.engines.llamacpp_parameters import check_parameters
-from headpond_workers.engines.llamacpp_sampling import sampling_fields
-from headpond_workers.engines.llamacpp_server import LlamaServer
+from headpond_workers.engines.formats.gguf_header import GgufHeader
+from headpond_workers.engines.llamacpp.completion import Completion
+from headpond_workers.engines.llamacpp.engine import LlamaCppEngine
+from headpond_workers.engines.llamacpp.id_recovery import IdRecovery
+from headpond_workers.engines.llamacpp.model import default_threads
+from headpond_workers.engines.llamacpp.parameters import check_parameters
+from headpond_workers.engines.llamacpp.sampling import sampling_fields
+from headpond_workers.engines.llamacpp.server import LlamaServer
 from headpond_workers.engines.protocol import Finish, Sequence, Verdict
 from headpond_workers.engines.seeds import seed_at
 from headpond_workers.models.prepare import prepare
@@ -258,7 +258,7 @@ def test_a_process_can_load_close_and_leave(model_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
         "from headpond.tables import LlamaCppModel\n"
-        "from headpond_workers.engines.llamacpp import LlamaCppEngine\n"
+        "from headpond_workers.engines.llamacpp.engine import LlamaCppEngine\n"
         "s = LlamaCppModel(engine='llamacpp', path=Path(sys.argv[1]), slots=1, context_tokens=64, threads=1)\n"
         "one, two = LlamaCppEngine(s, s.path), LlamaCppEngine(s, s.path)\n"
         "assert one.info.fingerprint == two.info.fingerprint\n"

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from conftest import Deployment
 from headpond.errors import EngineUnavailable
-from headpond_workers.engines.gguf_header import read_header
-from headpond_workers.engines.llamacpp import LlamaCppEngine
-from headpond_workers.engines.llamacpp_parameters import check_devices, check_parameters
+from headpond_workers.engines.formats.gguf_header import read_header
+from headpond_workers.engines.llamacpp.engine import LlamaCppEngine
+from headpond_workers.engines.llamacpp.parameters import check_devices, check_parameters
 from llama_engines import run, table
 from tiny_gguf import write_tiny_model
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from headpond.errors import PrefixRefused
 from headpond.sampling import Sampling
 from headpond.tables import AdapterTable
-from headpond_workers.engines.llamacpp_prefixes import LlamaCppPrefixEngine
+from headpond_workers.engines.llamacpp.prefixes import LlamaCppPrefixEngine
 from headpond_workers.engines.prefix_header import MAX_HEADER_BYTES, read_fingerprint, read_head
 from headpond_workers.engines.protocol import Capability, PrefixEngine, Sequence, Verdict
 from llama_engines import smollm2, table
@@ -337,7 +337,7 @@ def test_ids_that_llamacpp_would_take_otherwise_are_refused(
     target: LlamaCppPrefixEngine, stored: bytes, tmp_path: Path
 ) -> None:
     """Whole, with a right digest, but made by somebody else."""
-    from headpond_workers.engines.slot_file import write_slot_file
+    from headpond_workers.engines.llamacpp.slot_file import write_slot_file
 
     sound = file_of(stored, tmp_path)
     ids = read_head(sound).ids

@@ -11,8 +11,8 @@ import pytest
 
 from headpond.errors import SequenceFailed
 from headpond.sampling import Sampling
-from headpond_workers.engines.llamacpp import LlamaCppEngine
-from headpond_workers.engines.llamacpp_sampling import HAS, sampling_fields
+from headpond_workers.engines.llamacpp.engine import LlamaCppEngine
+from headpond_workers.engines.llamacpp.sampling import HAS, sampling_fields
 from llama_engines import run, smollm2, table, text_of
 
 TOKENS = 49_152

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 
 from headpond.cli import main
-from headpond_workers.persistence.s3 import S3Blobs
+from headpond_workers.storage.s3 import S3Blobs
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from reading_blobs import flip
 from stored_versions import CHUNK_BYTES, bytes_of, put_alias, put_version

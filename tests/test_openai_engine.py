@@ -23,9 +23,9 @@ from headpond.errors import (
 from headpond.jobs import UNNAMED_TOKEN, FinishReason
 from headpond.requests import JobRequest
 from headpond.tables import OpenAIModel, SecretRef
-from headpond_workers.engines.openai import OpenAIEngine
+from headpond_workers.engines.openai.engine import OpenAIEngine
+from headpond_workers.engines.openai.upstream_memory import MAX_BREAKS, MAX_PUT_BACKS
 from headpond_workers.engines.protocol import RelayEngine, RelayFinish, RelayRequest, Verdict
-from headpond_workers.engines.upstream_memory import MAX_BREAKS, MAX_PUT_BACKS
 from loopback_certificate import CERTIFICATE, server_context
 from misbehaving_server import MisbehavingServer, misbehaving_server
 

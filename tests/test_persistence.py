@@ -20,9 +20,9 @@ from headpond.jobs import JobId
 from headpond.settings import load_settings
 from headpond_workers.persistence.documents import Head
 from headpond_workers.persistence.reading import read_result
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
-from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import storage_of
 from headpond_workers.supervision.deployment import Deployment as UpDeployment
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess
 from stored_state import differences

@@ -18,10 +18,6 @@ from hypothesis import strategies as st
 from child_environment import with_test_modules
 from conftest import eventually
 from headpond.errors import BlobCorrupt, HeadpondError, MalformedDocument, StorageUnavailable, UnsupportedSchema
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.s3_client import S3Timeouts
-from headpond_workers.persistence.sealed import seal
-from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.prefixes.blocks import BLOCK_TOKENS, block_hashes
 from headpond_workers.prefixes.document import (
     PREFIX_SCHEMA,
@@ -33,6 +29,10 @@ from headpond_workers.prefixes.document import (
 from headpond_workers.prefixes.folders import OUTBOX, prefixes_in
 from headpond_workers.prefixes.forgetting import forget_model, forget_stored
 from headpond_workers.prefixes.uploads import PrefixUploads
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.s3_client import S3Timeouts
+from headpond_workers.storage.sealed import seal
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from paper_engine import PaperEngine
 from prefix_turns import MODEL, Host, host_of
@@ -243,8 +243,8 @@ def test_an_upload_that_is_killed_is_done_by_the_next_persister(
 ) -> None:
     host = hosts("a")
     program = (
-        "import sys\nfrom pathlib import Path\nfrom headpond_workers.persistence.s3 import S3Blobs\n"
-        "from headpond_workers.persistence.storage_settings import StorageAddress\n"
+        "import sys\nfrom pathlib import Path\nfrom headpond_workers.storage.s3 import S3Blobs\n"
+        "from headpond_workers.storage.settings import StorageAddress\n"
         "from headpond_workers.prefixes.uploads import PrefixUploads\n"
         "blobs = S3Blobs(StorageAddress(*sys.argv[2:7], 'the test'))\n"
         "print('begins', flush=True)\nPrefixUploads(blobs, Path(sys.argv[1]), writer='p').upload_all()\n"

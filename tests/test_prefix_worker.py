@@ -16,10 +16,10 @@ from conftest import Deployment, WorkerChild, eventually
 from headpond import Client
 from headpond.jobs import Result
 from headpond_workers.models.prepare import prepare
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.prefixes.folders import fingerprint_folders, kv_folder, prefixes_in
 from headpond_workers.prefixes.rates import RATES_FILE
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from stored_deployment import start_persister, storage_table
 

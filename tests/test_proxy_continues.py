@@ -12,10 +12,10 @@ from conftest import Deployment, eventually
 from headpond import Client, FinishReason, Job
 from headpond.settings import check_settings
 from headpond.tables import OpenAIModel
-from headpond_workers.engines.loop_thread import LoopThread
-from headpond_workers.engines.openai_client import UpstreamClient
-from headpond_workers.engines.upstream_ids import TokenServer
-from headpond_workers.engines.upstream_secrets import resolve_secrets
+from headpond_workers.engines.openai.client import UpstreamClient
+from headpond_workers.engines.openai.loop_thread import LoopThread
+from headpond_workers.engines.openai.upstream_ids import TokenServer
+from headpond_workers.engines.openai.upstream_secrets import resolve_secrets
 from llama_http_server import LlamaHttpServer, llama_http_server
 from proxy_flow import KEY, Reading, rewinds, start, table
 

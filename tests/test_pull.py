@@ -29,18 +29,18 @@ from headpond.errors import (
     VersionMissing,
     VersionUnusable,
 )
-from headpond_workers.checkpoints import fetching
-from headpond_workers.checkpoints.chunk_reads import MOST_GAP_BYTES, ChunkRead, reads_by_object, reads_in_order
 from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES, Manifest
-from headpond_workers.checkpoints.pull import pull
-from headpond_workers.checkpoints.pushing import push
+from headpond_workers.checkpoints.pulls import fetching
+from headpond_workers.checkpoints.pulls.chunk_reads import MOST_GAP_BYTES, ChunkRead, reads_by_object, reads_in_order
+from headpond_workers.checkpoints.pulls.pull import pull
+from headpond_workers.checkpoints.pushes.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.verify import MOST_DAMAGE, verify
 from headpond_workers.checkpoints.version_document import VersionState
-from headpond_workers.persistence.blobs import Blobs
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.blobs import Blobs
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from memory_blobs import MemoryBlobs
 from reading_blobs import ReadingBlobs, away_after, flip
@@ -435,8 +435,8 @@ PULLING = """
 import sys, threading
 from pathlib import Path
 from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.pull import pull
-from headpond_workers.checkpoints.pushing import push
+from headpond_workers.checkpoints.pulls.pull import pull
+from headpond_workers.checkpoints.pushes.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from reading_blobs import ReadingBlobs
 from test_pull import s3_of, silent

@@ -25,16 +25,16 @@ from headpond.errors import (
     PushOvertaken,
     StorageUnavailable,
 )
-from headpond_workers.checkpoints import sending
+from headpond_workers.checkpoints.collection.gc_documents import GcState
 from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.gc_documents import GcState
-from headpond_workers.checkpoints.intent import Intent
 from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES, SMALL_CHUNK_BYTES
 from headpond_workers.checkpoints.names import GC_STATE, epoch_of, intent_key
-from headpond_workers.checkpoints.push_plan import Piece
-from headpond_workers.checkpoints.pushing import How, Stage, Unchanged, push
+from headpond_workers.checkpoints.pushes import sending
+from headpond_workers.checkpoints.pushes.intent import Intent
+from headpond_workers.checkpoints.pushes.push_plan import Piece
+from headpond_workers.checkpoints.pushes.pushing import How, Stage, Unchanged, push
+from headpond_workers.checkpoints.pushes.sending import LOOKS, PARALLEL_PUTS
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.checkpoints.sending import LOOKS, PARALLEL_PUTS
 from headpond_workers.checkpoints.version_document import VersionState
 from memory_blobs import Fault, FaultyBlobs, MemoryBlobs
 from pushed_versions import (

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.collection.gc import GRACE_MS, Collector
 from headpond_workers.checkpoints.delete import delete_version
 from headpond_workers.checkpoints.description import Description
 from headpond_workers.checkpoints.document_io import now_ms
-from headpond_workers.checkpoints.gc import GRACE_MS, Collector
-from headpond_workers.checkpoints.pushing import push
+from headpond_workers.checkpoints.pushes.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import VersionState
-from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob
+from headpond_workers.storage.blobs import MAX_BLOB_BYTES, Blob
 from memory_blobs import MemoryBlobs
 from pushed_versions import content_of
 

@@ -18,12 +18,12 @@ import pytest
 
 from cutting_proxy import Cut, CuttingProxy
 from headpond.errors import ModelFileError
-from headpond_workers.checkpoints.pushing import How, push
+from headpond_workers.checkpoints.pushes.pushing import How, push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import VersionState
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.s3_client import S3Timeouts
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.s3_client import S3Timeouts
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from pushed_versions import PLAIN, check_versions, content_of, flip_last_bit_of_large_chunks, on_disk, registry_on
 from tiny_weights import noise, write_model

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from headpond.jobs import UNNAMED_TOKEN
-from headpond_workers.engines.upstream_ids import is_cut
+from headpond_workers.engines.openai.upstream_ids import is_cut
 from headpond_workers.relay_text import RelayText
 
 

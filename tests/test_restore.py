@@ -22,9 +22,9 @@ from headpond_workers.persistence.items import CommitItem, JobItem
 from headpond_workers.persistence.journal import Journal, drain
 from headpond_workers.persistence.progress import Progress
 from headpond_workers.persistence.restoring.restore import Restoration, Restored
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from queue_bench import Bench, Clock, bench_on, closing, tokens
 from session_turns import end_turn, take_turn, turn_of

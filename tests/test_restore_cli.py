@@ -17,9 +17,9 @@ from headpond.settings import load_settings
 from headpond_workers.cli.restore import parse_time
 from headpond_workers.persistence.gate import open_queue
 from headpond_workers.persistence.journal import Journal, drain
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
-from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import storage_of
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess, running_valkey
 from queue_bench import entry

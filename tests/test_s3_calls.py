@@ -10,9 +10,9 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from botocore.httpsession import URLLib3SSLError
 
 from headpond.errors import BlobMissing, StorageUnavailable
-from headpond_workers.persistence import s3_failures
-from headpond_workers.persistence.s3_client import S3Timeouts
-from headpond_workers.persistence.s3_failures import SLOW_TRIES, S3Calls
+from headpond_workers.storage import s3_failures
+from headpond_workers.storage.s3_client import S3Timeouts
+from headpond_workers.storage.s3_failures import SLOW_TRIES, S3Calls
 
 TIMEOUTS = S3Timeouts(connect_s=2, unreachable_s=3, read_s=10, deadline_s=30)
 

@@ -20,10 +20,10 @@ import pytest
 from conftest import eventually
 from cutting_proxy import Cut, CuttingProxy
 from headpond.errors import BlobChanged, BlobCorrupt, ConfigError, ModelFileError, StorageUnavailable
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.s3_client import S3Timeouts
-from headpond_workers.persistence.s3_uploads import PartSizes
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.s3_client import S3Timeouts
+from headpond_workers.storage.s3_uploads import PartSizes
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 
 STORED_BUT_NOT_SAID = [Cut.LOSE_REPLY, Cut.ANSWER_503, Cut.ANSWER_409]
@@ -395,9 +395,9 @@ def test_an_upload_that_a_collector_aborted_is_sent_anew(
 UPLOADER = """
 import os, sys
 from pathlib import Path
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.s3_uploads import PartSizes
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.s3_uploads import PartSizes
+from headpond_workers.storage.settings import StorageAddress
 
 url, bucket, key, path = sys.argv[1:]
 address = StorageAddress(url, bucket, "us-east-1", os.environ["S3_KEY"], os.environ["S3_SECRET"])

@@ -19,9 +19,9 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 
 from headpond.errors import BlobMismatch, ConfigError
 from headpond.settings import load_settings
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.s3_uploads import PartSizes
-from headpond_workers.persistence.storage_settings import StorageAddress, configured_storage, storage_of
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.s3_uploads import PartSizes
+from headpond_workers.storage.settings import StorageAddress, configured_storage, storage_of
 from headpond_workers.supervision import embedded_seaweed
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 

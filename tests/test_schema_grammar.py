@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grammar_texts import random_text
-from headpond_workers.engines.gbnf import GrammarError
-from headpond_workers.engines.gbnf_ambiguity import refuse_explosive
-from headpond_workers.engines.gbnf_parser import parse
-from headpond_workers.engines.gbnf_state import GrammarState, Program, program_of
-from headpond_workers.engines.schema_grammar import ANY_OBJECT, grammar_of_schema
-from headpond_workers.engines.schema_numbers import integer_between, number_between
+from headpond_workers.engines.grammar.gbnf import GrammarError
+from headpond_workers.engines.grammar.gbnf_ambiguity import refuse_explosive
+from headpond_workers.engines.grammar.gbnf_parser import parse
+from headpond_workers.engines.grammar.gbnf_state import GrammarState, Program, program_of
+from headpond_workers.engines.grammar.schema_grammar import ANY_OBJECT, grammar_of_schema
+from headpond_workers.engines.grammar.schema_numbers import integer_between, number_between
 from schema_checker import admits
 
 PERSON = {

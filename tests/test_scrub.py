@@ -9,13 +9,13 @@ import pytest
 
 from headpond.errors import VersionUnusable
 from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.collection.scrub import scrub
 from headpond_workers.checkpoints.delete import delete_version
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.checkpoints.scrub import scrub
 from headpond_workers.checkpoints.version_document import VersionState
-from headpond_workers.persistence.blobs import Blobs
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.blobs import Blobs
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from memory_blobs import MemoryBlobs
 from model_pusher import push

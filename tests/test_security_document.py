@@ -19,8 +19,8 @@ from headpond.models import ModelRow
 from headpond.operations import Append
 from headpond.queue import Server
 from headpond.wire import TokenRun
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision import embedded_seaweed
 from headpond_workers.supervision.embedded_seaweed import running_seaweed
 from headpond_workers.supervision.embedded_valkey import running_valkey

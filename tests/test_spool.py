@@ -26,10 +26,10 @@ from headpond.upkeep import SpoolAnswer
 from headpond_workers.persistence.gate import open_queue
 from headpond_workers.persistence.items import JobItem
 from headpond_workers.persistence.records import EndRecord, SubmitRecord
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.spool import FRAMES_FILE, Spool
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from queue_bench import Bench, Clock, bench_on, closing, tokens
 from stepped_persister import REPLAYING, SPOOLING, Order, drained

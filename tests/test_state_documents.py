@@ -28,8 +28,8 @@ from headpond_workers.persistence.records import (
     SessionRecord,
     SubmitRecord,
 )
-from headpond_workers.persistence.sealed import MAX_COUNT
 from headpond_workers.persistence.snapshot_documents import Part, PartRef, Snapshot
+from headpond_workers.storage.sealed import MAX_COUNT
 
 ODD_VALUES: list[object] = [None, True, -1, 1.5, "", b"", [], {}, "x" * 1000, 1 << 60]
 ENDS = [state for state in JobState if state.ended]

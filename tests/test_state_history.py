@@ -12,7 +12,6 @@ from headpond.errors import BlobCorrupt, CommitLost, HistoryTooShort, MalformedD
 from headpond.jobs import JobState
 from headpond.wire import Call, pack_data
 from headpond_workers.persistence.batch import Batch
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.history import collect, is_clean, list_unsettled, raise_floor
 from headpond_workers.persistence.items import CommitItem, JobItem, SessionItem
 from headpond_workers.persistence.journal_id import JOURNAL_START, JournalId
@@ -20,6 +19,7 @@ from headpond_workers.persistence.records import DropRecord, Record
 from headpond_workers.persistence.retention import StoragePolicy, storage_policy
 from headpond_workers.persistence.segments import HeadAt, StateStore
 from headpond_workers.persistence.snapshots import make_snapshot
+from headpond_workers.storage.blobs import Blobs
 from memory_blobs import MemoryBlobs
 from stepped_blobs import Actor
 from test_wire import ROW, pack_run

@@ -11,11 +11,11 @@ from chain_records import batch, commit, end, submit
 from headpond.errors import BlobCorrupt, CommitLost, HistoryTooShort, StorageUnavailable
 from headpond.jobs import JobState
 from headpond_workers.persistence import snapshots
-from headpond_workers.persistence.blobs import Blob
 from headpond_workers.persistence.documents import Head
 from headpond_workers.persistence.items import Item, JobItem
 from headpond_workers.persistence.segments import HeadAt, StateStore
 from headpond_workers.persistence.snapshots import is_due, make_snapshot
+from headpond_workers.storage.blobs import Blob
 from memory_blobs import Fault, FaultyBlobs, MemoryBlobs
 from stepped_blobs import Actor
 

@@ -17,12 +17,12 @@ from headpond.errors import BlobChanged, CommitLost, MalformedDocument, StaleInc
 from headpond.jobs import JobState
 from headpond_workers.persistence import segment_cuts
 from headpond_workers.persistence.batch import Batch
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.journal_id import JournalId
 from headpond_workers.persistence.records import Record, SubmitRecord
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.blobs import Blobs
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from memory_blobs import Fault, FaultyBlobs, MemoryBlobs
 
@@ -274,9 +274,9 @@ import os, signal, sys
 from headpond_workers.persistence.batch import Batch
 from headpond_workers.persistence.journal_id import JournalId
 from headpond_workers.persistence.records import SubmitRecord
-from headpond_workers.persistence.s3 import S3Blobs
+from headpond_workers.storage.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.settings import StorageAddress
 
 url, bucket, model, where = sys.argv[1:]
 address = StorageAddress(url, bucket, "us-east-1", os.environ["S3_KEY"], os.environ["S3_SECRET"])

@@ -19,10 +19,10 @@ from headpond import Client, JobState
 from headpond.settings import SPOOL_FOLDER, STATE_FOLDER, load_settings
 from headpond.spooled import StorageTrouble
 from headpond_workers.persistence.records import EndRecord, SubmitRecord
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.spool import FRAMES_FILE
-from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import storage_of
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from stored_deployment import start_persister, storage_table
 from test_cli import run, said

@@ -19,14 +19,14 @@ from headpond.cli.app import build_app
 from headpond.cli.exits import exit_code
 from headpond.errors import HeadpondError
 from headpond_workers.checkpoints.aliases import Aliases
+from headpond_workers.checkpoints.collection.gc import GRACE_MS, Collector
+from headpond_workers.checkpoints.collection.scrub import scrub
 from headpond_workers.checkpoints.delete import delete_version
 from headpond_workers.checkpoints.document_io import now_ms
-from headpond_workers.checkpoints.gc import GRACE_MS, Collector
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.checkpoints.scrub import scrub
 from headpond_workers.checkpoints.storage_status import storage_status
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from model_pusher import push
 

@@ -11,20 +11,20 @@ import pytest
 
 from bucket_policy import ACTIONS, Policy, policies
 from headpond.errors import ConfigError
-from headpond_workers.persistence import s3_bucket
 from headpond_workers.persistence.batch import Batch
 from headpond_workers.persistence.history import collect as collect_state
 from headpond_workers.persistence.history import list_unsettled, raise_floor
 from headpond_workers.persistence.journal_id import JournalId
 from headpond_workers.persistence.records import DropRecord, SubmitRecord
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.s3_uploads import PartSizes
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.snapshots import make_snapshot
-from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.prefixes.local import LocalPrefixes
 from headpond_workers.prefixes.remote import RemotePrefixes
 from headpond_workers.prefixes.uploads import PrefixUploads
+from headpond_workers.storage import s3_bucket
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.s3_uploads import PartSizes
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from paper_engine import PaperEngine
 

@@ -20,7 +20,7 @@ from child_environment import with_test_modules
 from conftest import eventually
 from headpond.errors import PrefixRefused
 from headpond.tables import LlamaCppModel
-from headpond_workers.engines.llamacpp_prefixes import common_tokens
+from headpond_workers.engines.llamacpp.prefixes import common_tokens
 from headpond_workers.prefixes.blocks import BLOCK_TOKENS, block_hashes, prefix_name
 from headpond_workers.prefixes.choice import Offer, Tier, choose
 from headpond_workers.prefixes.counts import Counts, counts_in

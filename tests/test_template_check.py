@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from headpond.errors import EngineUnavailable
-from headpond_workers.engines.chat_template import MAX_TEMPLATE_CHARS
-from headpond_workers.engines.template_check import ProbeLimits, check_template, check_template_within
+from headpond_workers.engines.templates.chat_template import MAX_TEMPLATE_CHARS
+from headpond_workers.engines.templates.template_check import ProbeLimits, check_template, check_template_within
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "

@@ -21,12 +21,12 @@ from headpond.tables import VersionSource
 from headpond_workers.checkpoints.alias_document import AliasDocument, Cause, Trial, TrialBounds
 from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob, Blobs
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.rollover.alias_copy import copy_alias
 from headpond_workers.rollover.followed_models import followed
 from headpond_workers.rollover.trial_watch import TrialWatch
+from headpond_workers.storage.blobs import MAX_BLOB_BYTES, Blob, Blobs
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from memory_blobs import Fault, FaultyBlobs, MemoryBlobs
 from queue_bench import tokens

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 
-from headpond_workers.engines.bounded_transport import BoundedTransport
-from headpond_workers.engines.upstream_failures import ReplyRefused, retry_after
-from headpond_workers.engines.upstream_pace import Backoff, Bucket, Pace
+from headpond_workers.engines.openai.bounded_transport import BoundedTransport
+from headpond_workers.engines.openai.upstream_failures import ReplyRefused, retry_after
+from headpond_workers.engines.openai.upstream_pace import Backoff, Bucket, Pace
 
 
 def test_a_bucket_fills_at_its_rate_and_no_higher_than_its_size() -> None:

@@ -14,7 +14,7 @@ import pytest
 from conftest import Deployment
 from headpond import Client
 from headpond.jobs import Result
-from headpond_workers.engines.weights_digest import Sidecar, sha256_of, sidecar_path
+from headpond_workers.engines.formats.weights_digest import Sidecar, sha256_of, sidecar_path
 from headpond_workers.supervision.embedded_valkey import running_valkey
 from tiny_gguf import write_adapter, write_tiny_model
 from verified_jobs import ALL, named, said, verified

@@ -18,14 +18,14 @@ from child_environment import with_test_modules
 from conftest import DEADLINE_S, eventually
 from headpond.errors import ConfigError, ModelFileError, StorageUnavailable, VersionMissing, VersionUnusable
 from headpond.settings import check_settings
-from headpond_workers.checkpoints.cache import HeldVersion, VersionCache
-from headpond_workers.checkpoints.cache_entry import CacheEntry
+from headpond_workers.checkpoints.pulls.cache import HeldVersion, VersionCache
+from headpond_workers.checkpoints.pulls.cache_entry import CacheEntry
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import VersionState
-from headpond_workers.engines import weights_digest
-from headpond_workers.engines.weights_digest import digest_of, read_sidecar, remembered_digest_of
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.engines.formats import weights_digest
+from headpond_workers.engines.formats.weights_digest import digest_of, read_sidecar, remembered_digest_of
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from memory_blobs import MemoryBlobs
 from reading_blobs import ReadingBlobs, away_after, flip

@@ -23,8 +23,8 @@ from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.description import engine_of_files
 from headpond_workers.checkpoints.names import alias_key, version_key
 from headpond_workers.checkpoints.registry import new_txn, now_ms
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from pushed_versions import registry_on
 from stored_versions import put_version

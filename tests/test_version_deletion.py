@@ -10,7 +10,7 @@ from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.delete import delete_version
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import VersionState
-from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.storage.blobs import Blobs
 from memory_blobs import MemoryBlobs
 from model_pusher import push
 from stepped_blobs import Actor

@@ -13,7 +13,7 @@ from headpond.tables import ModelTable
 from headpond_workers.checkpoints.comparing import FileChange, ParameterChange, Shared, compare, shared
 from headpond_workers.checkpoints.description import Description, describe
 from headpond_workers.checkpoints.manifest import AdapterNote
-from headpond_workers.checkpoints.pushing import push
+from headpond_workers.checkpoints.pushes.pushing import push
 from memory_blobs import MemoryBlobs
 from pushed_versions import registry_on
 from tiny_weights import gguf, noise, write_model

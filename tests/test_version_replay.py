@@ -10,10 +10,10 @@ from headpond.errors import StorageUnavailable, VersionMissing
 from headpond.settings import Settings, check_settings
 from headpond.tables import ScriptedModel
 from headpond_workers.loading import load_engine
-from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob
 from headpond_workers.redaction import Secrets
 from headpond_workers.replay import version_here
 from headpond_workers.replay.version_here import table_here
+from headpond_workers.storage.blobs import MAX_BLOB_BYTES, Blob
 from memory_blobs import MemoryBlobs
 from stored_versions import put_alias, put_version
 

@@ -13,8 +13,8 @@ import pytest
 
 from conftest import eventually
 from headpond.errors import ModelFileError
-from headpond_workers.engines import weights_digest
-from headpond_workers.engines.weights_digest import remembered_digest_of
+from headpond_workers.engines.formats import weights_digest
+from headpond_workers.engines.formats.weights_digest import remembered_digest_of
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import gguf
 import numpy
 
-from headpond_workers.engines.gguf_header import read_header
+from headpond_workers.engines.formats.gguf_header import read_header
 
 EMBEDDING, HEADS, FEED = 64, 2, 64
 CONTEXT_TOKENS = 512

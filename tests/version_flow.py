@@ -24,14 +24,14 @@ from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.checkpoints.alias_document import AliasDocument
 from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.pushing import push
+from headpond_workers.checkpoints.pushes.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.detokenizer import Detokenizer
 from headpond_workers.engines.protocol import Sequence, Verdict
 from headpond_workers.engines.scripted import ScriptedEngine
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
 from headpond_workers.rollover.alias_copy import copy_alias
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess
 
 READY_S = 60.0

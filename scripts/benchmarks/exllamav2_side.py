@@ -67,7 +67,7 @@ def _install_harness() -> None:
 
 @contextmanager
 def _headpond(settings: ExLlamaV2Model) -> Iterator[Runs]:
-    from headpond_workers.engines.exllamav2 import ExLlamaV2Engine
+    from headpond_workers.engines.exllamav2.engine import ExLlamaV2Engine
 
     engine = ExLlamaV2Engine(settings, digest_cache=digest_cache())
     with ThreadPoolExecutor(settings.slots) as threads:
@@ -82,9 +82,9 @@ def _headpond(settings: ExLlamaV2Model) -> Iterator[Runs]:
 
 @contextmanager
 def _direct(settings: ExLlamaV2Model) -> Iterator[Runs]:
-    from headpond_workers.engines.checkpoint_folder import check_checkpoint
-    from headpond_workers.engines.exllamav2_loading import load_model
-    from headpond_workers.engines.hf_vocabulary import read_hf_vocabulary
+    from headpond_workers.engines.exllamav2.loading import load_model
+    from headpond_workers.engines.formats.checkpoint_folder import check_checkpoint
+    from headpond_workers.engines.formats.hf_vocabulary import read_hf_vocabulary
 
     folder = check_checkpoint(settings.local_path, digest_cache=digest_cache())
     vocabulary = read_hf_vocabulary(folder.path)
@@ -108,7 +108,7 @@ def _iterate(generator: Any, prompts: list[list[int]], max_tokens: int, end_ids:
     import torch
     from exllamav2.generator import ExLlamaV2DynamicJob
 
-    from headpond_workers.engines.exllamav2_sampling import settings_of
+    from headpond_workers.engines.exllamav2.sampling import settings_of
 
     began = time.monotonic()
     ids: dict[Any, list[int]] = {}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from headpond.jobs import FinishReason
-from headpond_workers.engines.batch_generator import BatchGenerator, Step
+from headpond_workers.engines.exllama.batch_generator import BatchGenerator, Step
 from headpond_workers.engines.protocol import Sequence
 
 # A token is a byte. The character at the end spans four of them; no answer begins within it.

@@ -15,7 +15,7 @@ from stepwise_batch import StepTimes, StepwiseBatch, TimedBatch, prompt_ids
 from headpond.engine_kinds import EngineTable
 from headpond.errors import PromptTooLong
 from headpond.requests import Message
-from headpond_workers.engines.job_loop import JobLoop
+from headpond_workers.engines.exllama.job_loop import JobLoop
 from headpond_workers.engines.protocol import Capability, Emit, EngineInfo, Finish, Sequence
 
 ENTRY_POINT = "stepwise = stepwise_engine:StepwiseTable"

@@ -49,7 +49,9 @@ def measure_outage_scripted(plan: Plan) -> Measurement:
 def measure_outage_llamacpp(plan: Plan) -> Measurement:
     """Raises HeadpondError."""
     prepare_source(LLAMA_SOURCE, benchmark=plan.benchmark, progress=plan.progress)
-    return _measure(plan, LLAMA_TABLE, llama_load(_workload(plan), LLAMA_JOBS), outages=1 if plan.quick else LLAMA_TIMES)
+    return _measure(
+        plan, LLAMA_TABLE, llama_load(_workload(plan), LLAMA_JOBS), outages=1 if plan.quick else LLAMA_TIMES
+    )
 
 
 def _workload(plan: Plan) -> Workload:
@@ -75,8 +77,8 @@ def _measure(plan: Plan, table: str, load: Load, *, outages: int) -> Measurement
             )
     return Measurement(
         plan.kind, f"storage away: {load.name}",
-        f"{load.text}; as one ends the next is submitted. {plan.pairs} stretches of {lengths.stretch_s:g} s just before "
-        f"SeaweedFS is stopped (SIGSTOP), and as many from then on; the first of each are a pair, and so on. "
+        f"{load.text}; as one ends the next is submitted. {plan.pairs} stretches of {lengths.stretch_s:g} s just "
+        f"before SeaweedFS is stopped (SIGSTOP), and as many from then on; the first of each are a pair, and so on. "
         f"Outages: {lengths.outages}",
         ABOUT, "the same deployment, just before", pairs,
     )  # fmt: skip

@@ -23,10 +23,10 @@ from headpond.connections import RedisAddress
 from headpond.queue import Server
 from headpond.settings import load_settings
 from headpond_workers.checkpoints.resolving import open_storage
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.snapshots import is_due
 from headpond_workers.persistence.state_keys import StateKeys
+from headpond_workers.storage.s3 import S3Blobs
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 from headpond_workers.supervision.embedded_valkey import running_valkey
 from headpond_workers.supervision.private_files import private_folder

@@ -24,7 +24,7 @@ from headpond.settings import Settings, load_settings
 from headpond.workers import WorkerState
 from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.pushing import push
+from headpond_workers.checkpoints.pushes.pushing import push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.resolving import open_storage
 from headpond_workers.rollover.alias_copy import copy_alias

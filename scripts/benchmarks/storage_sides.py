@@ -13,11 +13,11 @@ from child import BenchmarkError
 from storage_raw import RawBucket
 
 from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.pull import pull
-from headpond_workers.checkpoints.pushing import Pushed, push
+from headpond_workers.checkpoints.pulls.pull import pull
+from headpond_workers.checkpoints.pushes.pushing import Pushed, push
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import running_seaweed
 
 WRITER = "the benchmark"

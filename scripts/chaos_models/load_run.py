@@ -34,7 +34,7 @@ from headpond.wire import Rewound
 from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.names import PROD
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.persistence.s3 import S3Blobs
+from headpond_workers.storage.s3 import S3Blobs
 from headpond_workers.supervision.embedded_seaweed import running_seaweed
 from headpond_workers.supervision.embedded_valkey import running_valkey
 

@@ -24,8 +24,8 @@ from town import ChaosError
 from weights import MODELS
 
 from headpond_workers.checkpoints.version_document import VersionState
-from headpond_workers.persistence.s3 import S3Blobs
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess, running_seaweed
 
 CACHE_BYTES = 24 << 20

@@ -15,13 +15,13 @@ from weights import MODELS
 
 from headpond.errors import BlobError, BlobMissing, MalformedDocument, VersionMissing
 from headpond_workers.checkpoints.alias_document import MAX_ALIAS_BYTES, AliasDocument
-from headpond_workers.checkpoints.gc_documents import MAX_GC_BYTES, GcState
-from headpond_workers.checkpoints.intent import MAX_INTENT_BYTES, Intent
+from headpond_workers.checkpoints.collection.gc_documents import MAX_GC_BYTES, GcState
 from headpond_workers.checkpoints.manifest import MAX_OBJECT_BYTES, Manifest, StoredFile
 from headpond_workers.checkpoints.names import CHUNKS, GC_STATE, INTENTS, aliases_prefix
+from headpond_workers.checkpoints.pushes.intent import MAX_INTENT_BYTES, Intent
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import VersionDocument, VersionState
-from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.storage.blobs import Blobs
 
 T = TypeVar("T")
 WRITER = "scripts/chaos models"

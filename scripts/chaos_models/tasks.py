@@ -20,18 +20,18 @@ from headpond.errors import HeadpondError, StorageUnavailable, VersionMissing, V
 from headpond.queue import Server
 from headpond_workers.checkpoints.alias_document import AliasDocument
 from headpond_workers.checkpoints.aliases import Aliases
-from headpond_workers.checkpoints.cache import VersionCache
+from headpond_workers.checkpoints.collection.gc import Collector
+from headpond_workers.checkpoints.collection.scrub import scrub
 from headpond_workers.checkpoints.delete import delete_version
 from headpond_workers.checkpoints.description import Description
-from headpond_workers.checkpoints.gc import Collector
-from headpond_workers.checkpoints.pull import pull
-from headpond_workers.checkpoints.pushing import push
+from headpond_workers.checkpoints.pulls.cache import VersionCache
+from headpond_workers.checkpoints.pulls.pull import pull
+from headpond_workers.checkpoints.pushes.pushing import push
 from headpond_workers.checkpoints.registry import Registry, now_ms
-from headpond_workers.checkpoints.scrub import scrub
 from headpond_workers.checkpoints.verify import verify
 from headpond_workers.checkpoints.version_document import VersionState
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.rollover.alias_copy import copy_alias
+from headpond_workers.storage.blobs import Blobs
 
 WHO = "chaos"
 LEASE_S = 3.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from headpond_workers.persistence.blobs import MAX_BLOB_BYTES, Blob, Blobs
+from headpond_workers.storage.blobs import MAX_BLOB_BYTES, Blob, Blobs
 
 FAMILIES = {
     "chunks": "chunk", "intents": "intent", "manifests": "manifest", "versions": "version", "aliases": "alias",

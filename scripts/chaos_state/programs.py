@@ -17,7 +17,7 @@ from forge import Fields, Say
 import headpond_workers.cli.restore
 import headpond_workers.engines.scripted
 import headpond_workers.persistence.restoring.restore
-import headpond_workers.persistence.s3  # noqa: F401
+import headpond_workers.storage.s3  # noqa: F401
 from headpond.cli import app
 from headpond_workers import persister, worker
 

@@ -27,9 +27,9 @@ from headpond.keys import queue_keys
 from headpond.queue import JobQueue, Server
 from headpond.wire import RunRow, unpack_run
 from headpond.workers import WorkerState
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
-from headpond_workers.persistence.storage_settings import StorageAddress
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import StorageAddress
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess
 from headpond_workers.supervision.private_files import last_lines, write_private

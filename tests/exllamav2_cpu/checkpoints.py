@@ -35,7 +35,7 @@ def tiny_adapter(seed: int = 0) -> Path:
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct: the weights, the vocabulary and the template of the GGUF file that llama.cpp serves."""
     # Not at the top: the other checkpoints need nothing of llama.cpp.
-    from headpond_workers.engines.weights_digest import digest_of
+    from headpond_workers.engines.formats.weights_digest import digest_of
     from headpond_workers.models.prepare import prepare
 
     gguf = prepare(SMOLLM2_SOURCE, progress=lambda stage, done, total: None)

@@ -23,7 +23,7 @@ from headpond.errors import EngineUnavailable  # noqa: E402
 from headpond.requests import Message, Sampling  # noqa: E402
 from headpond.tables import ExLlamaV3Model  # noqa: E402
 from headpond_workers.engines.exllamav3 import ExLlamaV3Engine  # noqa: E402
-from headpond_workers.engines.hf_vocabulary import read_hf_vocabulary  # noqa: E402
+from headpond_workers.engines.formats.hf_vocabulary import read_hf_vocabulary  # noqa: E402
 from headpond_workers.engines.protocol import Finish, Sequence, Verdict  # noqa: E402
 
 GREEDY = Sampling(temperature=0.0)

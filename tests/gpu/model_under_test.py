@@ -15,11 +15,11 @@ from engine_conformance import Attempt, prompt_of, sequence
 from engine_subjects import GPU_MODEL
 from exllamav2_cpu.availability import DECLINED_BY
 from headpond.tables import ExLlamaV2Model
-from headpond_workers.engines.checkpoint_folder import check_checkpoint
-from headpond_workers.engines.exllamav2 import ExLlamaV2Engine
-from headpond_workers.engines.exllamav2_loading import LoadedModel, load_model
-from headpond_workers.engines.exllamav2_memory import KvShape
-from headpond_workers.engines.safetensors_header import read_safetensors_header
+from headpond_workers.engines.exllama.memory import KvShape
+from headpond_workers.engines.exllamav2.engine import ExLlamaV2Engine
+from headpond_workers.engines.exllamav2.loading import LoadedModel, load_model
+from headpond_workers.engines.formats.checkpoint_folder import check_checkpoint
+from headpond_workers.engines.formats.safetensors_header import read_safetensors_header
 
 CONTEXT_TOKENS = 2048
 QUESTION = "What is 2 + 2? Answer with the number only."

@@ -15,7 +15,7 @@ from engine_subjects import GPU_MODEL
 from exllamav2_cpu import processes, reference
 from gpu.device_memory import allocated_bytes, device_count
 from gpu.model_under_test import CONTEXT_TOKENS, QUESTION, ModelUnderTest, greedy_answer
-from headpond_workers.engines.exllamav2_memory import CACHE_TYPES, CacheType, stored_bytes, unpacked_bytes
+from headpond_workers.engines.exllama.memory import CACHE_TYPES, CacheType, stored_bytes, unpacked_bytes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

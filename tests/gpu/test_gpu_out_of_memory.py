@@ -11,7 +11,7 @@ from engine_conformance import Attempt, long_prompt, sequence
 from gpu.device_memory import allocated_bytes, device_count, only_left
 from gpu.model_under_test import ModelUnderTest, greedy_answer
 from headpond.errors import EngineOutOfMemory, EngineUnavailable
-from headpond_workers.engines.exllamav2_memory import DEVICE_RESERVE_BYTES, stored_bytes
+from headpond_workers.engines.exllama.memory import DEVICE_RESERVE_BYTES, stored_bytes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

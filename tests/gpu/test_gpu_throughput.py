@@ -20,9 +20,9 @@ import pytest
 
 from engine_conformance import GREEDY, Attempt, prompt_of, sequence
 from gpu.model_under_test import ModelUnderTest
-from headpond_workers.engines.exllamav2 import ExLlamaV2Engine
-from headpond_workers.engines.exllamav2_sampling import settings_of
-from headpond_workers.engines.hf_vocabulary import read_hf_vocabulary
+from headpond_workers.engines.exllamav2.engine import ExLlamaV2Engine
+from headpond_workers.engines.exllamav2.sampling import settings_of
+from headpond_workers.engines.formats.hf_vocabulary import read_hf_vocabulary
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -40,7 +40,7 @@ def load_any(settings: ModelTable, *, workers_on_host: int, slot_folder: Path | 
     if not isinstance(settings, OpenAIModel):
         return load_engine(settings, workers_on_host=workers_on_host, slot_folder=slot_folder)
     try:
-        from headpond_workers.engines.openai import OpenAIEngine
+        from headpond_workers.engines.openai.engine import OpenAIEngine
     except ImportError as error:
         raise EngineUnavailable(
             f"A proxy needs the package openai ({error}). Install it with: pip install 'headpond[proxy]'"
@@ -80,7 +80,7 @@ def _load(
         case LlamaCppModel():
             return _llamacpp(settings, workers_on_host, digests, slot_folder)
         case ExLlamaV2Model():
-            from headpond_workers.engines.exllamav2 import ExLlamaV2Engine
+            from headpond_workers.engines.exllamav2.engine import ExLlamaV2Engine
 
             return ExLlamaV2Engine(settings, digest_cache=remembered)
         case ExLlamaV3Model():
@@ -121,11 +121,11 @@ def renew_secrets_of(engine: object, settings: ModelTable, *, where: str) -> Non
 
 
 def _llamacpp(settings: LlamaCppModel, workers_on_host: int, digests: Digests, slot_folder: Path | None) -> Engine:
-    from headpond_workers.engines.llamacpp import LlamaCppEngine
-    from headpond_workers.engines.llamacpp_embedding import LlamaCppEmbedder
-    from headpond_workers.engines.llamacpp_model import default_threads
-    from headpond_workers.engines.llamacpp_prefixes import LlamaCppPrefixEngine
-    from headpond_workers.engines.weights_digest import digest_of, sha256_of
+    from headpond_workers.engines.formats.weights_digest import digest_of, sha256_of
+    from headpond_workers.engines.llamacpp.embedding import LlamaCppEmbedder
+    from headpond_workers.engines.llamacpp.engine import LlamaCppEngine
+    from headpond_workers.engines.llamacpp.model import default_threads
+    from headpond_workers.engines.llamacpp.prefixes import LlamaCppPrefixEngine
 
     if settings.source is None or settings.version_source is not None:
         path: Path | None = settings.local_path

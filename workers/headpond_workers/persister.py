@@ -39,9 +39,7 @@ from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.naming.identity import identity_or_passing
 from headpond_workers.persistence.actor import LEASE_S, RETENTION_S, Persistence
 from headpond_workers.persistence.aof_sync import AofSync
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.spooling import SpoolPolicy
-from headpond_workers.persistence.storage_settings import storage_of
 from headpond_workers.persistence.storage_sync import StorageSync
 from headpond_workers.prefixes.folders import kv_folder
 from headpond_workers.prefixes.forgetting import forget_model, forget_stored
@@ -49,6 +47,8 @@ from headpond_workers.prefixes.uploads import PrefixUploader, PrefixUploads
 from headpond_workers.redaction import Secrets
 from headpond_workers.rollover.alias_follower import AliasFollower
 from headpond_workers.secret_filter import start_logging
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import storage_of
 
 logger = logging.getLogger(__name__)
 

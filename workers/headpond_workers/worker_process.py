@@ -31,14 +31,13 @@ from headpond.queue import JobQueue, Server
 from headpond.settings import Settings
 from headpond.tables import ModelTable, VersionedModel
 from headpond.workers import WorkerState
-from headpond_workers.checkpoints.cache import HeldVersion
+from headpond_workers.checkpoints.pulls.cache import HeldVersion
 from headpond_workers.engines.protocol import Engine, RelayEngine
 from headpond_workers.job_service import JobService
 from headpond_workers.loading import device_use_of, load_any, renew_secrets_of, workers_of
 from headpond_workers.naming.identity import Identity
 from headpond_workers.naming.name_keeper import NameKeeper, Started
 from headpond_workers.own_row import OwnRow
-from headpond_workers.persistence.storage_settings import has_storage
 from headpond_workers.prefixes.of_settings import prefixes_of, slot_folder_of
 from headpond_workers.prefixes.stored_prefixes import StoredPrefixes
 from headpond_workers.redaction import Secrets
@@ -47,6 +46,7 @@ from headpond_workers.rollover.pair_line import PairLine
 from headpond_workers.rollover.serving_version import ServingVersion
 from headpond_workers.rollover.version_watch import VersionWatch
 from headpond_workers.secret_filter import learn_references
+from headpond_workers.storage.settings import has_storage
 
 logger = logging.getLogger(__name__)
 

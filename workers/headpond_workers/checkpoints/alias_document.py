@@ -9,7 +9,7 @@ from typing import Self
 from headpond.errors import MalformedDocument
 from headpond_workers.checkpoints.names import ALIAS_NAME
 from headpond_workers.checkpoints.version_document import MAX_NOTE_CHARS, MAX_NUMBER
-from headpond_workers.persistence.sealed import Fields, check_common, check_counts, check_texts, is_txn, require, seal
+from headpond_workers.storage.sealed import Fields, check_common, check_counts, check_texts, is_txn, require, seal
 
 SCHEMA = "headpond/alias"
 VERSION = 1

@@ -13,9 +13,9 @@ from headpond.spec import spec_of
 from headpond.tables import ModelTable
 from headpond_workers.checkpoints.manifest import MAX_PARAMETERS, AdapterNote
 from headpond_workers.checkpoints.version_document import MAX_NOTE_CHARS
-from headpond_workers.engines.checkpoint_folder import check_adapter
-from headpond_workers.engines.model_files import read_json_object, unreadable
-from headpond_workers.engines.weights_digest import digest_of
+from headpond_workers.engines.formats.checkpoint_folder import check_adapter
+from headpond_workers.engines.formats.model_files import read_json_object, unreadable
+from headpond_workers.engines.formats.weights_digest import digest_of
 
 MAX_CONFIG_BYTES = 1 << 24
 MAX_VALUE_CHARS = 4096

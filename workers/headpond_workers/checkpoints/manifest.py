@@ -10,7 +10,7 @@ from typing import Self
 
 from headpond.errors import MalformedDocument, ModelFileError
 from headpond_workers.checkpoints.names import check_path
-from headpond_workers.persistence.sealed import MAX_TEXT, Fields, check_common, check_counts, check_texts, require, seal
+from headpond_workers.storage.sealed import MAX_TEXT, Fields, check_common, check_counts, check_texts, require, seal
 
 SCHEMA = "headpond/manifest"
 VERSION = 1

@@ -16,8 +16,8 @@ from headpond.errors import (
     VersionMissing,
     VersionUnusable,
 )
+from headpond_workers.checkpoints.collection.gc_state import GcStore
 from headpond_workers.checkpoints.document_io import checked, new_txn, now_ms
-from headpond_workers.checkpoints.gc_state import GcStore
 from headpond_workers.checkpoints.manifest import MAX_MANIFEST_BYTES, Manifest
 from headpond_workers.checkpoints.names import version_key, versions_prefix
 from headpond_workers.checkpoints.version_document import (
@@ -26,7 +26,7 @@ from headpond_workers.checkpoints.version_document import (
     VersionDocument,
     VersionState,
 )
-from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.storage.blobs import Blobs
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from headpond.tables import VersionSource
 from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.names import alias_key
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.persistence.blobs import Blobs
-from headpond_workers.persistence.storage_settings import Learn, storage_of
+from headpond_workers.storage.blobs import Blobs
+from headpond_workers.storage.settings import Learn, storage_of
 
 if TYPE_CHECKING:
-    from headpond_workers.persistence.s3 import S3Blobs
+    from headpond_workers.storage.s3 import S3Blobs
 
 
 def open_storage(settings: Settings, *, learn: Learn | None = None) -> S3Blobs:
@@ -25,7 +25,7 @@ def open_storage(settings: Settings, *, learn: Learn | None = None) -> S3Blobs:
     learn: is told of each secret. Raises ConfigError, also where there is no storage.
     """
     # boto3 takes a while to import, which no command should wait for that does not need it.
-    from headpond_workers.persistence.s3 import S3Blobs
+    from headpond_workers.storage.s3 import S3Blobs
 
     address = storage_of(settings, learn=learn)
     if address is None:

@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from headpond.errors import BlobCorrupt, BlobMissing
-from headpond_workers.checkpoints.gc_documents import Round
-from headpond_workers.checkpoints.gc_mark import collectable, mark
-from headpond_workers.checkpoints.gc_state import FIRST_EPOCH, GcStore
+from headpond_workers.checkpoints.collection.gc_documents import Round
+from headpond_workers.checkpoints.collection.gc_mark import collectable, mark
+from headpond_workers.checkpoints.collection.gc_state import FIRST_EPOCH, GcStore
 from headpond_workers.checkpoints.names import epoch_of
 from headpond_workers.checkpoints.parallel import THREADS
 from headpond_workers.checkpoints.version_document import VersionState
-from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.storage.blobs import Blobs
 
 
 @dataclass(frozen=True, slots=True)

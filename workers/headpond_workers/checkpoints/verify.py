@@ -10,13 +10,19 @@ from dataclasses import dataclass
 from itertools import islice
 
 from headpond.errors import VersionUnusable
-from headpond_workers.checkpoints.chunk_reads import CONNECTIONS, ChunkDamaged, ChunkRead, read_checked, reads_in_order
-from headpond_workers.checkpoints.fetching import Progress
 from headpond_workers.checkpoints.manifest import Manifest
+from headpond_workers.checkpoints.pulls.chunk_reads import (
+    CONNECTIONS,
+    ChunkDamaged,
+    ChunkRead,
+    read_checked,
+    reads_in_order,
+)
+from headpond_workers.checkpoints.pulls.fetching import Progress
 from headpond_workers.checkpoints.quarantine import quarantined, sound_manifest
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.version_document import VersionDocument
-from headpond_workers.persistence.blobs import Blobs
+from headpond_workers.storage.blobs import Blobs
 
 VERIFYING = "verifying"
 MOST_DAMAGE = 20

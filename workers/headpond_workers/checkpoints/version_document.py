@@ -8,7 +8,7 @@ from typing import Self
 
 from headpond.errors import MalformedDocument
 from headpond_workers.checkpoints.manifest import SHA256_BYTES, is_digest
-from headpond_workers.persistence.sealed import (
+from headpond_workers.storage.sealed import (
     Fields,
     check_common,
     check_counts,

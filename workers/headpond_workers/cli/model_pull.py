@@ -12,7 +12,7 @@ import typer
 from headpond.cli.exits import INTERNAL, INTERRUPTED
 from headpond.tables import VersionSource
 from headpond.terminal import escape_controls
-from headpond_workers.checkpoints.pull import pull as pull_version
+from headpond_workers.checkpoints.pulls.pull import pull as pull_version
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.resolving import open_storage, resolve
 from headpond_workers.checkpoints.verify import verify as verify_version

@@ -27,7 +27,7 @@ from headpond_workers.cli import (
     push_version,
     versions,
 )
-from headpond_workers.engines.weights_digest import digest_of
+from headpond_workers.engines.formats.weights_digest import digest_of
 from headpond_workers.models.catalogue import parse_source
 from headpond_workers.models.prepare import prepare as prepare_model
 from headpond_workers.models.requantise import Progress as OnProgress

@@ -152,9 +152,9 @@ def _jobs_of(operator: Operator, settings: Settings | None, model: str, owner: O
 def _stored(settings: Settings | None, model: str, owner: Owner, name: str) -> Iterator[str]:
     # boto3 takes a while to import, which no purge without storage should wait for.
     from headpond_workers.persistence.purge_search import stored_jobs
-    from headpond_workers.persistence.s3 import S3Blobs
     from headpond_workers.persistence.segments import StateStore
-    from headpond_workers.persistence.storage_settings import storage_of
+    from headpond_workers.storage.s3 import S3Blobs
+    from headpond_workers.storage.settings import storage_of
 
     address = None if settings is None else storage_of(settings)
     if address is None:

@@ -24,7 +24,7 @@ from headpond.cli.exits import INTERRUPTED
 from headpond.errors import StorageUnavailable
 from headpond.jobs import check_model_name
 from headpond_workers.checkpoints.description import describe
-from headpond_workers.checkpoints.pushing import How, OnProgress, Pushed, Stage, Unchanged, push
+from headpond_workers.checkpoints.pushes.pushing import How, OnProgress, Pushed, Stage, Unchanged, push
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.cli.config_option import AsJson, Config, say, settings_of
 from headpond_workers.cli.sizes import shown_size

@@ -26,10 +26,10 @@ from rich.text import Text
 from headpond.cli.exits import INTERNAL
 from headpond.errors import InvalidRequest
 from headpond.terminal import escape_controls
+from headpond_workers.checkpoints.collection.gc import HOUR_MS, Collected, Collector
+from headpond_workers.checkpoints.collection.scrub import Scrubbed
+from headpond_workers.checkpoints.collection.scrub import scrub as scrub_storage
 from headpond_workers.checkpoints.document_io import now_ms
-from headpond_workers.checkpoints.gc import HOUR_MS, Collected, Collector
-from headpond_workers.checkpoints.scrub import Scrubbed
-from headpond_workers.checkpoints.scrub import scrub as scrub_storage
 from headpond_workers.checkpoints.storage_status import Amount, StorageStatus, storage_status
 from headpond_workers.cli import storage_kv
 from headpond_workers.cli.config_option import AsJson, Config, say

@@ -11,16 +11,16 @@ import psutil
 
 from headpond.errors import ConfigError
 from headpond_workers.cli.config_option import Config, settings_of
-from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.storage.settings import storage_of
 
 if TYPE_CHECKING:
-    from headpond_workers.persistence.s3 import S3Blobs
+    from headpond_workers.storage.s3 import S3Blobs
 
 
 def storage_blobs(config: Config) -> S3Blobs:
     """Contacts nobody. Raises ConfigError if no storage is configured and none runs."""
     # boto3 takes a while to import, which no other command should wait for.
-    from headpond_workers.persistence.s3 import S3Blobs
+    from headpond_workers.storage.s3 import S3Blobs
 
     settings = settings_of(config, needed=())
     address = storage_of(settings)

@@ -12,10 +12,10 @@ from headpond.terminal import escape_controls
 from headpond_workers.cli.config_option import AsJson, Config, say, settings_of
 from headpond_workers.cli.sizes import shown_size
 from headpond_workers.cli.status_tables import table_console
-from headpond_workers.persistence.storage_settings import has_storage
 from headpond_workers.prefixes.counts import Counts
 from headpond_workers.prefixes.folders import kv_folder
 from headpond_workers.prefixes.usage import LocalUse, StoredUse, local_use, stored_use
+from headpond_workers.storage.settings import has_storage
 
 _NONE_HERE, _NONE_STORED = LocalUse(0, 0, 0, Counts()), StoredUse(0, 0)
 

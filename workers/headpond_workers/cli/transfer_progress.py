@@ -17,7 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from headpond_workers.checkpoints.fetching import Progress as OnProgress
+from headpond_workers.checkpoints.pulls.fetching import Progress as OnProgress
 
 _LINE_EVERY_S = 10.0
 _MEGABYTE = 1_000_000

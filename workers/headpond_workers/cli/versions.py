@@ -16,8 +16,8 @@ from headpond_workers.checkpoints.aliases import Aliases
 from headpond_workers.checkpoints.comparing import Comparison, Shared, compare, shared
 from headpond_workers.checkpoints.manifest import Manifest
 from headpond_workers.checkpoints.names import PROD, VERSION_NUMBER
+from headpond_workers.checkpoints.pushes.stored_chunks import read_versions
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.checkpoints.stored_chunks import read_versions
 from headpond_workers.checkpoints.version_document import VersionDocument, VersionState
 from headpond_workers.cli.config_option import AsJson, Config, say
 from headpond_workers.cli.sizes import shown_size

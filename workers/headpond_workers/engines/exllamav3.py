@@ -35,15 +35,15 @@ from headpond.jobs import FinishReason
 from headpond.requests import Message
 from headpond.sampling import Sampling
 from headpond.tables import PAGE_TOKENS, ExLlamaV3Model
-from headpond_workers.engines.batch_generator import SequenceCrashed, Step
-from headpond_workers.engines.checkpoint_folder import CheckpointFolder, check_checkpoint
-from headpond_workers.engines.checkpoint_text import CheckpointText
-from headpond_workers.engines.cuda_use import cuda_use
-from headpond_workers.engines.exllama_results import step_of
-from headpond_workers.engines.exllamav2_memory import is_out_of_memory
-from headpond_workers.engines.exllamav2_preflight import select_devices, stdout_in_log
-from headpond_workers.engines.job_loop import JobLoop
-from headpond_workers.engines.loading_log import LoadingLog
+from headpond_workers.engines.exllama.batch_generator import SequenceCrashed, Step
+from headpond_workers.engines.exllama.cuda_use import cuda_use
+from headpond_workers.engines.exllama.job_loop import JobLoop
+from headpond_workers.engines.exllama.loading_log import LoadingLog
+from headpond_workers.engines.exllama.memory import is_out_of_memory
+from headpond_workers.engines.exllama.preflight import select_devices, stdout_in_log
+from headpond_workers.engines.exllama.results import step_of
+from headpond_workers.engines.formats.checkpoint_folder import CheckpointFolder, check_checkpoint
+from headpond_workers.engines.formats.checkpoint_text import CheckpointText
 from headpond_workers.engines.protocol import Capability, DeviceUse, Emit, EngineInfo, Finish, Sequence
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from headpond.errors import ModelFileError
-from headpond_workers.engines.model_files import read_json_object
+from headpond_workers.engines.formats.model_files import read_json_object
 
 FILE_NAME = "scripted.json"
 MAX_FILE_BYTES = 64 << 10

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from headpond.errors import EngineUnavailable, ModelFileError
-from headpond_workers.engines.gguf_header import UINT32, GgufHeader, TensorInfo, read_header
+from headpond_workers.engines.formats.gguf_header import UINT32, GgufHeader, TensorInfo, read_header
 
 CONVERTER_VERSION = 1
 """Raised whenever the same input may give other bytes."""

@@ -11,8 +11,8 @@ from headpond.models import Holder, ModelRow
 from headpond.settings import Settings
 from headpond.spec import spec_of
 from headpond.tables import ModelTable
-from headpond_workers.engines.checkpoint_folder import check_adapter, check_checkpoint
-from headpond_workers.engines.weights_digest import read_sidecar, remembered_digest_of
+from headpond_workers.engines.formats.checkpoint_folder import check_adapter, check_checkpoint
+from headpond_workers.engines.formats.weights_digest import read_sidecar, remembered_digest_of
 from headpond_workers.models.prepare import digest_cache
 from headpond_workers.naming.identity import Identity
 

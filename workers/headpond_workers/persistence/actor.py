@@ -15,7 +15,6 @@ from headpond.connections import RedisAddress
 from headpond.errors import HeadpondError, StorageUnavailable
 from headpond.keys import PERSISTENCE_QUEUE
 from headpond.queue import Server
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.gate import open_queue
 from headpond_workers.persistence.housekeeping import Housekeeping
 from headpond_workers.persistence.journal import Journal, check_spool, drain
@@ -24,6 +23,7 @@ from headpond_workers.persistence.snapshot_thread import SnapshotThread
 from headpond_workers.persistence.snapshots import is_due
 from headpond_workers.persistence.spool import Spool
 from headpond_workers.persistence.spooling import SpoolPolicy, replay, spool_outage
+from headpond_workers.storage.blobs import Blobs
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from headpond.errors import BlobCorrupt, BlobMissing, MalformedDocument, UnsupportedSchema
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.documents import MAX_HEAD_BYTES, MAX_SEGMENT_BYTES, Head, Segment
 from headpond_workers.persistence.items import Item
 from headpond_workers.persistence.journal_id import JournalId
@@ -21,6 +20,7 @@ from headpond_workers.persistence.snapshot_documents import (
     Snapshot,
 )
 from headpond_workers.persistence.state_keys import StateKeys
+from headpond_workers.storage.blobs import Blobs
 
 T = TypeVar("T")
 OnRead = Callable[[int, int], None]

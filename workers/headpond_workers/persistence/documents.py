@@ -23,7 +23,7 @@ from headpond_workers.persistence.fair import Fair, pack_fair, unpack_fair
 from headpond_workers.persistence.journal_id import JournalId
 from headpond_workers.persistence.progress import Progress
 from headpond_workers.persistence.records import SEGMENT_SCHEMA, Record, pack_record, unpack_record
-from headpond_workers.persistence.sealed import Fields, check_common, check_counts, check_texts, require, seal
+from headpond_workers.storage.sealed import Fields, check_common, check_counts, check_texts, require, seal
 
 HEAD_SCHEMA = "headpond/head"
 HEAD_VERSION = 2

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headpond.errors import MalformedDocument
-from headpond_workers.persistence.sealed import MAX_TEXT, require
+from headpond_workers.storage.sealed import MAX_TEXT, require
 
 
 @dataclass(frozen=True, slots=True)

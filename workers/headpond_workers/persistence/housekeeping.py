@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 
 from headpond import upkeep
 from headpond.queue import JobQueue, Server
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.history import collect, is_clean, list_unsettled, raise_floor
 from headpond_workers.persistence.items import Item
 from headpond_workers.persistence.journal_id import JOURNAL_START, JournalId
 from headpond_workers.persistence.retention import StoragePolicy, storage_policy
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.persistence.snapshots import is_due, make_snapshot
+from headpond_workers.storage.blobs import Blobs
 
 logger = logging.getLogger(__name__)
 

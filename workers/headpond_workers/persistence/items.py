@@ -12,7 +12,7 @@ from headpond.errors import MalformedDocument
 from headpond.jobs import JobState
 from headpond_workers.persistence.progress import tokens_bytes
 from headpond_workers.persistence.records import take_state
-from headpond_workers.persistence.sealed import MAX_TEXT, Fields, check_counts, check_tokens, require
+from headpond_workers.storage.sealed import MAX_TEXT, Fields, check_counts, check_tokens, require
 
 PART_SCHEMA = "headpond/part"
 JOB, COMMIT, SESSION = "job", "commit", "session"

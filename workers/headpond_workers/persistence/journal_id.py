@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from headpond.errors import MalformedDocument
-from headpond_workers.persistence.sealed import MAX_COUNT
+from headpond_workers.storage.sealed import MAX_COUNT
 
 _JOURNAL_ID = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})")
 

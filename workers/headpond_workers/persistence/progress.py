@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from headpond_workers.persistence.records import MAX_RECORD_BYTES, SEGMENT_SCHEMA
-from headpond_workers.persistence.sealed import MAX_TEXT, Fields, check_counts, check_tokens, require
+from headpond_workers.storage.sealed import MAX_TEXT, Fields, check_counts, check_tokens, require
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from headpond.errors import BlobCorrupt, ConfigError, NotStored
 from headpond.jobs import JobId, JobState, Result
 from headpond.settings import CONFIG_NAME, find_config, load_settings
 from headpond.wire import unpack_result
-from headpond_workers.persistence.s3 import S3Blobs
 from headpond_workers.persistence.segments import StateStore
-from headpond_workers.persistence.storage_settings import storage_of
+from headpond_workers.storage.s3 import S3Blobs
+from headpond_workers.storage.settings import storage_of
 
 
 def read_result(job_id: JobId, *, start: Path | None = None) -> Result:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from headpond.errors import MalformedDocument
 from headpond.jobs import JobState
 from headpond_workers.persistence.journal_id import JournalId
-from headpond_workers.persistence.sealed import MAX_TEXT, Fields, check_counts, require
+from headpond_workers.storage.sealed import MAX_TEXT, Fields, check_counts, require
 
 SEGMENT_SCHEMA = "headpond/segment"
 MAX_RECORD_BYTES = 48 << 20

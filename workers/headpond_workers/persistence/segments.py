@@ -25,7 +25,6 @@ from dataclasses import replace
 from headpond.errors import BlobChanged, CommitLost, StaleIncarnation
 from headpond.jobs import JobState
 from headpond_workers.persistence.batch import Batch
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.persistence.chain import HeadAt, OnRead, StateChain
 from headpond_workers.persistence.documents import Head, Segment
 from headpond_workers.persistence.fold import Change, apply, begins_anew, dropped, item_key
@@ -33,6 +32,7 @@ from headpond_workers.persistence.items import JOB, DroppedItem, Item, JobItem
 from headpond_workers.persistence.journal_id import JOURNAL_START, JournalId
 from headpond_workers.persistence.segment_cuts import cut
 from headpond_workers.persistence.state_point import StatePoint, changed_keys, state_at
+from headpond_workers.storage.blobs import Blobs
 
 __all__ = ["HeadAt", "StateStore"]
 

@@ -10,7 +10,7 @@ from headpond.jobs import MODEL_NAME
 from headpond_workers.persistence.fair import Fair, pack_fair, unpack_fair
 from headpond_workers.persistence.items import PART_SCHEMA, Item, pack_item, unpack_item
 from headpond_workers.persistence.journal_id import JournalId
-from headpond_workers.persistence.sealed import (
+from headpond_workers.storage.sealed import (
     MAX_TEXT,
     Fields,
     check_common,

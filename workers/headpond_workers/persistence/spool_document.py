@@ -11,7 +11,7 @@ from headpond_workers.persistence.fair import pack_fair, unpack_fair
 from headpond_workers.persistence.journal_id import JournalId
 from headpond_workers.persistence.progress import Progress
 from headpond_workers.persistence.records import pack_record, unpack_record
-from headpond_workers.persistence.sealed import Fields, check_common, check_counts, check_texts, seal
+from headpond_workers.storage.sealed import Fields, check_common, check_counts, check_texts, seal
 
 SPOOL_SCHEMA = "headpond/spool"
 SPOOL_VERSION = 1

@@ -7,9 +7,9 @@ from typing import Self
 
 from headpond.errors import MalformedDocument
 from headpond.jobs import MODEL_NAME
-from headpond_workers.persistence.sealed import Fields, check_common, check_counts, require, seal
 from headpond_workers.prefixes.blocks import BLOCK_TOKENS, HASH_BYTES
 from headpond_workers.prefixes.folders import is_fingerprint
+from headpond_workers.storage.sealed import Fields, check_common, check_counts, require, seal
 
 PREFIX_SCHEMA = "headpond/stored-prefix"
 PREFIX_VERSION = 1

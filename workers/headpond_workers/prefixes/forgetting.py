@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.prefixes.document import model_root
 from headpond_workers.prefixes.folders import OUTBOX, fingerprint_folders, partials_in, prefixes_in
+from headpond_workers.storage.blobs import Blobs
 
 
 def forget_model(kv: Path, model: str, fingerprint: str | None = None) -> int:

@@ -9,10 +9,10 @@ from headpond.errors import ConfigError, EngineUnavailable
 from headpond.settings import CONFIG_NAME, Settings
 from headpond.tables import KvModel, ModelTable
 from headpond_workers.engines.protocol import Capability, Engine, PrefixEngine, RelayEngine
-from headpond_workers.persistence.blobs import Blobs
-from headpond_workers.persistence.storage_settings import Learn, storage_of
 from headpond_workers.prefixes.folders import kv_folder, slot_folder
 from headpond_workers.prefixes.stored_prefixes import StoredPrefixes
+from headpond_workers.storage.blobs import Blobs
+from headpond_workers.storage.settings import Learn, storage_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,6 @@ def _blobs(settings: Settings, model: str, learn: Learn | None) -> Blobs:
             where=str(settings.file or CONFIG_NAME),
         )
     # boto3 takes a while to import, which no other worker should wait for.
-    from headpond_workers.persistence.s3 import S3Blobs
+    from headpond_workers.storage.s3 import S3Blobs
 
     return S3Blobs(address)

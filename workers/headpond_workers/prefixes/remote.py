@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from headpond.errors import BlobCorrupt, BlobMissing, MalformedDocument, UnsupportedSchema
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.prefixes.document import MAX_DOCUMENT_BYTES, StoredPrefixDocument, document_key, model_root
 from headpond_workers.prefixes.index import Found, PrefixIndex
+from headpond_workers.storage.blobs import Blobs
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from headpond.errors import BlobCorrupt, BlobMissing, EngineError, HeadpondError, PrefixRefused
 from headpond.tables import KvModel
 from headpond_workers.engines.protocol import Finish, PrefixCopy, PrefixEngine, Sequence
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.prefixes.blocks import BLOCK_TOKENS, block_hashes, prefix_name
 from headpond_workers.prefixes.choice import Offer, Tier, choose, prefill_s
 from headpond_workers.prefixes.counts import CountBook
 from headpond_workers.prefixes.local import LocalPrefixes
 from headpond_workers.prefixes.rates import RateBook
 from headpond_workers.prefixes.remote import RemotePrefixes
+from headpond_workers.storage.blobs import Blobs
 
 logger = logging.getLogger(__name__)
 

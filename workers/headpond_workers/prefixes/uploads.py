@@ -25,7 +25,6 @@ from headpond.errors import (
     UnsupportedSchema,
 )
 from headpond_workers.engines.prefix_header import check_digest, read_head
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.prefixes.blocks import block_hashes
 from headpond_workers.prefixes.document import (
     MAX_DOCUMENT_BYTES,
@@ -35,6 +34,7 @@ from headpond_workers.prefixes.document import (
     document_key,
 )
 from headpond_workers.prefixes.folders import OUTBOX, StoredFile, fingerprint_folders, models_in, prefixes_in
+from headpond_workers.storage.blobs import Blobs
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.prefixes.counts import Counts, counts_in
 from headpond_workers.prefixes.document import ROOT
 from headpond_workers.prefixes.folders import OUTBOX, fingerprint_folders, models_in, prefixes_in
+from headpond_workers.storage.blobs import Blobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from headpond.errors import StorageUnavailable
 from headpond.settings import Settings
 from headpond.tables import ModelTable, VersionedModel
 from headpond.tables.version_source import VERSION_NUMBER
-from headpond_workers.checkpoints.cache import HeldVersion, VersionCache
+from headpond_workers.checkpoints.pulls.cache import HeldVersion, VersionCache
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.resolving import open_storage, resolve
 from headpond_workers.redaction import Secrets

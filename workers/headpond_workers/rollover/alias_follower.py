@@ -18,12 +18,12 @@ from headpond.switching import Switch
 from headpond.tables import VersionSource
 from headpond_workers.checkpoints.alias_document import AliasDocument
 from headpond_workers.checkpoints.registry import Registry
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.rollover.alias_copy import copy_alias, is_copied, is_foreign, replace_copy
 from headpond_workers.rollover.alias_store import AliasStore
 from headpond_workers.rollover.followed_models import followed
 from headpond_workers.rollover.trial_watch import INTERVAL_S as TRIAL_INTERVAL_S
 from headpond_workers.rollover.trial_watch import TrialWatch
+from headpond_workers.storage.blobs import Blobs
 
 logger = logging.getLogger(__name__)
 

@@ -15,15 +15,15 @@ from headpond.settings import Settings
 from headpond.switching import Assignment
 from headpond.tables import VersionSource
 from headpond.workers import WorkerState
-from headpond_workers.checkpoints.cache import HeldVersion, VersionCache
+from headpond_workers.checkpoints.pulls.cache import HeldVersion, VersionCache
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.resolving import open_storage
 from headpond_workers.own_row import OwnRow
-from headpond_workers.persistence.storage_settings import Learn
 from headpond_workers.rollover.alias_copy import copy_alias, version_name
 from headpond_workers.rollover.alias_store import AliasStore
 from headpond_workers.rollover.failed_load import refuse_version
 from headpond_workers.rollover.version_store import FetchLeft, VersionStore
+from headpond_workers.storage.settings import Learn
 
 logger = logging.getLogger(__name__)
 

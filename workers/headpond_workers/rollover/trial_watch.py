@@ -22,9 +22,9 @@ from headpond_workers.checkpoints.names import PROD
 from headpond_workers.checkpoints.registry import Registry
 from headpond_workers.checkpoints.trial_decision import Decision, Ruling, decide
 from headpond_workers.checkpoints.version_document import MAX_NOTE_CHARS
-from headpond_workers.persistence.blobs import Blobs
 from headpond_workers.rollover.alias_copy import copy_alias, version_name
 from headpond_workers.rollover.followed_models import followed
+from headpond_workers.storage.blobs import Blobs
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import threading
 import time
 
 from headpond.errors import HeadpondError, StorageUnavailable
-from headpond_workers.checkpoints.cache import HeldVersion, VersionCache
+from headpond_workers.checkpoints.pulls.cache import HeldVersion, VersionCache
 from headpond_workers.checkpoints.registry import Registry
 
 logger = logging.getLogger(__name__)

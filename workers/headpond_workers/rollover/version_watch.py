@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from headpond.errors import ConfigError, HeadpondError, ServiceUnavailable
 from headpond.switching import Serve
-from headpond_workers.checkpoints.cache import HeldVersion
+from headpond_workers.checkpoints.pulls.cache import HeldVersion
 from headpond_workers.rollover.serving_version import ServingVersion
 
 logger = logging.getLogger(__name__)

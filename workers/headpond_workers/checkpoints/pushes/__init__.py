@@ -1,0 +1,1 @@
+"""A push: files cut and hashed, what storage lacks sent, a number taken."""

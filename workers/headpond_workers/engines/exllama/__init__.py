@@ -1,0 +1,1 @@
+"""What the engines of exllamav2 and exllamav3 have in common."""

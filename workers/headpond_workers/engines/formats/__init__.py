@@ -1,0 +1,1 @@
+"""Files of models: their headers, vocabularies and digests, read without an engine."""

@@ -1,0 +1,59 @@
+"""Grammars that read one text in ever more ways. Pure.
+
+llama.cpp asks of each token of the vocabulary whether it fits, and follows every way to read its characters, one by
+one. Where the ways double with each character, a token of 60 spaces is never answered. So each rule is walked along
+the characters that keep most ways open, and a grammar whose ways grow so is refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from headpond_workers.engines.grammar.gbnf import Ranges, matches
+from headpond_workers.engines.grammar.gbnf_state import EMPTY, GrammarState, Program, TooAmbiguous
+
+SHORT_WALK = 16
+LONG_WALK = 64
+"""Characters. The longest tokens, of spaces or dashes, have 128."""
+SUSPICIOUS_WAYS = 8
+MAX_WAYS = 1 << 14
+_TRIED = 4
+_SHARED_RULES = 64
+
+
+def refuse_explosive(program: Program) -> None:
+    """Raises TooAmbiguous for a grammar that reads a short text in too many ways."""
+    state = GrammarState(program)
+    for rule in range(len(program.starts)):
+        if rule % _SHARED_RULES == 0:
+            state = GrammarState(program)  # what walks of other rules have left is not needed
+        if _most_ways(state, rule, SHORT_WALK) > SUSPICIOUS_WAYS:
+            _most_ways(state, rule, LONG_WALK)
+
+
+def _most_ways(state: GrammarState, rule: int, characters: int) -> int:
+    ways = Counter(dict.fromkeys(state.beginnings(rule), 1))
+    most = 0
+    for _ in range(characters):
+        # How a class is left does not matter, only that it is: all ways through it go on together.
+        classes = Counter[Ranges]()
+        for stack, count in ways.items():
+            if stack != EMPTY:
+                classes[state.class_at(stack)] += count
+        tried = [_after(state, ways, ranges[0][0]) for ranges, _ in classes.most_common(_TRIED)]
+        if not tried:
+            break
+        ways = max(tried, key=Counter.total)
+        most = max(most, ways.total())
+        if most > MAX_WAYS:
+            raise TooAmbiguous(f"it reads a text of {characters} characters in more than {MAX_WAYS} ways")
+    return most
+
+
+def _after(state: GrammarState, ways: Counter[int], character: int) -> Counter[int]:
+    made: Counter[int] = Counter()
+    for stack, count in ways.items():
+        if stack != EMPTY and matches(state.class_at(stack), character):
+            for follower in state.step(stack):
+                made[follower] += count
+    return made

@@ -1,0 +1,1 @@
+"""llama.cpp, by xllamacpp: generation, embeddings, adapters, stored keys and values."""

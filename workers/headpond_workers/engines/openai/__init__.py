@@ -1,0 +1,1 @@
+"""Proxies: servers of the OpenAI protocol, each with secrets and limits of its own."""
