@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from headpond import upkeep
 from headpond.errors import HistoryMismatch, SpoolElsewhere
-from headpond.queue import JobQueue, JournalEntry
+from headpond.queue import JobQueue
+from headpond.queue_reads import JournalEntry
 from headpond.spooled import Spooled
 from headpond_workers.persistence.batch import Batch
 from headpond_workers.persistence.journal_id import JournalId

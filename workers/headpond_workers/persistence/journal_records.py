@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from headpond.errors import MalformedDocument
-from headpond.queue import JobQueue, JournalEntry
+from headpond.queue import JobQueue
+from headpond.queue_reads import JournalEntry
 from headpond.results import build_result
 from headpond.wire import RunRow, pack_result, unpack_run
 from headpond_workers.persistence.journal_id import JournalId
