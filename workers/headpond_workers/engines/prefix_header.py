@@ -1,6 +1,7 @@
 """What files of keys and values have in common: a safetensors header with one possible form for given contents.
 
-docs/kv-format.md describes it. `prefix_file` has one tensor for each part of a cache, `slot_file` all of it in one.
+docs/kv-format.md describes it. `exllamav2.prefix_file` has one tensor for each part of a cache,
+`llamacpp.slot_file` all of it in one.
 """
 
 from __future__ import annotations
@@ -59,6 +60,15 @@ class PrefixHead:
     ids: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class OwnHeader:
+    """content: without its length. digest: of the file, by its own account; nothing is checked against it yet."""
+
+    content: bytes
+    tokens: int
+    digest: str
+
+
 def read_fingerprint(path: Path) -> dict[str, object]:
     """What made a file, by its own account: nothing of it is checked but the format. Raises PrefixRefused."""
     with refusing(path), open_prefix(path) as file:
@@ -83,9 +93,7 @@ def check_digest(path: Path) -> None:
     """Whether a file is as it was written, whatever it is of. Raises PrefixRefused."""
     with refusing(path), open_prefix(path) as file:
         content = read_header(file)
-        digest = metadata_of(content).get("digest", "")
-        if not re.fullmatch("[0-9a-f]{64}", digest):
-            raise Unfit("its digest is not one of SHA-256")
+        digest = _digest_in(metadata_of(content))
         hasher = hashlib.sha256(len(content).to_bytes(LENGTH_BYTES, "little"))
         hasher.update(content.replace(digest.encode(), NO_DIGEST.encode(), 1))
         while block := file.read(_READ_BYTES):
@@ -163,6 +171,21 @@ def read_header(file: BufferedReader) -> bytes:
     if len(content) < length:
         raise Unfit("it became shorter while it was read")
     return content
+
+
+def read_own_header(file: BufferedReader, fingerprint: Mapping[str, Part], max_tokens: int) -> OwnHeader:
+    """The header of a file that must have this fingerprint, and at most max_tokens tokens. Raises Unfit."""
+    content = read_header(file)
+    metadata = metadata_of(content)
+    compare_fingerprints(stored_fingerprint(metadata), fingerprint)
+    return OwnHeader(content, tokens_of(metadata, max_tokens), _digest_in(metadata))
+
+
+def _digest_in(metadata: Mapping[str, str]) -> str:
+    digest = metadata.get("digest", "")
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise Unfit("its digest is not one of SHA-256")
+    return digest
 
 
 def metadata_of(content: bytes) -> dict[str, str]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,17 +22,13 @@ from headpond_workers.engines.prefix_header import (
     HeaderTensor,
     Part,
     Unfit,
-    compare_fingerprints,
     header_bytes,
-    metadata_of,
     not_written,
     open_prefix,
     pack_ids,
-    read_header,
+    read_own_header,
     refusing,
     shown,
-    stored_fingerprint,
-    tokens_of,
     whole_or_absent,
 )
 
@@ -112,13 +107,8 @@ def read_prefix_file(
 def _read(
     file: BufferedReader, fingerprint: Mapping[str, Part], layout: Sequence[TensorLayout], max_tokens: int
 ) -> StoredPrefix:
-    content = read_header(file)
-    metadata = metadata_of(content)
-    compare_fingerprints(stored_fingerprint(metadata), fingerprint)
-    tokens = tokens_of(metadata, max_tokens)
-    digest = metadata.get("digest", "")
-    if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise Unfit("its digest is not one of SHA-256")
+    header = read_own_header(file, fingerprint, max_tokens)
+    content, tokens, digest = header.content, header.tokens, header.digest
     if content != _header(fingerprint, tokens, layout, digest=digest)[LENGTH_BYTES:]:
         _compare_tensors(json.loads(content), tokens, layout)
         raise Unfit("its header is not written as this format asks")

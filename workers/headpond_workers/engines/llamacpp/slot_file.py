@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from io import BufferedReader
@@ -22,17 +21,13 @@ from headpond_workers.engines.prefix_header import (
     HeaderTensor,
     Part,
     Unfit,
-    compare_fingerprints,
     header_bytes,
-    metadata_of,
     not_written,
     open_prefix,
     pack_ids,
-    read_header,
+    read_own_header,
     refusing,
     shown,
-    stored_fingerprint,
-    tokens_of,
     whole_or_absent,
 )
 
@@ -108,13 +103,8 @@ def read_slot_file(path: Path, *, fingerprint: Mapping[str, Part], max_tokens: i
 def _check_and_copy(
     file: BufferedReader, fingerprint: Mapping[str, Part], max_tokens: int, into: Path
 ) -> tuple[int, ...]:
-    content = read_header(file)
-    metadata = metadata_of(content)
-    compare_fingerprints(stored_fingerprint(metadata), fingerprint)
-    tokens = tokens_of(metadata, max_tokens)
-    digest = metadata.get("digest", "")
-    if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise Unfit("its digest is not one of SHA-256")
+    header = read_own_header(file, fingerprint, max_tokens)
+    content, tokens, digest = header.content, header.tokens, header.digest
     size = _slot_bytes(json.loads(content))
     if content != _header(fingerprint, tokens, size, digest=digest)[LENGTH_BYTES:]:
         raise Unfit("its header is not written as this format asks")
