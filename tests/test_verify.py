@@ -285,6 +285,22 @@ def test_a_job_that_redis_forgot_is_verified_from_storage(
     assert verified(deployment, "chat/kept", "--from-storage")[0] == 1
 
 
+def test_a_turn_that_redis_forgot_is_verified_with_the_conversation_that_storage_has(
+    deployment: Deployment, client: Client, seaweed: SeaweedProcess
+) -> None:
+    deployment.configure(scripted(), extra=storage_table(seaweed, deployment.folder, bucket="sessions"))
+    start_persister(deployment)
+    deployment.start("chat", "chat-0")
+    for number in range(3):
+        answered(client, f"chat/turn-{number}", session="s1", durability="storage", max_tokens=8)
+    in_redis = [verified(deployment, f"chat/turn-{number}")[1] for number in (0, 2)]
+    deployment.queue("chat").server.redis.flushall()
+    for number, before in zip((0, 2), in_redis, strict=True):
+        code, found = verified(deployment, f"chat/turn-{number}", "--from-storage")
+        assert (code, found[""]) == (0, "same")
+        assert named(found, "same") == named(before, "same") >= {"prompt", "tokens"}
+
+
 def test_a_proxy_names_its_upstream_model_and_no_digest(deployment: Deployment, client: Client) -> None:
     with misbehaving_server() as server:
         deployment.configure(table(server.url))

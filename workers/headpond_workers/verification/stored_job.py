@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headpond.errors import InvalidRequest, JobGone, MalformedDocument, NotStored, SessionError
 from headpond.jobs import JobId, JobState, Result
 from headpond.operators import Operator
-from headpond.queue import JobQueue
 from headpond.requests import JobRequest, parse_request
 from headpond.submission import GENERATE
-from headpond.whole_request import whole_request
+from headpond.whole_request import Conversations, whole_request
 from headpond.wire import Header, unpack_entry, unpack_result
 from headpond_workers.persistence.reading import find_job, open_store
+from headpond_workers.persistence.stored_sessions import StoredSessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +53,19 @@ def read_from_redis(job_id: JobId, *, url: str | None) -> StoredJob:
         row, data = queue.run_row(str(job_id)), queue.data(str(job_id))
         if row is None or data is None:
             raise JobGone(str(job_id))
-        return _with_session(queue, StoredJob(str(job_id), row.state, data, queue.result(str(job_id)), row.durable))
+        job = StoredJob(str(job_id), row.state, data, queue.result(str(job_id)), row.durable)
+        return _with_session(job, lambda: queue)
 
 
-def _with_session(queue: JobQueue, job: StoredJob) -> StoredJob:
+def _with_session(job: StoredJob, sessions: Callable[[], Conversations]) -> StoredJob:
+    """sessions: asked for if the job is a turn of one."""
     try:
         header, request = job.asked()
         result = job.result()
         if header.turn is None:
             return job
         told = None if result is None else result.turn
-        return replace(job, shown=whole_request(queue, job.id, job.state, header.turn, request, told))
+        return replace(job, shown=whole_request(sessions(), job.id, job.state, header.turn, request, told))
     except (MalformedDocument, SessionError) as error:
         # Damage of the job itself is the verification's to find.
         return replace(job, why_not=str(error))
@@ -73,9 +76,10 @@ def read_from_storage(job_id: JobId, *, config: Path | None) -> StoredJob:
 
     Raises NotStored, ConfigError, StorageUnavailable, BlobCorrupt.
     """
-    found = find_job(open_store(job_id.model, config=config), str(job_id))
+    store = open_store(job_id.model, config=config)
+    found = find_job(store, str(job_id))
     if found is None:
         raise NotStored(str(job_id))
     data, state, document = found
-    why_not = "the job is a turn of a session, and its conversation is not read from storage"
-    return StoredJob(str(job_id), state, data, document, durable=True, why_not=why_not)
+    job = StoredJob(str(job_id), state, data, document, durable=True)
+    return _with_session(job, lambda: StoredSessions(store))
