@@ -26,11 +26,12 @@ class House:
     def __init__(self, bench: Bench) -> None:
         self.bench, self.memory, self.seconds = bench, MemoryBlobs(), 0.0
         self.forgotten: list[str] = []
+        self.followed: list[tuple[str, str]] = []
         self.blobs = FaultyBlobs(self.memory)
         self.store = StateStore(self.blobs, bench.queue.name)
         self.keeping = Housekeeping(
             bench.server, self.blobs, writer="a", history_s=3600, forget=self.forgotten.append,
-            clock=lambda: self.seconds,
+            follow=lambda model, marks: self.followed.append((model, marks)), clock=lambda: self.seconds,
         )  # fmt: skip
         assert open_queue(bench.queue, self.store, writer="a")
         self.journal = Journal(bench.queue)
@@ -69,6 +70,9 @@ def test_a_purge_is_carried_out_once_its_entry_is_committed(house: House) -> Non
     assert house.holds("m/kept")
     assert await_clean(queue, done.through, timeout_s=0)
     assert house.forgotten == [queue.name]
+    house.renew()
+    # What else there is of the model's prompts goes as it is purged, and once more when storage is clean.
+    assert house.followed == [(queue.name, done.through), (queue.name, f"{done.through} {done.through}")]
     assert not house.keeping.is_wanted(queue)
     assert purge_to_do(queue.meta()) == JOURNAL_START
 

@@ -28,6 +28,7 @@ from headpond_workers.prefixes.document import (
 )
 from headpond_workers.prefixes.folders import OUTBOX, prefixes_in
 from headpond_workers.prefixes.forgetting import forget_model, forget_stored
+from headpond_workers.prefixes.purges import PurgedPrefixes
 from headpond_workers.prefixes.uploads import PrefixUploads
 from headpond_workers.storage.s3 import S3Blobs
 from headpond_workers.storage.s3_client import S3Timeouts
@@ -369,3 +370,21 @@ def test_a_document_that_contradicts_itself_cannot_be_made(change: dict[str, obj
 def test_a_newer_major_version_is_refused() -> None:
     with pytest.raises(UnsupportedSchema):
         StoredPrefixDocument.unpack(seal(PREFIX_SCHEMA, 2, {"txn": "0" * 32}, max_bytes=1000))
+
+
+@pytest.mark.slow
+def test_each_machine_follows_a_purge_once_and_once_more_when_storage_is_clean(
+    hosts: Callable[..., Host], blobs: S3Blobs
+) -> None:
+    host, other = hosts("a"), hosts("b")
+    uploaded(host, blobs)
+    _saved(other, 1)
+    purged = PurgedPrefixes(other.kv, blobs)
+    assert purged.follow(MODEL, "1-7")
+    assert not list(blobs.list_keys(model_root(MODEL)))
+    assert forget_model(other.kv, MODEL) == 0
+    _saved(other, 2)
+    assert not PurgedPrefixes(other.kv, blobs).follow(MODEL, "1-7"), "a restart has forgotten what was done"
+    assert PurgedPrefixes(other.kv, blobs).follow(MODEL, "1-7 1-7")
+    assert forget_model(other.kv, MODEL) == 0
+    assert forget_model(host.kv, MODEL) == 1, "that machine has a persister of its own"

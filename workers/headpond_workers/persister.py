@@ -42,7 +42,7 @@ from headpond_workers.persistence.aof_sync import AofSync
 from headpond_workers.persistence.spooling import SpoolPolicy
 from headpond_workers.persistence.storage_sync import StorageSync
 from headpond_workers.prefixes.folders import kv_folder
-from headpond_workers.prefixes.forgetting import forget_model, forget_stored
+from headpond_workers.prefixes.purges import PurgedPrefixes
 from headpond_workers.prefixes.uploads import PrefixUploader, PrefixUploads
 from headpond_workers.redaction import Secrets
 from headpond_workers.rollover.alias_follower import AliasFollower
@@ -80,15 +80,11 @@ class Persister:
         self._aof = AofSync(settings.state_folder / EMBEDDED_VALKEY_FOLDER) if settings.redis.url is None else None
         self._writer = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
         kv = kv_folder(settings.state_folder)
-
-        def forget_prefixes(model: str) -> None:
-            forget_model(kv, model)
-            forget_stored(self._blobs, model)
-
+        purged = PurgedPrefixes(kv, self._blobs)
         self._persistence = Persistence(
             address, self._blobs, writer=self._writer, model_server=self._server,
             history_s=settings.storage.history_s, spools=_spools_of(settings), sync=_sync_of(settings),
-            forget=forget_prefixes,
+            forget=purged.forget, follow=purged.follow,
         )  # fmt: skip
         self._uploader = PrefixUploader(PrefixUploads(self._blobs, kv, writer=self._writer))
 

@@ -47,16 +47,19 @@ class Persistence:
         sync: Callable[[], None] | None = None,
         history_s: float = 86400.0,
         forget: Callable[[str], object] = lambda model: None,
+        follow: Callable[[str, str], object] = lambda model, marks: None,
     ) -> None:
         """model_server: for the queues of models; the broker has a connection of its own. sync: see `journal.drain`.
-        history_s, forget: see Housekeeping. `snapshots` is to be started."""
+        history_s, forget, follow: see Housekeeping. `snapshots` is to be started."""
         self._sync, self._policy = sync, spools
         self._spools: dict[str, Spool] = {}
         self._replays: dict[str, threading.Thread] = {}
         self._blobs, self._writer, self._server = blobs, writer, model_server
         self._busy: dict[str, threading.Lock] = {}
         self._journals: dict[str, Journal] = {}
-        self._housekeeping = Housekeeping(model_server, blobs, writer=writer, history_s=history_s, forget=forget)
+        self._housekeeping = Housekeeping(
+            model_server, blobs, writer=writer, history_s=history_s, forget=forget, follow=follow
+        )
         self.snapshots = SnapshotThread(self._housekeeping.renew)
         self.broker = HeadpondBroker(Server(address), middleware=[], slots=2, lease_s=LEASE_S)
         dramatiq.actor(actor_name=PERSIST, queue_name=PERSISTENCE_QUEUE, broker=self.broker)(self.persist)

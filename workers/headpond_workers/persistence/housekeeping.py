@@ -40,24 +40,31 @@ class Housekeeping:
         writer: str,
         history_s: float,
         forget: Callable[[str], object] = lambda model: None,
+        follow: Callable[[str, str], object] = lambda model, marks: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """history_s: how far back a restore can go. forget: removes what else there is of a model's prompts, before its
-        storage is called clean; it may be called again. clock: seconds."""
+        storage is called clean; it may be called again. follow: the same on each machine, told what the queue says of
+        its purges; it may be told again. clock: seconds."""
         self._server, self._blobs, self._writer, self._clock = server, blobs, writer, clock
         self._history_ms = round(history_s * 1000)
-        self._forget = forget
+        self._forget, self._follow = forget, follow
+        self._followed: dict[str, str] = {}
         self._rounds: dict[str, float] = {}
         self._collected: dict[str, float] = {}
 
     def is_wanted(self, queue: JobQueue) -> bool:
         """Whether there is something to do whatever stands in the journal: a purge, or a round of retention."""
-        return purge_to_do(queue.meta()) > JOURNAL_START or self._is_round_due(queue)
+        meta = queue.meta()
+        followed = self._followed.get(queue.name, "") == purge_marks(meta)
+        return purge_to_do(meta) > JOURNAL_START or not followed or self._is_round_due(queue)
 
     def renew(self, model: str) -> None:
         """Make a snapshot of one model if that is due or wanted, and remove what it makes superfluous."""
         queue, store = self._server.queue(model, storage=True), StateStore(self._blobs, model)
-        meta, at = queue.meta(), store.read_head()
+        meta = queue.meta()
+        self._follow_purges(model, purge_marks(meta))
+        at = store.read_head()
         if at is None or meta.get("state") != "open" or meta.get("lineage") != at.head.lineage:
             # What storage holds is another history, or a restore reads it.
             return
@@ -83,6 +90,12 @@ class Housekeeping:
             queue.run(upkeep.mark_clean(inc=int(meta["inc"]), through=str(purged)))
             logger.info("storage_clean model=%s through=%s", model, purged)
 
+    def _follow_purges(self, model: str, marks: str) -> None:
+        """Whoever cleans storage, and whether or not there is something to clean."""
+        if self._followed.get(model, "") != marks:
+            self._follow(model, marks)
+            self._followed[model] = marks
+
     def _keep(self, queue: JobQueue) -> Callable[[Item], bool]:
         policy, now_ms = self._policy(queue), queue.server.now_ms()
         return lambda item: policy.keeps(item, now_ms=now_ms)
@@ -100,6 +113,11 @@ class Housekeeping:
     def _age(self, times: dict[str, float], model: str) -> float:
         """Seconds since that time; since the first look for what never was."""
         return self._clock() - times.setdefault(model, self._clock())
+
+
+def purge_marks(meta: Mapping[str, str]) -> str:
+    """Another text after each purge, and once more when storage is clean of it; empty before the first."""
+    return f"{meta.get('purged', '')} {meta.get('clean', '')}".strip()
 
 
 def purge_to_do(meta: Mapping[str, str]) -> JournalId:

@@ -35,8 +35,8 @@ class SnapshotThread(threading.Thread):
             model = self._wanted.get()
             try:
                 self._make(model)
-            except HeadpondError as error:
-                # The next commit asks again.
+            except (HeadpondError, OSError) as error:
+                # The next commit, or the next second, asks again. OSError: of the files that a purge removes.
                 logger.warning("snapshot_delayed model=%s error=%s", model, error)
             finally:
                 with self._lock:

@@ -1,6 +1,7 @@
 """Where stored prefixes stand on a machine.
 
 STATE_FOLDER/kv/<model>/
+  purges                            which purges this machine has followed: see `purges`
   slots/<instance>-<pid>/           of one running worker: what an engine writes on the way to a file and back
   <fingerprint>/                    64 hex digits, of all that decides keys and values
     <name>.kv                       a prefix; its modification time is when it was used last
