@@ -23,7 +23,7 @@ from typing import NoReturn
 import dramatiq
 
 from headpond.connections import redis_of
-from headpond.errors import ConfigError, HeadpondError, ServiceUnavailable
+from headpond.errors import ConfigError, HeadpondError, QueueError, ServiceUnavailable
 from headpond.keys import PERSISTENCE_QUEUE
 from headpond.operations import QueuePolicy
 from headpond.queue import Server
@@ -154,7 +154,8 @@ class Persister:
                     started_ms=int(time.time() * 1000), deployment=self._deployment,
                 )  # fmt: skip
                 queue.register(row, QueuePolicy(lease_s=LEASE_S, retention_s=RETENTION_S))
-            except ServiceUnavailable as error:
+            except (ServiceUnavailable, QueueError) as error:
+                # A server that was killed and is not quite back may refuse a script as well.
                 logger.warning("server_awaited error=%s", error)
                 self._leave.wait(INTERVAL_S)
                 continue
