@@ -23,7 +23,7 @@ from headpond.queue import JobQueue, Server
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess, running_valkey
 
-pytest_plugins = ["queue_bench", "fleet"]
+pytest_plugins = ["queue_bench", "fleet", "client_town"]
 
 # Time is measured by scripts/bench alone: a busy machine fails no test.
 settings.register_profile("untimed", deadline=None)
