@@ -11,10 +11,7 @@ import pytest
 
 from client_town import PROMPT, Town, client_row
 from headpond import AsyncClient, Client, JobState
-from headpond.errors import (
-    InvalidRequest,
-    UnknownModel,
-)
+from headpond.errors import IdConflict, InvalidRequest, UnknownModel
 from headpond.requests import MAX_BODY_BYTES
 from headpond.sampling import BASIC, Sampling, SamplingOptions
 from headpond.wire import unpack_data
