@@ -17,7 +17,8 @@ from headpond.errors import EngineBroken, UpstreamClosed
 from headpond.queue import JobQueue
 from headpond.submission import GENERATE
 from headpond_workers.engines.protocol import Engine, RelayEngine
-from headpond_workers.generation import Generation, JobRuns
+from headpond_workers.generation import Generation
+from headpond_workers.job_runs import JobRuns
 from headpond_workers.own_row import OwnRow
 from headpond_workers.prefix_use import PrefixUse
 from headpond_workers.relaying import Relaying

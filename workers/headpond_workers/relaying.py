@@ -12,7 +12,7 @@ from headpond.held import HeldLease
 from headpond.jobs import FinishReason
 from headpond.requests import JobRequest
 from headpond_workers.engines.protocol import EngineInfo, RelayEngine, RelayRequest, Verdict
-from headpond_workers.generation import MAX_ERROR_CHARS, JobRuns, Watch
+from headpond_workers.job_runs import MAX_ERROR_CHARS, JobRuns, Watch
 from headpond_workers.relay_text import RelayText
 from headpond_workers.token_writer import JobStream
 
