@@ -73,12 +73,14 @@ def _details(name: str, record: Record) -> list[str]:
     machine, p = record.machine, record.parameters
     changes = ", with changes that are in no commit" if machine["dirty"] else ""
     versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+    waiting = f"{p['durable_producers']} of which wait{'s' * (p['durable_producers'] == 1)} for storage"
+    if both := p.get("durable_talking_producers"):  # older records have none
+        waiting += f", {both} of these with turns of sessions"
     return [
         f"- `{name.removesuffix('.json')}`: seed {record.seed}, {record.started[:10]}, commit "
         f"`{(machine['commit'] or 'unknown')[:12]}`{changes}, {record.seconds:.0f} s. {p['workers']} workers, "
-        f"{p['persisters']} persisters, {p['producers']} producers, {p['durable_producers']} of which waits for "
-        f"storage; lease {p['lease_s']:g} s, a blow every {p['interval_s']:g} s on average. {record.processes:,} "
-        f"processes; at most {record.jobs['most_leases']} leases of a job; {record.jobs['unknown']} submits of which "
+        f"{p['persisters']} persisters, {p['producers']} producers, {waiting}; "
+        f"lease {p['lease_s']:g} s, a blow every {p['interval_s']:g} s on average. {record.processes:,} processes; at most {record.jobs['most_leases']} leases of a job; {record.jobs['unknown']} submits of which "
         f"it was not known in time whether storage had them. {record.readings['readings']:,} readings, "
         f"{record.readings['restarted']} chunks of them restarted, {record.readings['resumed']} tries to go on after a "
         f"loss. {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, Python {machine['python']}, "

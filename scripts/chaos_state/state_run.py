@@ -39,9 +39,9 @@ from headpond_workers.supervision.embedded_valkey import running_valkey
 
 PERSISTERS, READERS, JOBS_EACH = 2, 4, 6
 PRODUCERS = 4
-DURABLE = 1
-"""How many of the producers wait for storage with each submit."""
-TALKING = (1,)
+DURABLE = (0, 2)
+"""Which of the producers wait for storage with each submit."""
+TALKING = (1, 2)
 """Which of them have conversations, a session after the other."""
 QUIET_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 180.0
@@ -96,7 +96,8 @@ def run(p: Parameters, folder: Path, *, progress: Callable[[str], None]) -> Reco
         seed=p.seed,
         parameters={
             "kills": p.limit.kills, "seconds": p.limit.seconds, "losses": p.losses, "workers": p.workers,
-            "persisters": PERSISTERS, "producers": PRODUCERS, "durable_producers": DURABLE, "interval_s": p.interval_s,
+            "persisters": PERSISTERS, "producers": PRODUCERS, "durable_producers": len(DURABLE),
+            "durable_talking_producers": len({*DURABLE} & {*TALKING}), "interval_s": p.interval_s,
             "lease_s": LEASE_S,
         },
         started=started,
@@ -125,7 +126,7 @@ class _Run:
         told = Losses()
         self.producers = [
             Producer(
-                client, town.queue, told, seed=p.seed, number=number, durable=number < DURABLE,
+                client, town.queue, told, seed=p.seed, number=number, durable=number in DURABLE,
                 talks=number in TALKING, in_flight=JOBS_EACH,
             )
             for number in range(PRODUCERS)
