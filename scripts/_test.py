@@ -15,6 +15,7 @@ import _bootstrap
 REPORT = _bootstrap.ROOT / "build" / "reports" / "pytest.xml"
 """JUnit report of the last run. .ci/run reads it."""
 FAST_LIMIT_S = 300.0
+SIDE_BY_SIDE = 3
 SLOWEST = ("--durations=40", "--durations-min=5")
 """What has pytest tell which tests took longest, and longer than 5 s: all of them have 45 minutes together."""
 
@@ -78,12 +79,17 @@ def steps(python: Path, *, pytest_arguments: Sequence[str], without: Sequence[st
 
 
 def side_by_side(pytest_arguments: Sequence[str]) -> list[str]:
-    """What has pytest run in two processes, unless its arguments say otherwise.
+    """What has pytest run in several processes, unless its arguments say otherwise.
 
-    Most tests wait for servers and leases. A file's tests stay together: they share engines that are slow to load.
+    Most tests wait for servers and leases, so two cores bear more than two. A file's tests stay together: they share
+    engines that are slow to load.
     """
     alone = ("-n", "--numprocesses", "--dist", "-p", "-s", "--capture", "--pdb", "--trace", "--collect-only", "--co")
-    return [] if any(word.startswith(alone) for word in pytest_arguments) else ["-n", "2", "--dist", "loadfile"]
+    return (
+        []
+        if any(word.startswith(alone) for word in pytest_arguments)
+        else ["-n", str(SIDE_BY_SIDE), "--dist", "loadfile"]
+    )
 
 
 PROGRAMS = {

@@ -18,7 +18,12 @@ DOCS = Path(__file__).parents[1] / "docs"
 DOCUMENT = (DOCS / "gpu.md").read_text(encoding="utf-8")
 RUN = DOCS / "gpu" / "2026-11-26-h200.json"
 MODELS = ("smollm2-135m-fp16", "smollm2-135m-6.0bpw")
-MODULES = sorted(Path(engines.__path__[0]).glob("exllamav2_*.py"))
+MODULES = [
+    path
+    for folder in ("exllama", "exllamav2")
+    for path in sorted(Path(engines.__path__[0], folder).glob("*.py"))
+    if path.name != "engine.py"
+]
 LEFT_OUT = "\u2026"
 EXAMPLE = KvShape(layers=32, kv_heads=8, head_dim=128)
 

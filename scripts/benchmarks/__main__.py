@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import report
 from document import Document, Measurement, load_document, measure, to_json
+from interruption import exit_status_of
 from machine import ROOT
 from pairs import MIN_PAIRS
-
-from headpond.errors import HeadpondError
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 SAMPLES = ROOT / "docs" / "benchmarks"
@@ -32,19 +30,14 @@ QUICK_PAIRS = 2
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    # As Ctrl-C: every context is left, and with it every process.
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        if options.command == "render":
-            render_page()
-        else:
-            _run(options)
-    except HeadpondError as error:
-        print(f"The benchmark could not be run: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted; nothing was written.", file=sys.stderr)
-        return 130
+    return exit_status_of(partial(_work, options), failed="The benchmark could not be run")
+
+
+def _work(options: argparse.Namespace) -> int:
+    if options.command == "render":
+        render_page()
+    else:
+        _run(options)
     return 0
 
 
@@ -168,10 +161,6 @@ _BEGAN = time.monotonic()
 
 def _say(line: str) -> None:
     print(f"[{time.monotonic() - _BEGAN:5.0f} s] {line}", file=sys.stderr, flush=True)
-
-
-def _interrupt(_signum: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

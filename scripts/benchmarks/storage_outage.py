@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from child import BenchmarkError
 from document import Measurement, Samples
@@ -59,17 +59,21 @@ def _workload(plan: Plan) -> Workload:
 
 
 def _measure(plan: Plan, table: str, load: Load, *, outages: int) -> Measurement:
-    lengths = _Lengths(outages, 3.0, 1.0) if plan.quick else _Lengths(outages, OUTAGE_S / plan.pairs, SETTLE_S)
+    count = plan.pairs
+    plan = replace(plan, pairs=count * outages)
+    lengths = _Lengths(outages, 3.0, 1.0) if plan.quick else _Lengths(outages, OUTAGE_S / count, SETTLE_S)
     pairs: list[Pair[Samples]] = []
     with (
         persisted_model(table, plan.folder / "deployment") as model,
         steady_load(model, load, plan.folder, settle_s=lengths.settle_s) as busy,
     ):
         for _ in range(lengths.outages):
-            outage = _outage(model, busy, plan.pairs, lengths.stretch_s)
+            outage = _outage(model, busy, count, lengths.stretch_s)
             for with_storage, without in zip(outage.before, outage.during, strict=True):
                 pairs.append(Pair(Order.PEER, _samples(without), _samples(with_storage)))
-                plan.say(f"{without.tokens_per_s:.1f} tokens/s of {with_storage.tokens_per_s:.1f} before")
+                plan.say_pair(
+                    len(pairs) - 1, f"{without.tokens_per_s:.1f} tokens/s of {with_storage.tokens_per_s:.1f} before"
+                )
             pairs[-1].headpond.update({"waiting_entries": outage.waiting, "caught_up_s": outage.caught_up_s})
             plan.say(
                 f"{outage.waiting} journal entries waited after {outage.seconds:.0f} s, in storage "
@@ -77,7 +81,7 @@ def _measure(plan: Plan, table: str, load: Load, *, outages: int) -> Measurement
             )
     return Measurement(
         plan.kind, f"storage away: {load.name}",
-        f"{load.text}; as one ends the next is submitted. {plan.pairs} stretches of {lengths.stretch_s:g} s just "
+        f"{load.text}; as one ends the next is submitted. {count} stretches of {lengths.stretch_s:g} s just "
         f"before SeaweedFS is stopped (SIGSTOP), and as many from then on; the first of each are a pair, and so on. "
         f"Outages: {lengths.outages}",
         ABOUT, "the same deployment, just before", pairs,

@@ -7,17 +7,15 @@ when it was interrupted. All processes that it started have ended in each case.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from interruption import exit_status_of
 from page import replace_between
-
-from headpond.errors import HeadpondError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
@@ -44,20 +42,7 @@ def say(line: str) -> None:
 
 def guarded(work: Callable[[], int]) -> int:
     """Do the program's work and return its exit status."""
-    # As Ctrl-C: every context is left, and with it every process.
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return work()
-    except HeadpondError as error:
-        print(f"The run could not be made: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted; nothing was written.", file=sys.stderr)
-        return 130
-
-
-def _interrupt(_signum: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    return exit_status_of(work, failed="The run could not be made")
 
 
 def add_command(parser: argparse.ArgumentParser, *, pattern: str) -> None:
