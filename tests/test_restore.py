@@ -20,7 +20,9 @@ from headpond_workers.persistence.fair import BandTimes
 from headpond_workers.persistence.gate import open_queue
 from headpond_workers.persistence.items import CommitItem, JobItem
 from headpond_workers.persistence.journal import Journal, drain
+from headpond_workers.persistence.journal_id import JournalId
 from headpond_workers.persistence.progress import Progress
+from headpond_workers.persistence.records import CommitRecord, SessionRecord
 from headpond_workers.persistence.restoring.restore import Restoration, Restored
 from headpond_workers.persistence.segments import StateStore
 from headpond_workers.storage.s3 import S3Blobs
@@ -30,6 +32,7 @@ from queue_bench import Bench, Clock, bench_on, closing, tokens
 from session_turns import end_turn, take_turn, turn_of
 
 pytestmark = pytest.mark.slow
+DAMAGED = b"\xc1 no msgpack"
 
 
 @dataclass
@@ -343,6 +346,28 @@ def test_a_job_without_its_request_is_left_out_and_named(town: Town) -> None:
     done = town.restore()
     assert done.tally.unusable_ids == [lost]
     assert (done.tally.queued, done.tally.unusable) == (1, 1)
+
+
+def test_what_was_damaged_in_redis_costs_no_other_job_its_restore(town: Town) -> None:
+    bench = town.bench
+    whole, waits = ids(town, "whole", "waits")
+    commits = [take_turn(bench, job, session="good").id for job in ids(town, "talk-0", "talk-1")]
+    bench.submit(whole, waits)
+    bench.raw.hset(bench.keys.named("run"), waits, DAMAGED)
+    town.commit()
+    at = town.store.read_head()
+    assert at is not None
+    next_ids = (JournalId(town.inc, at.head.watermark.seq + n) for n in (1, 2))
+    records = (CommitRecord(next(next_ids), "c" * 64, DAMAGED), SessionRecord(next(next_ids), "bad", DAMAGED))
+    batch = Batch(first=records[0].journal_id, last=records[1].journal_id, inc=town.inc, records=records)
+    town.store.commit(at, batch, writer=town.writer)
+    town.lose_all()
+    done = town.restore()
+    assert sorted(done.tally.unusable_ids) == ["bad", "c" * 64]
+    assert (town.state("whole"), town.state("waits")) == (JobState.QUEUED, JobState.QUEUED)
+    assert [commit.id for commit in bench.queue.chain("good", commits[-1])] == commits
+    bench.register("A")
+    assert {lease.id for lease in bench.claim(slots=5).leases} == {whole, waits}
 
 
 def test_many_jobs_of_every_kind_come_back_as_they_were(town: Town) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from headpond.commits import unpack_commit
 from headpond.errors import QueueError
 from headpond.queue import JobQueue
 from headpond.restoring import JOURNAL_START, MAX_ITEMS, PutIn, StoredJob, put_in, rejournal
-from headpond_workers.persistence.items import CommitItem, DroppedItem, Item, JobItem, SessionItem
-from headpond_workers.persistence.restoring.stored_jobs import beside_stream, stored_job
+from headpond_workers.persistence.items import COMMIT, CommitItem, DroppedItem, Item, JobItem, SessionItem
+from headpond_workers.persistence.restoring.stored_jobs import beside_stream, stored_job, stored_session, stored_turn
 from headpond_workers.persistence.restoring.tally import Tally
 
 CALL_BYTES = 1 << 20
@@ -58,20 +57,13 @@ class Filling:
 
     def _jobs(self, items: Iterable[Item | DroppedItem]) -> Iterator[StoredJob]:
         for item in items:
-            match item:
-                case JobItem() | DroppedItem(kind="job"):
-                    job = stored_job(item)
-                    if job is None:
-                        self.tally.note_unusable(item.id)
-                    else:
-                        yield job
-                case CommitItem():
-                    parent = unpack_commit(item.id, item.document).parent
-                    yield StoredJob("turn", item.id, item.document, parent.encode())
-                case SessionItem():
-                    yield StoredJob("session", item.id, row=item.row)
-                case DroppedItem(kind="session"):
-                    yield StoredJob("session", item.id)
+            if isinstance(item, DroppedItem) and item.kind == COMMIT:
+                continue  # no head leads to it any more, and none is put back for it
+            found = _stored(item)
+            if found is None:
+                self.tally.note_unusable(item.id)
+            else:
+                yield found
 
     def _beside(self, job: StoredJob) -> StoredJob:
         return job if job.of_session else beside_stream(job, self.queue.events(job.id))
@@ -94,6 +86,18 @@ class Filling:
                 return
             calls = [again[at : at + MAX_ITEMS] for at in range(0, len(again), MAX_ITEMS)]
         raise QueueError(f"the stream of '{again[0].id}' grew {TRIES} times while it was looked at")
+
+
+def _stored(item: Item | DroppedItem) -> StoredJob | None:
+    match item:
+        case JobItem() | DroppedItem(kind="job"):
+            return stored_job(item)
+        case CommitItem():
+            return stored_turn(item)
+        case SessionItem():
+            return stored_session(item)
+        case DroppedItem():
+            return StoredJob("session", item.id)
 
 
 def _calls(jobs: Iterable[StoredJob]) -> Iterator[list[StoredJob]]:

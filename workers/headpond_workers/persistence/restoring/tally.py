@@ -15,7 +15,8 @@ class Tally:
     """ended: how many by state. resumed: of the queued ones, those that have tokens; tokens: of these. merged: jobs
     that were submitted meanwhile, and are now as storage has them. conflicts: ids of jobs of other requests that were
     here under an id of storage, and are gone. kept: that are here as they should be. dropped: that were removed here
-    too. unusable: ids whose request storage does not have. sessions, turns: of conversations."""
+    too. unusable: ids of jobs whose request storage does not have, and of sessions and commits that cannot be read.
+    sessions, turns: of conversations."""
 
     queued: int = 0
     delayed: int = 0
@@ -52,9 +53,9 @@ class Tally:
                 self.conflicts += 1
                 _name(self.conflict_ids, job.id)
 
-    def note_unusable(self, job_id: str) -> None:
+    def note_unusable(self, name: str) -> None:
         self.unusable += 1
-        _name(self.unusable_ids, job_id)
+        _name(self.unusable_ids, name)
 
     def _count(self, job: StoredJob) -> None:
         if job.what == "queued":
