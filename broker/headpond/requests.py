@@ -31,6 +31,9 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+_DEFAULT_SAMPLING = Sampling()
+
+
 class Message(_Frozen):
     """One turn of a conversation, rendered by the model's own chat template."""
 
@@ -51,7 +54,9 @@ class JobRequest(_Frozen):
     ) = None
     """Texts to embed, one vector each. Of the other fields none has a meaning then."""
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS_LIMIT)] = 256
-    sampling: Sampling = Sampling()
+    sampling: Sampling = Field(default_factory=lambda: _DEFAULT_SAMPLING)
+    # Frozen, so that one is enough. As a plain default pydantic would copy it deeply for each request, since it holds a
+    # map: that took longer than the rest of a submit.
     stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=16)] = ()
     """Texts that end the answer; they are not part of it."""
     stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...], Field(max_length=64)] = ()

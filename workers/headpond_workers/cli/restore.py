@@ -191,7 +191,8 @@ def _lines(done: Restored, *, dry_run: bool) -> Iterator[str]:
         yield f"  sessions: {tally.sessions}, with {tally.turns} turns"
     yield from _meanwhile(tally)
     if tally.unusable:
-        yield f"  left out, for storage lacks their requests or they cannot be read: {tally.unusable}: {', '.join(tally.unusable_ids)}"
+        named = ", ".join(tally.unusable_ids)
+        yield f"  left out, for storage lacks their requests or they cannot be read: {tally.unusable}: {named}"
     if done.lost_ms and done.as_of_ms:
         yield (
             f"  what was acknowledged from then to {_time(done.met_ms)}, when this Redis was first used, is lost "
