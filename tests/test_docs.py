@@ -215,7 +215,7 @@ def test_rows_and_documents_are_described_field_by_field() -> None:
     assert names(section(FORMAT, "Call"), "field", "type", "default") == list(JobRequest.model_fields)
     told = names(section(FORMAT, "Call"), "field", "type", "default", column=2)
     shown = {"None": "nil", "()": "empty", repr(Sampling()): "all defaults"}
-    defaults = [repr(field.default) for field in JobRequest.model_fields.values()]
+    defaults = [repr(field.get_default(call_default_factory=True)) for field in JobRequest.model_fields.values()]
     assert told == [shown.get(default, default) for default in defaults]
     assert JobRequest(prompt="p").asked() == {"prompt": "p"}
 
