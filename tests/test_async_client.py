@@ -8,7 +8,7 @@ import time
 import pytest
 
 from client_town import PROMPT, Town, assert_one_after_another, client_row, ids_of, text_of
-from headpond import AsyncClient, Chunk, Client, JobState, Result
+from headpond import AsyncClient, Chunk, JobState, Result
 from headpond.connections import RedisAddress
 from headpond.errors import (
     JobCancelled,
@@ -25,11 +25,6 @@ from headpond_workers.supervision.embedded_valkey import ValkeyProcess
 @pytest.fixture
 def town(served_town: Town) -> Town:
     return served_town
-
-
-@pytest.fixture
-def client(served_town: Town) -> Client:
-    return served_town.client
 
 
 def test_an_asynchronous_client_does_all_of_it(town: Town) -> None:
