@@ -14,7 +14,7 @@ import msgpack
 import pytest
 import typer.main
 
-from headpond import codec, keys, operations, restoring, session_operations, switching, upkeep, wire
+from headpond import codec, keys, operations, restoring, scripts, session_operations, switching, upkeep, wire
 from headpond import names as name_operations
 from headpond.cli import exits
 from headpond.cli.app import build_app
@@ -26,7 +26,6 @@ from headpond.models import MODEL_SCHEMA, ModelRow, pack_model
 from headpond.provenance import Provenance
 from headpond.requests import JobRequest
 from headpond.sampling import Sampling
-from headpond.scripts import load_script
 from headpond.settings import RUN_FILE
 from headpond.tables import ENGINES, ModelTable
 from headpond.turns import Policy, Turn, TurnRequest
@@ -109,20 +108,14 @@ def test_a_script_is_given_one_key_and_derives_each_other_one_under_its_own_name
     assert f"`{key.replace('chat', 'q')}`, which names the queue" in section(FORMAT, "Keys")
     given = {name for name, text in ALL_LUA.items() if re.search(r"\bKEYS\b", re.sub(r"--.*", "", text))}
     assert given == {"head", "names"}
-    (first, cut) = re.findall(
-        r"^local meta, call, prefix = KEYS\[(\d)\], redis\.call, string\.sub\(KEYS\[1\], 1, (-\d+)\)$",
-        PARTS["head"],
-        re.MULTILINE,
-    )[0]
+    assert "local meta, call = KEYS[1], redis.call\n" in PARTS["head"]
+    (cut,) = re.findall(r"^local prefix = string\.sub\(KEYS\[1\], 1, (-\d+)\)$", PARTS["head"], re.MULTILINE)
     # Lua cuts after the place that it names, Python before it.
-    assert (first, key[: int(cut) + 1]) == ("1", keys.queue_keys("chat").prefix)
-    (named, made) = re.findall(
-        r"^local (data, [a-z_,\s]+) = ((?:prefix \.\. '\w+',?\s+)+)", PARTS["head"], re.MULTILINE
-    )[0]
-    literals = re.findall(r"'(\w+)'", made)
-    assert re.split(r",\s+", named) == literals
+    assert key[: int(cut) + 1] == keys.queue_keys("chat").prefix
+    made = re.findall(r"^local (\w+) = prefix \.\. '(\w+)'$", PARTS["head"], re.MULTILINE)
+    assert all(name == literal for name, literal in made)
     # The table of departures tells how many keys are not sent.
-    assert f"to pack the {len(literals) + 1} keys without" in section(STATES, "Departures from the design")
+    assert f"to pack the {len(made) + 1} keys without" in section(STATES, "Departures from the design")
 
 
 def test_the_scripts_that_take_and_give_one_array_are_named() -> None:
@@ -428,16 +421,10 @@ def test_every_script_is_named_with_the_operations_that_send_it() -> None:
     assert described == asked_by()
 
 
-def test_every_part_is_named_with_the_scripts_that_it_stands_before() -> None:
-    described = {
-        cells[0].strip("`").removesuffix(".lua"): cells[2]
-        for cells in rows(section(STATES, "Parts"), "part", "holds", "stands before")
-    }
-    assert described.keys() == PARTS.keys()
-    for part, told in described.items():
-        left_out = {name for name in SCRIPTS if PARTS[part] not in load_script(name).source}
-        assert left_out == set(re.findall(r"`(\w+)`", told)), part
-        assert told == "all" or told.startswith("all but "), part
+def test_every_part_is_named_in_the_order_of_what_builds_on_what() -> None:
+    described = [cells[0].strip("`").removesuffix(".lua") for cells in rows(section(STATES, "Parts"), "part", "holds")]
+    assert described == [*scripts.PARTS, scripts.GUARD, *scripts.NAMES_PARTS]
+    assert set(described) == PARTS.keys()
 
 
 def test_the_queue_modules_alone_send_scripts() -> None:

@@ -59,11 +59,11 @@ def build_without(cuts: tuple[Cut, ...], folder: Path) -> Iterator[None]:
             else:
                 _cut_python(cut, patch)
         patch.setattr(scripts, "files", lambda _package: folder)
-        scripts.load_script.cache_clear()
+        scripts.library.cache_clear()
         try:
             yield
         finally:
-            scripts.load_script.cache_clear()
+            scripts.library.cache_clear()
 
 
 def _cut_python(cut: PythonCut, patch: pytest.MonkeyPatch) -> None:

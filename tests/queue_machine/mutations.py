@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+from functools import cache
 
-from headpond.scripts import Script, load_script
+from headpond.scripts import Library, Script, read_lua
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +18,12 @@ class Mutation:
 
     def load(self, name: str) -> Script:
         """As headpond.scripts.load_script. Scripts in which the rule does not stand are as they were."""
-        source = load_script(name).source.replace(self.original, self.changed)
-        return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+        return _library(self.original, self.changed).script(name)
 
-    def touches(self, name: str) -> bool:
-        return self.original in load_script(name).source
+
+@cache
+def _library(original: str, changed: str) -> Library:
+    return Library(lambda path: read_lua(path).replace(original, changed))
 
 
 MUTATIONS = (

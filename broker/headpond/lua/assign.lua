@@ -138,8 +138,8 @@ local serve = 'all'
 if version ~= target then
   local alone = version == copy.trial or copy['withdrawn:' .. version] or visiting
   -- One that is all there is must end what it runs before it can change: it begins nothing new.
-  local ends = busy and live == 1 and target ~= '' and not is_refused(target)
-  if alone or (last and work and (away or ends)) then serve = 'own lane' end
+  local ending = busy and live == 1 and target ~= '' and not is_refused(target)
+  if alone or (last and work and (away or ending)) then serve = 'own lane' end
 end
 
 -- An old version that somebody waits for and nobody serves.

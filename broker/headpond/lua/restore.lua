@@ -131,10 +131,10 @@ for n, id in ipairs(ids) do
   else
     local ours, its = header_of(here[n] or ''), header_of(entry)
     local same = ours[2] == its[2] and ours[3] == its[3]
-    local ends = what ~= 'queued' and what ~= 'delayed' and what or nil
+    local ending = what ~= 'queued' and what ~= 'delayed' and what or nil
     -- Who was accepted by a server without its data, and cancelled there, stays cancelled.
-    local over = r[ENDED] > 0 and (r[STATE] == ends or (held_up == 'restoring' and not ends))
-    if same and (over or (r[STATE] == 'running' and not ends)) then answer = 'kept'
+    local over = r[ENDED] > 0 and (r[STATE] == ending or (held_up == 'restoring' and not ending))
+    if same and (over or (r[STATE] == 'running' and not ending)) then answer = 'kept'
     elseif (call('XREVRANGE', prefix .. 'events:' .. id, '+', '-', 'COUNT', 1)[1] or { '' })[1] ~= last then
       answer = 'again'
     else

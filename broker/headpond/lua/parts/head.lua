@@ -2,13 +2,27 @@
 -- a lost reply. Times are ms of the server's clock; tests alone pass another one.
 -- KEYS[1]: meta, which names the queue. All other keys of it derive from that one, and so stand in the same slot; a
 -- client that packed all of them would spend more on it than the server on a whole script.
-local meta, call, prefix = KEYS[1], redis.call, string.sub(KEYS[1], 1, -5)
-local data, run, result, delayed, deadlines, leases, ended, dead, journal, workers, spec, waits, lanes, streams,
-  attempts, preempts, weights, retention, waiting = prefix .. 'data', prefix .. 'run', prefix .. 'result',
-  prefix .. 'delayed', prefix .. 'deadlines', prefix .. 'leases', prefix .. 'ended', prefix .. 'dead', prefix .. 'journal',
-  prefix .. 'workers', prefix .. 'spec', prefix .. 'waits', prefix .. 'lanes', prefix .. 'streams',
-  prefix .. 'attempts', prefix .. 'preempts', prefix .. 'weights', prefix .. 'retention',
-  prefix .. 'waiting'
+local meta, call = KEYS[1], redis.call
+local prefix = string.sub(KEYS[1], 1, -5)
+local data = prefix .. 'data'
+local run = prefix .. 'run'
+local result = prefix .. 'result'
+local delayed = prefix .. 'delayed'
+local deadlines = prefix .. 'deadlines'
+local leases = prefix .. 'leases'
+local ended = prefix .. 'ended'
+local dead = prefix .. 'dead'
+local journal = prefix .. 'journal'
+local workers = prefix .. 'workers'
+local spec = prefix .. 'spec'
+local waits = prefix .. 'waits'
+local lanes = prefix .. 'lanes'
+local streams = prefix .. 'streams'
+local attempts = prefix .. 'attempts'
+local preempts = prefix .. 'preempts'
+local weights = prefix .. 'weights'
+local retention = prefix .. 'retention'
+local waiting = prefix .. 'waiting'
 
 local BANDS = { 'interactive', 'normal', 'batch' }
 -- The queue of the persistence actor: nobody reads its streams, and its messages are never quarantined.
@@ -16,13 +30,17 @@ local background = string.find(prefix, '{persistence}', 1, true) ~= nil
 
 local state_of = call('HMGET', meta, 'inc', 'state', 'storage', 'lease_ms', 'last_tick', 'retention_ms', 'graced',
   'suspect', 'suspect_wait_ms', 'version_wait_ms', 'stream_retention_ms', 'trial')
-local inc, open, storage = tonumber(state_of[1]), state_of[2] == 'open', state_of[3] == '1'
+local inc = tonumber(state_of[1])
+local open, storage = state_of[2] == 'open', state_of[3] == '1'
 -- Q2: what storage holds is being put in; nothing is leased, and nothing ends. The state's name; false else.
 local held_up = (state_of[2] == 'restoring' or state_of[2] == 'reconciling') and state_of[2]
-local lease_ms, last_tick = tonumber(state_of[4] or 10000), tonumber(state_of[5])
-local retention_ms, graced = tonumber(state_of[6] or 86400000), state_of[7] == '1'
+local lease_ms = tonumber(state_of[4] or 10000)
+local last_tick = tonumber(state_of[5])
+local retention_ms = tonumber(state_of[6] or 86400000)
+local graced = state_of[7] == '1'
 local suspect = state_of[8]  -- id of the one suspect that runs (Q11); false without
-local suspect_wait_ms, version_wait_ms = tonumber(state_of[9] or 30000), tonumber(state_of[10] or 60000)
+local suspect_wait_ms = tonumber(state_of[9] or 30000)
+local version_wait_ms = tonumber(state_of[10] or 60000)
 local stream_retention_ms = tonumber(state_of[11] or 600000)
 -- Q5: the version that a share of the jobs goes to, in permille; false while no trial has one.
 local trial, share = state_of[12], nil

@@ -7,16 +7,16 @@ local PREEMPT_WAIT_MS = 5000 -- how long a worker that was told may take
 local function to_preempt(id, r, version, now)
   if version == '' or r[BAND] ~= 'batch' or r[OFFSET] - r[CLAIMED_OFFSET] < QUANTUM_TOKENS then return false end
   local own = string.match(version, '^@(.*)$')
-  local waiting = call('ZCARD', ready_key(own or version, 'interactive'))
-  if not own then waiting = waiting + call('ZCARD', ready_key('any', 'interactive')) end
+  local waiters = call('ZCARD', ready_key(own or version, 'interactive'))
+  if not own then waiters = waiters + call('ZCARD', ready_key('any', 'interactive')) end
   local told = call('ZSCORE', preempts, id)
-  if waiting == 0 then
+  if waiters == 0 then
     if told then call('ZREM', preempts, id) end
     return false
   end
   if told and tonumber(told) > now - PREEMPT_WAIT_MS then return true end
   call('ZREMRANGEBYSCORE', preempts, '-inf', now - PREEMPT_WAIT_MS)
-  if call('ZCARD', preempts) >= waiting then return false end
+  if call('ZCARD', preempts) >= waiters then return false end
   call('ZADD', preempts, now, id)
   return true
 end

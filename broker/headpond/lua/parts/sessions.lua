@@ -21,8 +21,8 @@ end
 
 -- When a sweep is to look whether a session is over.
 local function lapse_at(name, s, now)
-  local keep = session_retention(s.tenant)
-  call('ZADD', prefix .. 'lapses', keep > 0 and math.max(s.updated + keep, now + lease_ms) or now + LOOK_AGAIN_MS, name)
+  local kept = session_retention(s.tenant)
+  call('ZADD', prefix .. 'lapses', kept > 0 and math.max(s.updated + kept, now + lease_ms) or now + LOOK_AGAIN_MS, name)
 end
 
 local function save_session(name, s, now)
@@ -41,11 +41,11 @@ local function hold_commit(id)
   call('HSET', links, id, int(refs + 1) .. ':' .. parent)
 end
 
--- One fewer needs it. keep: it stays also if nobody does.
-local function let_go(id, now, keep)
+-- One fewer needs it. stays: also if nobody does.
+local function let_go(id, now, stays)
   while id ~= '' and id ~= '?' do
     local refs, parent = string.match(call('HGET', links, id) or '1:?', '^(%d+):(.*)$')
-    if tonumber(refs) > 1 or keep then
+    if tonumber(refs) > 1 or stays then
       call('HSET', links, id, int(math.max(0, refs - 1)) .. ':' .. parent)
       return
     end
@@ -109,8 +109,8 @@ local function lapse(name, now)
     call('ZREM', prefix .. 'lapses', name)
     return
   end
-  local keep = session_retention(s.tenant)
-  if keep > 0 and s.updated + keep <= now and call('EXISTS', session_key(name)) == 0 then delete_session(name, now)
+  local kept = session_retention(s.tenant)
+  if kept > 0 and s.updated + kept <= now and call('EXISTS', session_key(name)) == 0 then delete_session(name, now)
   else lapse_at(name, s, now) end
 end
 
