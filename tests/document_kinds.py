@@ -22,6 +22,7 @@ from headpond.bundle import BundleAttempt, new_bundle, pack_bundle, parse_bundle
 from headpond.codec import pack_for_script, unpack_document
 from headpond.commits import Commit, Origin, SessionRow, pack_commit, unpack_commit, unpack_session
 from headpond.jobs import FinishReason, JobState, Priority, Result, Timings, Usage
+from headpond.kept_settings import RUNNING_FOLDER, running_settings
 from headpond.models import Holder, ModelRow, pack_model, unpack_model
 from headpond.operations import (
     Claimed,
@@ -37,8 +38,10 @@ from headpond.provenance import AdapterDigest, Provenance
 from headpond.requests import JobRequest, Message
 from headpond.restoring import PutIn, _parse_put_in
 from headpond.rows import RUN_HEAD, Attempt, RunRow, unpack_attempts, unpack_run
+from headpond.settings import CONFIG_NAME, STATE_FOLDER, RedisSettings, StorageSettings
 from headpond.switching import Outcome as TrialOutcome
 from headpond.switching import parse_outcomes
+from headpond.tables import ScriptedModel
 from headpond.turns import Policy
 from headpond.up_file import UP_FILE, Told, read_told
 from headpond.upkeep import SpoolAnswer, _parse_spool
@@ -396,6 +399,16 @@ def _json(schema: str, **fields: object) -> Callable[[], bytes]:
     return lambda: (json.dumps({"schema": f"headpond/{schema}", "v": 1, **fields}, indent=1) + "\n").encode()
 
 
+def _running(data: bytes) -> object:
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / CONFIG_NAME
+        path = config.parent / STATE_FOLDER / RUNNING_FOLDER / "0a.json"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+        found = running_settings(config, "0a")
+        return found and (found.redis, found.storage, found.models)
+
+
 def _kept(folder: Path) -> object:
     entry = CacheEntry(folder, DIGEST)
     entry.folder.mkdir()
@@ -422,6 +435,15 @@ FILES: dict[str, Kind] = {
         _json("applied", redis={"url": None}, storage={"bucket": "b"}, models={"chat": {"engine": "scripted"}}),
         _in_folder(APPLIED_FILE, read_applied),
         "headpond_workers.supervision.applied.read_applied",
+    ),
+    "running": Kind(
+        (RedisSettings(url="redis://10.0.0.1"), StorageSettings(), {"chat": ScriptedModel(engine="scripted", slots=2)}),
+        _json(
+            "running", redis={"url": "redis://10.0.0.1"}, storage={"bucket": "headpond"},
+            models={"chat": {"engine": "scripted", "slots": 2}},
+        ),
+        _running,
+        "headpond.kept_settings.running_settings",
     ),
     "up": Kind(
         Told({"HEADPOND_DEFAULTS__SLOTS": "2"}, ("chat.slots=3",)),

@@ -22,6 +22,7 @@ from headpond.commits import COMMIT_SCHEMA, Commit, SessionRow, pack_commit
 from headpond.connections import script_key
 from headpond.held import IDLE_RENEWAL_S
 from headpond.jobs import FinishReason, JobState, Priority, Result, Usage
+from headpond.kept_settings import RUNNING_FOLDER
 from headpond.models import MODEL_SCHEMA, ModelRow, pack_model
 from headpond.provenance import Provenance
 from headpond.requests import JobRequest
@@ -483,7 +484,7 @@ def test_files_programs_and_the_allowed_environment_are_in_the_manual() -> None:
     listed = {name.rstrip("/") for cell in files for name in cell.split("`, `")}
     folders = (programs.LOG_FOLDER, programs.CONF_FOLDER, programs.STARTS_FOLDER)
     servers = (embedded_valkey.FOLDER, embedded_seaweed.FOLDER)
-    remembered = (UP_FILE, scaling.SCALE_FILE, STOPPED_FILE, APPLIED_FILE, SECRETS_FILE, IDENTITY_FILE)
+    remembered = (UP_FILE, scaling.SCALE_FILE, STOPPED_FILE, APPLIED_FILE, SECRETS_FILE, IDENTITY_FILE, RUNNING_FOLDER)
     assert {*folders, *servers, *remembered, LOCKS_FOLDER, LOCK_FILE, CONF_NAME, RUN_FILE} <= listed
     for name in (*programs.SERVERS, programs.PERSISTER):
         assert f"| `{name}` |" in section(OPERATION, "What runs")

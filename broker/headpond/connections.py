@@ -24,6 +24,7 @@ from redis.driver_info import DriverInfo
 from redis.retry import Retry
 
 from headpond.errors import ConfigError, HeadpondError, JobGone, QueueError, QueueMending, RedisUnavailable
+from headpond.kept_settings import applied_settings
 from headpond.keys import queue_keys
 from headpond.scripts import WAITS, load_script
 from headpond.settings import CONFIG_NAME, RUN_FILE, Settings, find_config, load_settings
@@ -112,8 +113,16 @@ def find_redis(url: str | None = None, *, start: Path | None = None) -> RedisAdd
             "no Redis is configured: give a url, set HEADPOND_REDIS_URL, or work in a folder with a headpond.toml",
             where=str((start or Path.cwd()) / CONFIG_NAME),
         )
-    # Who asks only for the server has to do with no model's table.
-    return redis_of(load_settings(file, environment=os.environ, needed=()))
+    try:
+        # Who asks only for the server has to do with no model's table.
+        settings = load_settings(file, environment=os.environ, needed=())
+    except ConfigError:
+        # Amid an edit of the file its deployment goes on, and so do those who use it.
+        applied = applied_settings(file)
+        if applied is None or not (applied.redis.url or (applied.state_folder / RUN_FILE).is_file()):
+            raise
+        settings = applied
+    return redis_of(settings)
 
 
 def redis_of(settings: Settings, *, learn: Callable[[str], object] | None = None) -> RedisAddress:

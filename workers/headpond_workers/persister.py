@@ -33,7 +33,6 @@ from headpond.settings import (
     EMBEDDED_VALKEY_FOLDER,
     SPOOL_FOLDER,
     Settings,
-    load_settings,
 )
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.naming.identity import identity_or_passing
@@ -49,6 +48,7 @@ from headpond_workers.rollover.alias_follower import AliasFollower
 from headpond_workers.secret_filter import start_logging
 from headpond_workers.storage.s3 import S3Blobs
 from headpond_workers.storage.settings import storage_of
+from headpond_workers.supervised import settings_of_process
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         # It commits whatever models the server has: no table of one concerns it.
-        settings = load_settings(options.config, environment=os.environ, needed=())
+        settings = settings_of_process(options.config, os.environ, needed=())
         code = Persister(settings, secrets=secrets).run()
     except HeadpondError as error:
         logger.error("persister_failed error=%s", error)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from headpond.errors import ConfigError, HeadpondError
-from headpond.settings import Settings, load_settings
+from headpond.settings import Settings
 from headpond_workers.naming.identity import identity_or_passing, named_identity
 from headpond_workers.naming.instance_lock import instance_lock
 from headpond_workers.naming.name_keeper import Started
@@ -30,12 +30,11 @@ from headpond_workers.redaction import Secrets
 from headpond_workers.rollover.pair_line import PairLine
 from headpond_workers.rollover.pair_program import changes_side_by_side, pair_argv
 from headpond_workers.secret_filter import start_logging
+from headpond_workers.supervised import SUPERVISED, settings_of_process
 from headpond_workers.worker_process import EX_CONFIG, WorkerProcess, one_line
 
 logger = logging.getLogger(__name__)
 
-SUPERVISED = "HEADPOND_SETTINGS_DIGEST"
-"""In the environment of each worker that `headpond up` starts."""
 DEPLOYMENT = "HEADPOND_DEPLOYMENT"
 """The id of the deployment to which a worker belongs that something else starts: of all containers of one service."""
 
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     start_logging(secrets)
     logging.getLogger("dramatiq").setLevel(logging.WARNING)
     try:
-        read = partial(load_settings, options.config, environment=os.environ, needed=[options.model])
+        read = partial(settings_of_process, options.config, os.environ, needed=[options.model])
         settings = read()
         instance = options.instance or f"{options.model}-{os.getpid()}"
         started = Started.BY_SUPERVISOR if SUPERVISED in os.environ else Started.BY_HAND

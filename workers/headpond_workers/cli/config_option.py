@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from headpond.errors import ConfigError
+from headpond.kept_settings import applied_settings, find_applied
 from headpond.settings import CONFIG_NAME, Settings, find_config, load_settings
 from headpond.terminal import escape_controls
 
@@ -35,6 +36,20 @@ def settings_of(
             where=str(Path.cwd()),
         )
     return load_settings(file, environment=os.environ, command_line=command_line, needed=needed)
+
+
+def running_settings_of(config: Path | None) -> Settings:
+    """As `settings_of`, for what looks at a deployment or ends it: where the configuration is wrong or gone, what the
+    deployment applied last."""
+    try:
+        return settings_of(config)
+    except ConfigError as error:
+        file = config or find_config() or find_applied()
+        applied = None if file is None else applied_settings(file)
+        if applied is None:
+            raise
+        say(f"{error}. Going by what was applied last.")
+        return applied
 
 
 def say(line: str) -> None:

@@ -11,7 +11,7 @@ import typer
 from headpond.cli.config import SetOption
 from headpond.errors import DeploymentError
 from headpond.terminal import escape_controls
-from headpond_workers.cli.config_option import AsJson, Config, say, settings_of
+from headpond_workers.cli.config_option import AsJson, Config, running_settings_of, say, settings_of
 from headpond_workers.cli.log_lines import coming, log_files, recent
 from headpond_workers.cli.preparing import prepare_models
 from headpond_workers.cli.status_tables import show_status
@@ -70,7 +70,7 @@ def down(config: Config = None) -> None:
 
       headpond down
     """
-    if not Deployment(settings_of(config), progress=say).down():
+    if not Deployment(running_settings_of(config), progress=say).down():
         say("Nothing runs here.")
 
 
@@ -90,7 +90,7 @@ def status(
 
       headpond status --json | jq '.workers[] | select(.state == "failed")'
     """
-    found = Deployment(settings_of(config)).status()
+    found = Deployment(running_settings_of(config)).status()
     if as_json:
         typer.echo(json.dumps(found.document()))
     else:
@@ -116,7 +116,7 @@ def logs(
 
       headpond logs persister -n 200
     """
-    paths = log_files(settings_of(config), name)
+    paths = log_files(running_settings_of(config), name)
     for line in recent(paths, lines):
         typer.echo(line)
     if not follow:

@@ -15,7 +15,7 @@ from headpond.connections import redis_of
 from headpond.queue import Server
 from headpond.settings import Settings
 from headpond.terminal import escape_controls
-from headpond_workers.cli.config_option import AsJson, Config, say, settings_of
+from headpond_workers.cli.config_option import AsJson, Config, running_settings_of, say, settings_of
 from headpond_workers.cli.preparing import prepare_models
 from headpond_workers.cli.status_tables import table_console
 from headpond_workers.cli.watching import await_workers
@@ -55,7 +55,7 @@ def start(names: Names, config: Config = None, *, as_json: AsJson = False) -> No
 
       headpond models start chat code --json
     """
-    settings, models = _known(config, names)
+    settings, models = _known(settings_of(config), names)
     prepare_models(settings, models)
     deployment = Deployment(settings, progress=say)
     SingleModels(deployment).start(models)
@@ -71,7 +71,7 @@ def stop(names: Names, config: Config = None, *, as_json: AsJson = False) -> Non
 
       headpond models stop chat
     """
-    settings, models = _known(config, names)
+    settings, models = _known(running_settings_of(config), names)
     SingleModels(Deployment(settings, progress=say)).stop(models)
     if as_json:
         typer.echo(json.dumps({"models": [{"name": name, "state": ModelState.STOPPED.value} for name in models]}))
@@ -88,7 +88,7 @@ def restart(names: Names, config: Config = None, *, as_json: AsJson = False) -> 
 
       headpond models restart chat
     """
-    settings, models = _known(config, names)
+    settings, models = _known(settings_of(config), names)
     prepare_models(settings, models)
     deployment = Deployment(settings, progress=say)
     SingleModels(deployment).restart(models)
@@ -106,7 +106,7 @@ def show(config: Config = None, *, as_json: AsJson = False) -> None:
 
       headpond models list --json | jq '.models[] | select(.state != "ready") | .name'
     """
-    settings = settings_of(config)
+    settings = running_settings_of(config)
     deployment = Deployment(settings, progress=say)
     status = deployment.status()
     lines = list_models(
@@ -157,8 +157,7 @@ def forget(
         server.close()
 
 
-def _known(config: Config, names: list[str]) -> tuple[Settings, list[str]]:
-    settings = settings_of(config)
+def _known(settings: Settings, names: list[str]) -> tuple[Settings, list[str]]:
     models = list(dict.fromkeys(names))
     for name in models:
         settings.model(name)

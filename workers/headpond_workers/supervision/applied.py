@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from headpond.errors import DeploymentError
+from headpond.kept_settings import APPLIED_FILE, APPLIED_SCHEMA, VERSION
 from headpond.settings import Settings
 from headpond.spec import without_credentials
 from headpond_workers.supervision.private_files import write_private
-
-APPLIED_FILE = "applied.json"
-SCHEMA = "headpond/applied"
-VERSION = 1
 
 FlatTable = Mapping[str, Any]
 
@@ -50,7 +47,7 @@ def read_applied(state_folder: Path) -> Applied:
     path = state_folder / APPLIED_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["schema"] != SCHEMA or found["v"] != VERSION:
+        if found["schema"] != APPLIED_SCHEMA or found["v"] != VERSION:
             raise ValueError(f"it is a {found['schema']} of version {found['v']}")
         tables = (*found["models"].values(), found["redis"], found["storage"])
         if not all(isinstance(table, dict) for table in tables):
@@ -69,7 +66,7 @@ def read_applied(state_folder: Path) -> Applied:
 
 def write_applied(state_folder: Path, applied: Applied) -> None:
     """Replace the file in one step. Raises DeploymentError if the disk refuses."""
-    document = {"schema": SCHEMA, "v": VERSION, **applied.servers, "models": applied.models}
+    document = {"schema": APPLIED_SCHEMA, "v": VERSION, **applied.servers, "models": applied.models}
     write_private(state_folder / APPLIED_FILE, json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from headpond.kept_settings import RUNNING_FOLDER
 from headpond.settings import Settings
 from headpond_workers.rollover.pair_program import STOP_MARGIN_S
-from headpond_workers.supervision.private_files import write_private
+from headpond_workers.supervision.private_files import private_folder, write_private
 from headpond_workers.supervision.programs import (
     CONF_FOLDER,
     SERVER_STOP_WAIT_S,
@@ -91,16 +92,30 @@ def retire(
 
 
 def write_files(state_folder: Path, wanted: Sequence[Program], *, keep: Collection[str]) -> None:
-    """One file a program of `wanted`; those of `keep` stay; all others go."""
-    folder = state_folder / CONF_FOLDER
+    """One file a program of `wanted`, and the settings that it is started with; files of `keep` stay; all others go."""
+    folder, running = state_folder / CONF_FOLDER, private_folder(state_folder / RUNNING_FOLDER)
     for program in wanted:
-        path, text = folder / f"{program.name}.conf", render(program)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_private(path, text)
+        if program.digest:
+            # Before supervisord hears of it. Those of before stay, for programs that are not restarted yet.
+            _write_if_new(running / f"{program.digest}.json", program.kept)
+        _write_if_new(folder / f"{program.name}.conf", render(program))
     names = {program.name for program in wanted} | set(keep)
     for path in folder.glob("*.conf"):
         if path.name.removesuffix(".conf") not in names:
             path.unlink()
+
+
+def forget_settings(state_folder: Path, programs: Sequence[Program]) -> None:
+    """Remove kept settings but for those of `programs`: all that run."""
+    digests = {program.digest for program in programs}
+    for path in (state_folder / RUNNING_FOLDER).glob("*.json"):
+        if path.name.removesuffix(".json") not in digests:
+            path.unlink()
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_private(path, text)
 
 
 def stop_timeout_s(settings: Settings, names: Sequence[str]) -> float:

@@ -15,7 +15,7 @@ from headpond.up_file import UP_FILE
 from headpond_workers.supervision import embedded_seaweed, programs
 from headpond_workers.supervision.applied import Applied, read_applied, write_applied
 from headpond_workers.supervision.changes import Changes, changes_between
-from headpond_workers.supervision.convergence import stop_timeout_s
+from headpond_workers.supervision.convergence import forget_settings, stop_timeout_s
 from headpond_workers.supervision.lock import deployment_lock
 from headpond_workers.supervision.private_files import write_private
 from headpond_workers.supervision.programs import model_of
@@ -153,6 +153,7 @@ class Deployment(Site):
         self.converge(supervisor, [*servers.programs(), *own])
         names.release_others(started)
         write_applied(self.folder, Applied.of(self.settings))
+        forget_settings(self.folder, own)
         self.start_ended(supervisor)
         self._hang_up(supervisor, ran, changes)
 

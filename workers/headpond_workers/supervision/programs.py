@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headpond.errors import DeploymentError
+from headpond.kept_settings import running_document
 from headpond.overrides import prefix_of
 from headpond.settings import Settings
 from headpond.tables import KvModel, secrets_of
@@ -28,6 +29,7 @@ from headpond_workers.rollover.pair_program import (
     stop_wait_s,
     worker_arguments,
 )
+from headpond_workers.supervised import SUPERVISED
 from headpond_workers.supervision.launcher import is_always_allowed
 
 VALKEY = "valkey"
@@ -76,6 +78,8 @@ class Program:
     names_only: bool = False
     digest: str = ""
     """Of the settings that it reads when it starts: a new one means a restart."""
+    kept: str = ""
+    """The text of these settings, of what holds without a restart too; see `headpond.kept_settings`."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -120,7 +124,8 @@ def worker(settings: Settings, model: str, index: int) -> Program:
         # The environment's layer of this model's settings.
         allow_prefixes=(prefix_of(model),),
         deny=_secrets_of_others(settings, own),
-        digest=_digest(at_start, settings),
+        digest=_digest(f"{model}\n{at_start}", settings),
+        kept=running_document(settings, [model]),
     )
 
 
@@ -136,6 +141,7 @@ def persister(settings: Settings) -> Program:
         deny=_secrets_of_others(settings, own),
         # It serves every model: a model that comes or goes is a reason to look again.
         digest=_digest(",".join(sorted(settings.models)), settings),
+        kept=running_document(settings, ()),
     )
 
 
@@ -182,7 +188,7 @@ def render(program: Program) -> str:
         if program.ends_for_good
         else ["autorestart=true"]
     )
-    environment = program.environment | ({"HEADPOND_SETTINGS_DIGEST": program.digest} if program.digest else {})
+    environment = program.environment | ({SUPERVISED: program.digest} if program.digest else {})
     lines = [
         f"[program:{_name(program.name)}]",
         f"command={_command([*launcher, *program.argv])}",
