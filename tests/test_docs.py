@@ -32,6 +32,7 @@ from headpond.tables import ENGINES, ModelTable
 from headpond.turns import Policy, Turn, TurnRequest
 from headpond.up_file import UP_FILE
 from headpond.workers import WorkerRow, WorkerState, pack_worker
+from headpond_workers.naming.boot_locks import BOOTS_FOLDER
 from headpond_workers.naming.identity import IDENTITY_FILE
 from headpond_workers.naming.instance_file import LOCKS_FOLDER
 from headpond_workers.supervision import embedded_seaweed, embedded_valkey, launcher, programs, scaling
@@ -485,7 +486,7 @@ def test_files_programs_and_the_allowed_environment_are_in_the_manual() -> None:
     folders = (programs.LOG_FOLDER, programs.CONF_FOLDER, programs.STARTS_FOLDER)
     servers = (embedded_valkey.FOLDER, embedded_seaweed.FOLDER)
     remembered = (UP_FILE, scaling.SCALE_FILE, STOPPED_FILE, APPLIED_FILE, SECRETS_FILE, IDENTITY_FILE, RUNNING_FOLDER)
-    assert {*folders, *servers, *remembered, LOCKS_FOLDER, LOCK_FILE, CONF_NAME, RUN_FILE} <= listed
+    assert {*folders, *servers, *remembered, LOCKS_FOLDER, BOOTS_FOLDER, LOCK_FILE, CONF_NAME, RUN_FILE} <= listed
     for name in (*programs.SERVERS, programs.PERSISTER):
         assert f"| `{name}` |" in section(OPERATION, "What runs")
     variables = set(re.findall(r"`([A-Za-z_*]+)`", section(OPERATION, "Environment")))

@@ -226,6 +226,42 @@ def test_unregister_returns_what_is_held_at_once_without_a_strike(bench: Bench) 
     assert bench.wake_tokens("v1") == 1
 
 
+def test_what_a_dead_worker_held_comes_back_at_once_with_a_strike_for_what_made_no_progress(bench: Bench) -> None:
+    bench.submit("chat/a", "chat/b")
+    lease, other = bench.claim(slots=2).leases
+    bench.append(lease, tokens(0, 8))
+    bench.append(other, tokens(0, 7))
+    for _ in range(2):
+        bench.queue.bury("A")
+    rows = [bench.row(job) for job in ("chat/a", "chat/b")]
+    assert [(row.state, row.strikes, row.faults, row.offset) for row in rows] == [
+        (JobState.QUEUED, 0, 1, 8), (JobState.QUEUED, 1, 1, 7),
+    ]  # fmt: skip
+    assert bench.queue.workers() == []
+    assert [attempt.how for attempt in bench.queue.attempts("chat/b")] == ["killed"]
+    assert bench.wake_tokens("v1") == 1
+    assert bench.append(lease, tokens(8, 1)).status is LeaseStatus.FENCED
+
+
+def test_a_job_that_kills_three_workers_is_quarantined_however_soon_they_are_found_dead(bench: Bench) -> None:
+    bench.submit("chat/a")
+    for boot in ("A", "B", "C"):
+        bench.lease(boot)
+        bench.queue.bury(boot)
+    row = bench.row("chat/a")
+    assert row.state is JobState.DEAD
+    assert row.reason == "3 leases in a row ended without progress; the last: its worker died"
+
+
+def test_a_worker_that_was_taken_for_dead_and_speaks_takes_its_strike_back(bench: Bench) -> None:
+    bench.submit("chat/a")
+    lease = bench.lease("A")
+    bench.queue.bury("A")
+    assert bench.row("chat/a").strikes == 1
+    assert bench.renew("A", lease) == [LeaseStatus.FENCED]
+    assert (bench.row("chat/a").strikes, bench.row("chat/a").faults) == (0, 0)
+
+
 def test_a_process_that_replaces_another_takes_over_its_row(bench: Bench) -> None:
     bench.register("B")
     assert sorted(row.boot for row in bench.queue.workers()) == ["A", "B"]

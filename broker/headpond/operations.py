@@ -329,5 +329,6 @@ def register(
     return Operation("register", args, _text)
 
 
-def unregister(boot: str) -> Operation[str]:
-    return Operation("unregister", (boot,), _text)
+def unregister(boot: str, *, killed: bool = False) -> Operation[str]:
+    """A worker process is gone. killed: it died, which the caller knows for sure: what it held was a strike."""
+    return Operation("unregister", (boot, "killed" if killed else ""), _text)

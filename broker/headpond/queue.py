@@ -279,6 +279,10 @@ class JobQueue(QueueReads):
         """A worker process leaves; what it holds comes back without a strike."""
         self.run(ops.unregister(boot))
 
+    def bury(self, boot: str) -> None:
+        """A worker process died, for sure: what it held comes back at once, as at the end of its leases."""
+        self.run(ops.unregister(boot, killed=True))
+
     def switch(
         self, *, seq: int, target: str, previous: str = "", trial: str = "", permille: int = 0
     ) -> switching.SwitchReply:

@@ -48,7 +48,7 @@ class RunRow:
 class Attempt:
     """One lease of a job that ended without an end of the job.
 
-    boot: of the worker's process. host: where that was. version, fingerprint: of its model. how: 'expired' or
+    boot: of the worker's process. host: where that was. version, fingerprint: of its model. how: 'expired', 'killed' or
     'failed' (faults), 'parked', 'preempted', 'unnamed' or 'left'. from_offset, to_offset: tokens of the job when it
     began and ended.
     """

@@ -191,11 +191,12 @@ def renew(
     return answers
 
 
-def unregister(model: Model, boot: str, now_ms: int) -> None:
-    forgive(model, boot, now_ms)
+def unregister(model: Model, boot: str, now_ms: int, *, killed: bool = False) -> None:
+    if not killed:
+        forgive(model, boot, now_ms)
     for job in model.running():
         if job.boot == boot:
-            model.take_back(job, now_ms)
+            model.take_back(job, now_ms, fault=killed, silent=killed)
     model.server.seqs.pop(boot, None)
 
 

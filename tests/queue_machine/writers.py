@@ -319,15 +319,20 @@ class Writers(Calls):
                     self.renew_of(process, 99, again=again)
 
     @seldom("replace", 10)
-    @rule(at=seat, leaves=st.booleans(), loads=st.integers(0, 3), again=lost)
-    def replace_a_process(self, at: int, leaves: bool, loads: int, again: bool) -> None:
-        """It is killed, or it leaves as after a drain; another one comes in its place."""
+    @rule(at=seat, told=st.sampled_from(["nothing", "left", "killed"]), loads=st.integers(0, 3), again=lost)
+    def replace_a_process(self, at: int, told: str, loads: int, again: bool) -> None:
+        """It leaves as after a drain, or is killed, and somebody may know; another one comes in its place."""
         self.step("replace")
         process = self.seats[at]
-        if leaves:
-            self.call(ops.unregister(process.boot), lambda told, _: told == "ok" and self._left(process), again=again)
+        if told != "nothing":
+            killed = told == "killed"
+            self.call(
+                ops.unregister(process.boot, killed=killed),
+                lambda said, _: said == "ok" and self._gone(process, killed=killed),
+                again=again,
+            )
         self.seats[at] = self.start_process(at, loads=loads == 3)
 
-    def _left(self, process: Process) -> bool:
-        answers.unregister(self.model, process.boot, self.now_ms)
+    def _gone(self, process: Process, *, killed: bool) -> bool:
+        answers.unregister(self.model, process.boot, self.now_ms, killed=killed)
         return True

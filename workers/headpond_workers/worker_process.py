@@ -35,6 +35,7 @@ from headpond_workers.checkpoints.pulls.cache import HeldVersion
 from headpond_workers.engines.protocol import Engine, RelayEngine
 from headpond_workers.job_service import JobService
 from headpond_workers.loading import device_use_of, load_any, renew_secrets_of, workers_of
+from headpond_workers.naming.boot_locks import BootLocks
 from headpond_workers.naming.identity import Identity
 from headpond_workers.naming.name_keeper import NameKeeper, Started
 from headpond_workers.own_row import OwnRow
@@ -102,6 +103,8 @@ class WorkerProcess:
             pid=None if pair is None else pair.parent,
         )  # fmt: skip
         self._row.beside = pair is not None and not pair.alone
+        self._boots = BootLocks(settings.state_folder, model)
+        self._boots.hold(self._row.boot)
         self._held: HeldVersion | None = None
 
     def run(self) -> int:
@@ -117,6 +120,8 @@ class WorkerProcess:
         if queue is None:
             return 0
         self._row.announce(queue, WorkerState.LOADING)
+        # Before it loads: others of this model may take up what a dead one held.
+        self._bury_the_dead(queue)
         serving = ServingVersion.of(self._settings, queue, self._row, leave=self._leave, learn=self._secrets.learn)
         try:
             table = self._row.table if serving is None else self._table_of(serving)
@@ -247,6 +252,7 @@ class WorkerProcess:
             if pair is not None and row.beside and pair.alone:
                 row.beside = False
                 row.announce(queue, row.state, fingerprint=fingerprint)
+            self._bury_the_dead(queue)
             if self._hang_up.is_set():
                 self._hang_up.clear()
                 self._take_over(engine, queue, service)
@@ -262,6 +268,14 @@ class WorkerProcess:
                     pair.ask_for_another()
             self._news.wait(WATCH_INTERVAL_S)
         return _Left()
+
+    def _bury_the_dead(self, queue: JobQueue) -> None:
+        """Give back what processes of this model on this machine had leased when they died."""
+        try:
+            if found := self._boots.each_dead(queue.bury):
+                logger.warning("dead_workers_found model=%s count=%d", self._model, found)
+        except HeadpondError as error:
+            logger.warning("dead_workers_not_told model=%s error=%s", self._model, error)
 
     def _look_first(self, watch: VersionWatch) -> None:
         """Before the first claim: a worker of a trial, or of an old version, is not to take any job."""
@@ -316,6 +330,7 @@ class WorkerProcess:
         """Leave the queue for good, and the name with it if nobody else of this deployment has it."""
         try:
             queue.unregister(self._row.boot)
+            self._boots.release()
             self._name.leave(queue)
         except HeadpondError as error:
             logger.warning("unregister_failed error=%s", error)

@@ -136,16 +136,18 @@ local function note_outcome(id, r, state, first_token_ms, now)
 end
 
 -- A lease ends and its job does not. Its fence is never accepted again.
--- how: 'expired' and 'failed' (the engine) are faults; 'parked', 'preempted', 'unnamed' and 'left' are nobody's.
+-- how: 'expired', 'killed' and 'failed' (the engine) are faults; 'parked', 'preempted', 'unnamed' and 'left' are
+-- nobody's.
 local function take_back(id, r, now, how, reason)
   release(id, r)
   log_attempt(id, r, now, how, reason)
   r[FENCE] = ''
-  local fault = how == 'expired' or how == 'failed'
+  local gone = how == 'expired' or how == 'killed'
+  local fault = gone or how == 'failed'
   if fault then r[FAULTS] = r[FAULTS] + 1 end
   if r[OFFSET] - r[CLAIMED_OFFSET] >= PROGRESS_TOKENS then r[STRIKES] = 0
   elseif fault then
-    if how == 'expired' then
+    if gone then
       r[STRUCK] = r[WORKER]
       call('HSET', prefix .. 'struck:' .. r[WORKER], id, r[STRIKES])
     end
