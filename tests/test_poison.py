@@ -128,7 +128,7 @@ def test_a_job_that_kills_its_workers_is_quarantined_and_costs_innocents_little(
     row = row_of(queue, poison)
     assert (row.state, row.strikes, row.attempt, workers.killed) == (JobState.DEAD, 3, 3, 3)
     attempts = queue.attempts(poison.id)
-    assert [attempt.how for attempt in attempts] == ["expired"] * 3
+    assert [attempt.how for attempt in attempts] == ["killed"] * 3
     assert len({attempt.boot for attempt in attempts}) == 3
     assert [job_id for job_id, _ in queue.dead()] == [poison.id]
     # All of it fell into what was measured.

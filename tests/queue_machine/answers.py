@@ -64,6 +64,8 @@ def waits_for_storage(model: Model, operation: Operation[Any]) -> bool:
     if operation.script == "dead":
         job = model.jobs.get(str(args[1]))
         return args[0] == "drop" and job is not None and job.state is JobState.DEAD
+    if operation.script == "unregister":
+        return args[1] == "killed"
     return operation.script in ("finish", "fsck") or (operation.script == "park" and args[0] == "failed")
 
 

@@ -158,6 +158,10 @@ MUTATIONS = (
     Mutation(
         "a fault waits for storage, for it may quarantine", "if held_up and ARGV[2] == 'failed' then", "if false then"
     ),
+    Mutation(
+        "a death waits for storage, for it may quarantine", "if killed and held_up then return not_yet() end\n", ""
+    ),
+    Mutation("a worker that died is a fault of its jobs", "how == 'expired' or how == 'killed'", "how == 'expired'"),
     Mutation("a server that went back with storage waits for it", "state = 'reconciling'\n", "state = 'open'\n"),
     Mutation("a copy of an alias is newer than the last", "if not known or seq > known then", "if true then"),
 )

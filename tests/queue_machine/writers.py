@@ -319,7 +319,7 @@ class Writers(Calls):
                     self.renew_of(process, 99, again=again)
 
     @seldom("replace", 10)
-    @rule(at=seat, told=st.sampled_from(["nothing", "left", "killed"]), loads=st.integers(0, 3), again=lost)
+    @rule(at=seat, told=st.sampled_from(["nothing", "nothing", "left", "killed"]), loads=st.integers(0, 3), again=lost)
     def replace_a_process(self, at: int, told: str, loads: int, again: bool) -> None:
         """It leaves as after a drain, or is killed, and somebody may know; another one comes in its place."""
         self.step("replace")

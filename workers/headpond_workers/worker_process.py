@@ -179,6 +179,8 @@ class WorkerProcess:
         if not other:
             row.last_error = reason
             row.announce(queue, WorkerState.FAILED)
+            # Its row is to stay, for people.
+            self._boots.release()
             return EX_CONFIG
         if self._pair is not None and not self._pair.alone:
             self._forget(queue)
@@ -337,6 +339,8 @@ class WorkerProcess:
 
     def _begin_anew(self) -> None:
         """Returns only if told to leave."""
+        # It holds no lease, and is not dead: its row tells the others that it comes back.
+        self._boots.release()
         begin_anew(self._leave, keep=() if self._pair is None else (self._pair.descriptor,))
 
 
