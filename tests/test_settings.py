@@ -462,7 +462,7 @@ def test_an_exllamav2_table_is_read_with_its_paths_beside_the_file(config: Path)
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("context_tokens = 1000", "context_tokens: Input should be a multiple of 256"),
+        ("context_tokens = 1000", "context_tokens: must be a multiple of 256"),
         ("cache_tokens = 256", "cannot hold one sequence"),
         ("devices = [0, 0]", "names a device twice"),
         ("paged = false", "write slots = 1, not 4"),

@@ -29,6 +29,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import Field, SkipValidation, field_validator, model_validator
 
 from headpond.config_files import ConfigFiles, Given, add_tables, read_files
+from headpond.counts import counted
 from headpond.engine_kinds import known_engines, settings_of_engine
 from headpond.errors import ConfigError, InvalidRequest
 from headpond.jobs import check_model_name
@@ -165,19 +166,26 @@ class Settings(Table):
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A configuration as far as it can be used, and all that is wrong with it."""
+    """A configuration as far as it can be used, and all that is wrong with it. names: of all models that it gives, also
+    of those that cannot be used."""
 
     settings: Settings
     problems: tuple[Problem, ...]
+    names: tuple[str, ...] = ()
 
     def usable(self, needed: Collection[str] | None = None) -> Settings:
         """The settings. needed: see `load_settings`. Raises ConfigError for the first problem, counting the others."""
         hindering = [each for each in self.problems if not each.model or needed is None or each.model in needed]
         if not hindering:
             return self.settings
-        first, more = hindering[0], len(hindering) - 1
-        rest = f" ({more} more {'problem' if more == 1 else 'problems'}: headpond config check)" if more else ""
-        raise ConfigError(f"{first.message}{rest}", where=first.where)
+        raise first_of(hindering)
+
+
+def first_of(problems: Sequence[Problem]) -> ConfigError:
+    """The first one as an error, which counts the others."""
+    first, more = problems[0], len(problems) - 1
+    rest = f" ({counted(more, 'more problem')}: headpond config check)" if more else ""
+    return ConfigError(f"{first.message}{rest}", where=first.where)
 
 
 def find_config(start: Path | None = None) -> Path | None:
@@ -265,7 +273,7 @@ def assemble(files: ConfigFiles, file: Path, told: Told) -> Examined:
         told=told,
         **sections,
     )
-    return Examined(settings, tuple(dict.fromkeys(problems)))
+    return Examined(settings, tuple(dict.fromkeys(problems)), tuple(sorted(files.models)))
 
 
 def _layered(given: Mapping[str, Given], section: str, variables: Overrides, options: Overrides) -> list[Saying]:

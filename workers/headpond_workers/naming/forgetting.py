@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from headpond.errors import NameInUse, UnknownModel
+from headpond.errors import InvalidRequest, NameInUse, UnknownModel
 from headpond.models import unpack_model
 from headpond.queue import JobQueue, Server
 from headpond.workers import WorkerRow, WorkerState
@@ -30,9 +30,10 @@ def forget_name(server: Server, model: str, *, waiting: Waiting) -> None:
     queue = JobQueue(server, model)
     _refuse_if_served(server, queue, model)
     if waiting is Waiting.KEEP and (jobs := _unfinished(queue)):
+        wait = "1 job waits" if jobs == 1 else f"{jobs} jobs wait"
         raise NameInUse(
             model,
-            f"{jobs} jobs wait for it. Let a worker end them first; or leave them to whoever takes the name next: "
+            f"{wait} for it. Let a worker end them first; or leave them to whoever takes the name next: "
             f"headpond models forget {model} --force",
         )
     if not server.forget_name(model, seen):
@@ -44,13 +45,16 @@ def forget_name(server: Server, model: str, *, waiting: Waiting) -> None:
 def forget_holder(server: Server, model: str, deployment: str) -> None:
     """Take a name from one deployment that is never coming back. What the name means stays.
 
-    Raises UnknownModel; NameInUse if it does not hold the name, or while a worker of it lives; RedisUnavailable.
+    Raises UnknownModel; InvalidRequest if it does not hold the name; NameInUse while a worker of it lives;
+    RedisUnavailable.
     """
     row = unpack_model(_seen(server, model))
     holders = [holder.deployment for holder in row.holders]
     if deployment not in holders:
         held = f"these do: {', '.join(holders)}" if holders else "nobody does"
-        raise NameInUse(model, f"the deployment {deployment} does not hold it; {held}")
+        raise InvalidRequest(
+            f"The deployment {deployment[:100]!r} does not hold the name '{model}'; {held}.", field="deployment"
+        )
     _refuse_if_served(server, JobQueue(server, model), model, deployment=deployment)
     server.release(deployment, [model])
 
