@@ -41,12 +41,13 @@ _OF_TYPE: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "model_type": lambda facts: "must be a table",
     "model_attributes_type": lambda facts: "must be a table",
 }
+_OF_NUMBERS = frozenset({"greater_than_equal", "greater_than", "less_than_equal", "less_than", "finite_number"})
 
 
 def complaint(error: Mapping[str, Any]) -> str:
     """One of `ValidationError.errors()`, with its input. Of what a validator of ours says, that."""
     kind, value = error["type"], error.get("input")
-    if isinstance(value, float) and not math.isfinite(value):
+    if kind in _OF_NUMBERS and isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, not {value}"
     said = _OF_TYPE.get(kind)
     if said is not None:

@@ -19,6 +19,7 @@ own HEADPOND_MODELS__<NAME>__*, `--set <name>.*`. Secrets stay references until 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ EMBEDDED_SEAWEED_DATA = "data"
 _T = TypeVar("_T", bound=Table)
 Addressing = Literal["auto", "path", "virtual"]
 Encryption = Literal["none", "sse-s3", "sse-kms"]
-MbPerSecond = Annotated[float, Field(ge=0.1, allow_inf_nan=False)]
+MbPerSecond = Annotated[float, Field(ge=0.1, le=1e6, allow_inf_nan=False)]
 _NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 _IN_URL = 'holds a password; take it out and write {} = {{env = "NAME"}} or {{file = "PATH"}}'
 
@@ -192,7 +193,8 @@ def find_config(start: Path | None = None) -> Path | None:
     """The nearest headpond.toml, in `start` (default: the working folder) or above it."""
     folder = (start or Path.cwd()).resolve()
     for candidate in (folder, *folder.parents):
-        if (candidate / CONFIG_NAME).is_file():
+        # Whatever it is: one that cannot be read is told, not passed over for another one above.
+        if os.path.lexists(candidate / CONFIG_NAME):
             return candidate / CONFIG_NAME
     return None
 
@@ -314,7 +316,9 @@ def _engine(section: str, sayings: Sequence[Saying], at: Origin) -> type[ModelTa
     if kind is None:
         known = known_engines()
         near = nearest(str(engine), known)
-        return Problem(where, f"[{section}] engine = {engine!r}: no such engine{near}; known: {', '.join(known)}")
+        return Problem(
+            where, f"[{section}] engine = {repr(engine)[:100]}: no such engine{near}; known: {', '.join(known)}"
+        )
     return kind
 
 
