@@ -47,6 +47,8 @@ CONFIG_NAME = "headpond.toml"
 STATE_FOLDER = ".headpond"
 RUN_FILE = "run.json"
 SPOOL_FOLDER = "spool"
+FEW_MODELS = 10
+"""So many are listed where one is asked for that is not there."""
 EMBEDDED_VALKEY_FOLDER = "valkey"
 EMBEDDED_SEAWEED_FOLDER = "seaweedfs"
 EMBEDDED_SEAWEED_DATA = "data"
@@ -160,8 +162,10 @@ class Settings(Table):
         try:
             return self.models[name]
         except KeyError:
+            known = sorted(self.models)
+            there = f"; there are: {', '.join(known)}" if 0 < len(known) <= FEW_MODELS else ""
             raise ConfigError(
-                f"no table [models.{name}]{nearest(name, self.models)}", where=str(self.file or CONFIG_NAME)
+                f"no table [models.{name}]{nearest(name, known)}{there}", where=str(self.file or CONFIG_NAME)
             ) from None
 
 

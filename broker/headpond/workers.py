@@ -10,6 +10,9 @@ from headpond.codec import MAX_ROW_BYTES
 from headpond.errors import MalformedDocument, UnsupportedSchema
 from headpond.wire import ROW_VERSION, pack, unpack
 
+SILENT_AFTER_S = 15.0
+"""A worker that says nothing for so long, or for two leases, no longer lives."""
+
 
 class WorkerState(StrEnum):
     STARTING = "starting"
