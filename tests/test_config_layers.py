@@ -159,7 +159,11 @@ def test_two_models_that_a_variable_cannot_tell_apart_are_refused_once_it_is_set
         ("HEADPOND_MODELS__CHAT__SLOTS", "true", "[models.chat] slots: it must be an integer, not true or false"),
         ("HEADPOND_MODELS__CHAT__SLOTS", "4\nlease_s = 3", "[models.chat] slots: is no TOML value"),
         ("HEADPOND_MODELS__CHAT__SLOTS", "", "[models.chat] slots: is no TOML value"),
-        ("HEADPOND_MODELS__CHAT__SLOTS", "[" * 5000, "[models.chat] slots: is no TOML value"),
+        (
+            "HEADPOND_MODELS__CHAT__SLOTS",
+            "[" * 5000,
+            "[models.chat] slots: tables or lists stand in one another more than",
+        ),
         ("HEADPOND_MODELS__CHAT__SLOTS", "0", "[models.chat] slots: must be 1 or more"),
         ("HEADPOND_DEFAULTS__SLOTS", "0", "[models.chat] slots: must be 1 or more"),
         ("HEADPOND_DEFAULTS__ENGINE", "scriptd", "[models.bare] engine = 'scriptd': no such engine; did you mean"),

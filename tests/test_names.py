@@ -218,7 +218,7 @@ def test_a_name_for_which_jobs_wait_is_forgotten_by_force_alone_and_the_jobs_sta
     hold(server, A, chat=ONE)
     queue = server.queue("chat")
     submit(queue)
-    with pytest.raises(NameInUse, match="1 jobs wait"):
+    with pytest.raises(NameInUse, match="1 job waits"):
         forget_name(server, "chat", waiting=Waiting.KEEP)
     forget_name(server, "chat", waiting=Waiting.LEAVE)
     assert server.models() == {}
