@@ -221,6 +221,7 @@ def test_an_engine_that_is_not_installed_is_a_problem_that_names_the_extra(
         '[models.far]\nengine = "openai"\nbase_url = "http://h"\nupstream_model = "m"\n'
     )
     assert run(folder, "config", "check").returncode == 0
+    monkeypatch.delitem(sys.modules, "openai", raising=False)
     monkeypatch.setattr(config_check, "find_spec", lambda module: None)
     ended = run(folder, "config", "check")
     assert ended.returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from importlib.util import find_spec
@@ -93,7 +94,7 @@ def _engine_problems(settings: Settings, model: str, table: ModelTable) -> Itera
             where = _origin(settings, ("models", model, "source")).place
             yield Problem(where, f"[{dotted(('models', model))}] source: {error}", model)
     module, extra = PACKAGES.get(table.engine, ("", ""))
-    if module and find_spec(module) is None:
+    if module and module not in sys.modules and find_spec(module) is None:
         where = _origin(settings, ("models", model, "engine")).place
         message = f"needs a package that is not installed: pip install 'headpond[{extra}]'"
         yield Problem(where, f'[{dotted(("models", model))}] engine = "{table.engine}" {message}', model)

@@ -16,7 +16,7 @@ from headpond.keys import queue_keys
 from headpond.replies import StreamEntry, parse_entries, parse_read, parse_scores, retry_after_s
 from headpond.spooled import StorageTrouble, parse_trouble
 from headpond.wire import Attempt, RunRow, unpack_attempts, unpack_run
-from headpond.workers import SILENT_AFTER_S, WorkerRow, WorkerState, unpack_workers
+from headpond.workers import WorkerRow, living, unpack_workers
 
 if TYPE_CHECKING:
     from headpond.queue import Server
@@ -154,11 +154,8 @@ class QueueReads:
 
     def living(self) -> list[WorkerRow]:
         """Rows of the workers that were heard of lately and have not failed."""
-        now_ms = self.server.now_ms()
-        silent_ms = max(SILENT_AFTER_S * 1000, 2 * int(self.meta().get("lease_ms", "0")))
-        return [
-            row for row in self.workers() if row.state is not WorkerState.FAILED and now_ms - row.seen_ms <= silent_ms
-        ]
+        lease_ms = int(self.meta().get("lease_ms", "0"))
+        return living(self.workers(), now_ms=self.server.now_ms(), lease_ms=lease_ms)
 
     def packed(self, name: str, ids: Sequence[str]) -> list[bytes | None]:
         """What a hash of this queue (`data`, `run`, `result`) holds of some ids, as it is packed."""
