@@ -53,6 +53,15 @@ def test_an_asynchronous_client_does_all_of_it(town: Town) -> None:
     assert town.client.job("chat/asynchronous").result(timeout=0).text
 
 
+def test_both_clients_know_whether_anyone_serves_a_job(town: Town) -> None:
+    async def main() -> list[bool]:
+        async with AsyncClient(town.deployment.url) as client:
+            return [await (await client.submit(model, PROMPT, max_tokens=1)).served() for model in ("chat", "idle")]
+
+    assert asyncio.run(main()) == [True, False]
+    assert [town.client.submit(model, PROMPT, max_tokens=1).served() for model in ("chat", "idle")] == [True, False]
+
+
 def test_an_asynchronous_client_runs_many_jobs_at_once(town: Town) -> None:
     async def main() -> list[Result]:
         async with AsyncClient(town.deployment.url) as client:

@@ -266,6 +266,25 @@ def test_no_configuration_anywhere_says_what_to_do(tmp_path: Path) -> None:
         done = run(*command, cwd=tmp_path)
         assert done.returncode == 2
         assert "headpond.toml" in said(done)
+    for command in (["submit", "chat", "hi"], ["fsck"], ["dead", "list"]):
+        told = said(run(*command, cwd=tmp_path))
+        # No path of a file that is not there.
+        assert told.startswith(f"headpond: {tmp_path}: no Redis is configured: there is no headpond.toml here")
+
+
+def test_groups_of_commands_have_examples(tmp_path: Path) -> None:
+    for group, example in (("config", "headpond config check\n"), ("models", "headpond models list\n")):
+        done = run(group, "--help", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "Examples:" in done.stdout.decode()
+        assert example in done.stdout.decode()
+
+
+def test_what_the_catalogue_lacks_is_wrong_input(tmp_path: Path) -> None:
+    for source in ("chat", "smollm2-135m:Q9_0"):
+        done = run("models", "prepare", source, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "Known sources: smollm2-135m:Q8_0" in said(done)
 
 
 def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
@@ -365,6 +384,51 @@ def test_output_that_is_cut_off_ends_the_command_quietly(serving: Deployment) ->
     assert done.returncode == 0
     assert b"Traceback" not in done.stderr
     assert b"BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["config", "show", "--json"], ["dead", "list"]])
+def test_output_that_cannot_be_written_is_told_and_is_no_defect(
+    configured: Deployment, words: list[str], unbuffered: str
+) -> None:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("HEADPOND_")}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [str(HEADPOND), *words], cwd=configured.folder, stdout=full, stderr=subprocess.PIPE, timeout=60,
+            env={**clean, "PYTHONUNBUFFERED": unbuffered}, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        "headpond: The output could not be written: No space left on device. Free some space, or write elsewhere.\n"
+    )
+
+
+@pytest.mark.parametrize("words", [["submit"], ["submit", "--json"]])
+def test_whoever_waits_for_a_job_that_nobody_serves_is_told_once_and_waits_on(
+    configured: Deployment, words: list[str]
+) -> None:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("HEADPOND_")}
+    command = [str(HEADPOND), *words, "chat", "hello", "--seed", "3", "--max-tokens", "5"]
+    with subprocess.Popen(
+        command, cwd=configured.folder, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as waiting:
+        try:
+            assert waiting.stderr is not None
+            seen: list[str] = []
+            for line in waiting.stderr:
+                seen.append(line)
+                if "right now" in line:
+                    break
+            assert seen[-1] == (
+                "No worker serves 'chat' right now: the job waits for one, and so does this. See: headpond status\n"
+            )
+            configured.start("chat", "chat-0")
+            out, rest = waiting.communicate(timeout=60)
+        finally:
+            waiting.kill()
+    assert waiting.returncode == 0
+    assert len(out) > 5
+    assert rest == ""
 
 
 def test_control_characters_are_shown_not_sent() -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from headpond import config_check
 from headpond.cli import exits
 from headpond.cli.config import register
 from headpond.errors import HeadpondError
@@ -181,6 +183,70 @@ def test_paths_and_secrets_are_looked_for(folder: Path) -> None:
     (folder / "no-such.gguf").touch()
     (folder / "no-such-lora").mkdir()
     assert run(folder, "config", "check").returncode == 0
+
+
+def test_a_configuration_without_a_model_is_a_problem_and_one_that_is_wrong_is_counted(folder: Path) -> None:
+    (folder / "headpond.toml").write_text("")
+    ended = run(folder, "config", "check")
+    assert ended.returncode == 2
+    assert ended.stdout == (
+        f"{folder}/headpond.toml: names no model, and headpond up needs one: add a table such as [models.chat]\n"
+    )
+    assert ended.stderr == f"{folder}/headpond.toml: no models, 1 problem\n"
+    (folder / "headpond.toml").write_text('[models.chat]\nengine = "scripted"\nslots = 0\n')
+    ended = run(folder, "config", "check")
+    assert ended.stdout == f"{folder}/headpond.toml:3: [models.chat] slots: must be 1 or more\n"
+    assert ended.stderr == f"{folder}/headpond.toml: 1 model, 1 problem\n"
+    assert json.loads(run(folder, "config", "check", "--json").stdout)["models"] == ["chat"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("smollm2-135m:Q9_0", "'smollm2-135m' has no quantisation 'Q9_0'. Did you mean 'Q8_0'?"),
+        ("smollm:Q8_0", "No model 'smollm' in the catalogue. Did you mean 'smollm2-135m'?"),
+    ],
+)
+def test_a_source_that_the_catalogue_lacks_is_a_problem(folder: Path, source: str, message: str) -> None:
+    (folder / "headpond.toml").write_text(f'[models.chat]\nengine = "llamacpp"\nsource = "{source}"\n')
+    ended = run(folder, "config", "check")
+    assert ended.returncode == 2
+    assert ended.stdout.startswith(f"{folder}/headpond.toml:3: [models.chat] source: {message}")
+
+
+def test_an_engine_that_is_not_installed_is_a_problem_that_names_the_extra(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "headpond.toml").write_text(
+        '[models.far]\nengine = "openai"\nbase_url = "http://h"\nupstream_model = "m"\n'
+    )
+    assert run(folder, "config", "check").returncode == 0
+    monkeypatch.delitem(sys.modules, "openai", raising=False)
+    monkeypatch.setattr(config_check, "find_spec", lambda module: None)
+    ended = run(folder, "config", "check")
+    assert ended.returncode == 2
+    assert ended.stdout == (
+        f'{folder}/headpond.toml:2: [models.far] engine = "openai" needs a package that is not installed: '
+        "pip install 'headpond[proxy]'\n"
+    )
+    # One that has no workers here is served elsewhere.
+    assert run(folder, "config", "check", "--set", "far.workers=0").returncode == 0
+
+
+def test_each_extra_that_is_named_is_one_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    for module, extra in config_check.PACKAGES.values():
+        assert any(requirement.startswith(module) for requirement in extras[extra])
+
+
+def test_the_models_that_there_are_are_listed_while_they_are_few(folder: Path) -> None:
+    ended = run(folder, "config", "show", "nosuch")
+    assert (ended.returncode, ended.stderr) == (
+        2, f"{folder}/headpond.toml: no table [models.nosuch]; there are: a.b, chat",
+    )  # fmt: skip
+    (folder / "headpond.toml").write_text("".join(f'[models.m{n}]\nengine = "scripted"\n' for n in range(11)))
+    assert run(folder, "config", "show", "nosuch").stderr == f"{folder}/headpond.toml: no table [models.nosuch]"
 
 
 def test_a_name_cannot_steer_the_terminal(folder: Path) -> None:

@@ -20,7 +20,8 @@ import redis
 import typer
 from typer.testing import CliRunner
 
-from headpond.errors import ConfigError, DeploymentError
+from headpond.cli.exits import BAD_INPUT, exit_code
+from headpond.errors import ConfigError, DeploymentError, InvalidRequest
 from headpond.settings import load_settings
 from headpond.workers import WorkerState
 from headpond_workers.cli.deployment import register
@@ -146,8 +147,9 @@ def test_a_changed_configuration_touches_its_own_model_alone(folder: Path) -> No
 
 @pytest.mark.slow
 def test_one_model_that_cannot_load_does_not_keep_others_from_serving(folder: Path) -> None:
+    (folder / "damaged.gguf").write_bytes(b"no weights")
     (folder / "headpond.toml").write_text(
-        f"{CONFIG}\n[models.broken]\nengine = 'llamacpp'\npath = 'missing.gguf'\n"
+        f"{CONFIG}\n[models.broken]\nengine = 'llamacpp'\npath = 'damaged.gguf'\n"
         "[models.crashing]\nengine = 'scripted'\ncrash_at = 'load'\n"
     )
     deployment = deployment_of(folder)
@@ -158,7 +160,7 @@ def test_one_model_that_cannot_load_does_not_keep_others_from_serving(folder: Pa
         "chat-1",
         "code-0",
     }
-    assert "missing.gguf" in found["broken-0"].last_error
+    assert "damaged.gguf" in found["broken-0"].last_error
     assert "terminated by SIGKILL" in found["crashing-0"].last_error
 
 
@@ -247,9 +249,10 @@ def test_the_commands_work_together(folder: Path) -> None:
         "storage", "waiting", "alias",
     }  # fmt: skip
     assert set(document["workers"][0]) == {
-        "model", "version", "pid", "host", "slots", "busy", "tokens_per_s", "state", "last_error",
+        "instance", "model", "version", "pid", "host", "slots", "busy", "tokens_per_s", "state", "last_error",
     }  # fmt: skip
     assert [worker["state"] for worker in document["workers"]] == ["ready"] * 3
+    assert [worker["instance"] for worker in document["workers"]] == ["chat-0", "chat-1", "code-0"]
     run("scale", "chat=1", "code=0")
     table = run("status")
     assert "chat-0" in table
@@ -275,10 +278,11 @@ def test_sigterm_to_a_foreground_up_takes_everything_down(folder: Path) -> None:
     wait_until(lambda: processes_of(folder) == [])
 
 
-@pytest.mark.parametrize("word", ["chat", "chat=", "chat=two", "=2", "chat=-1", "chat=1=2"])
+@pytest.mark.parametrize("word", ["chat", "chat=", "chat=two", "=2", "chat=-1", "chat=1=2", "chat=65", "chat=1 chat=2"])
 def test_a_count_that_is_none_is_refused_with_an_example(folder: Path, word: str) -> None:
     app = typer.Typer()
     register(app)
-    result = CliRunner().invoke(app, ["scale", "--config", str(folder / "headpond.toml"), "--", word])
-    assert isinstance(result.exception, DeploymentError)
+    result = CliRunner().invoke(app, ["scale", "--config", str(folder / "headpond.toml"), "--", *word.split()])
+    assert isinstance(result.exception, InvalidRequest)
+    assert exit_code(result.exception) == BAD_INPUT
     assert "headpond scale chat=3" in str(result.exception)

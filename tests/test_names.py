@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from conftest import Deployment
-from headpond.errors import NameInUse, NameTaken, UnknownModel
+from headpond.errors import InvalidRequest, NameInUse, NameTaken, UnknownModel
 from headpond.models import Holder, ModelRow, unpack_model
 from headpond.names import Hold
 from headpond.operations import Entry, QueuePolicy
@@ -218,7 +218,7 @@ def test_a_name_for_which_jobs_wait_is_forgotten_by_force_alone_and_the_jobs_sta
     hold(server, A, chat=ONE)
     queue = server.queue("chat")
     submit(queue)
-    with pytest.raises(NameInUse, match="1 jobs wait"):
+    with pytest.raises(NameInUse, match="1 job waits"):
         forget_name(server, "chat", waiting=Waiting.KEEP)
     forget_name(server, "chat", waiting=Waiting.LEAVE)
     assert server.models() == {}
@@ -232,7 +232,9 @@ def test_one_deployment_that_is_gone_loses_its_hold_while_others_serve(server: S
     forget_holder(server, "chat", B.deployment)
     assert holders(server) == [A.deployment]
     hold(server, A, chat=OTHER)  # nothing is in its way now
-    with pytest.raises(NameInUse, match=f"{B.deployment} does not hold it; these do: {A.deployment}"):
+    with pytest.raises(
+        InvalidRequest, match=f"{B.deployment}' does not hold the name 'chat'; these do: {A.deployment}"
+    ):
         forget_holder(server, "chat", B.deployment)
 
 

@@ -296,7 +296,7 @@ def test_models_come_and_go_and_settings_of_a_queue_hold_without_a_restart(place
     )
     changes = place.deployment.reload()
     assert changes.lines({"fresh": 1}) == [
-        "+ models.fresh: 1 workers",
+        "+ models.fresh: 1 worker",
         "- models.code",
         "~ models.chat.max_queued: 0 -> 3",
         "~ models.chat.retention_s: 86400.0 -> 77.0",
@@ -313,6 +313,28 @@ def test_models_come_and_go_and_settings_of_a_queue_hold_without_a_restart(place
     eventually(lambda: queue.meta()["retention_ms"] == "77000", what="the new retention")
     eventually(lambda: "reloaded model=chat" in (place.deployment.logs.folder / "chat-0.log").read_text())
     assert queue.server.read("HGETALL", "headpond:{chat}:weights") == {b"acme": b"3.0"}
+
+
+@pytest.mark.slow
+def test_a_path_that_is_not_there_is_refused_before_a_worker_drains(place: Place) -> None:
+    before = place.pids()
+    place.configure(COMMON + CHAT + 'path = "nofile.json"\n' + CODE)
+    for words in (["reload"], ["reload", "--dry-run"], ["models", "restart", "chat"], ["up", "--detach"]):
+        refused = place.command(*words)
+        assert refused.returncode == 2, (words, refused.stderr)
+        message = f"headpond.toml:19: [models.chat] path: there is no {place.folder}/nofile.json"
+        assert message in refused.stderr, (words, refused.stderr)
+        assert "not looked at" not in refused.stderr
+        assert place.pids() == before
+    # What is wrong with one model is no reason to leave another one down.
+    restarted = place.command("models", "restart", "code")
+    assert restarted.returncode == 0, restarted.stderr
+    assert "1 worker ready" in restarted.stderr
+    assert place.pids()["chat-0"] == before["chat-0"]
+    # A model without workers here needs no weights here.
+    place.configure(COMMON + CHAT + 'path = "nofile.json"\nworkers = 0\n' + CODE)
+    shown = place.command("reload", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
 
 
 @pytest.mark.slow
@@ -333,6 +355,7 @@ def test_a_wrong_configuration_changes_nothing_and_a_model_goes_on_being_served_
     assert (place.folder / ".headpond" / APPLIED_FILE).read_text() == applied
 
     # A model that cannot load with its new settings: the second worker keeps its old ones.
+    (place.folder / "no.gguf").write_bytes(b"no weights")
     place.configure(f'{COMMON}[models.chat]\nengine = "llamacpp"\npath = "no.gguf"\nworkers = 2\n{CODE}')
     with pytest.raises(DeploymentError, match=r"chat-0 failed: .*no\.gguf[\s\S]*left as they are"):
         place.deployment.reload()

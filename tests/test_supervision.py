@@ -19,7 +19,7 @@ import psutil
 import pytest
 from supervisor.options import ServerOptions
 
-from headpond.errors import ConfigError, DeploymentError
+from headpond.errors import ConfigError, DeploymentError, InvalidRequest
 from headpond.settings import Settings, check_settings
 from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.cli.log_lines import coming, log_files, recent
@@ -391,7 +391,7 @@ class TestScaling:
         settings.state_folder.mkdir()
         with pytest.raises(ConfigError, match="did you mean 'chat'"):
             remember(settings, {"chatt": 1})
-        with pytest.raises(DeploymentError, match="0 to 64"):
+        with pytest.raises(InvalidRequest, match="0 to 64"):
             remember(settings, {"chat": 65})
         assert worker_counts(settings) == {"chat": 1}
 

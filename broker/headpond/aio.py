@@ -217,6 +217,10 @@ class AsyncJob:
             raise await queue.absence(self.id)
         return row.state
 
+    async def served(self) -> bool:
+        """See `Job.served`."""
+        return bool(await (await self._queue()).living())
+
     async def stream(self, after: int = 0) -> AsyncIterator[Chunk]:
         """Tokens from an offset on, as they are made, until the job ends; see `Job.stream`."""
         fold, last, patience = StreamFold(check_after(after)), "0-0", Patience()

@@ -28,6 +28,7 @@ from headpond.models import ModelRow, unpack_model
 from headpond.replies import StreamEntry, parse_entries, parse_read, retry_after_s
 from headpond.scripts import NOT_MET, load_script
 from headpond.wire import RunRow, unpack_run
+from headpond.workers import WorkerRow, living, unpack_workers
 
 T = TypeVar("T")
 
@@ -117,6 +118,14 @@ class AsyncJobQueue:
     async def run_row(self, job_id: str) -> RunRow | None:
         raw = await self.server.read("HGET", queue_keys(self.name).named("run"), job_id)
         return None if raw is None else unpack_run(raw)
+
+    async def living(self) -> list[WorkerRow]:
+        """See JobQueue."""
+        keys = queue_keys(self.name)
+        lease_ms = int(await self.server.read("HGET", keys.named("meta"), "lease_ms") or 0)
+        rows = unpack_workers(self.name, await self.server.read("HGETALL", keys.named("workers")))
+        seconds, micros = await self.server.read("TIME")
+        return living(rows, now_ms=int(seconds) * 1000 + int(micros) // 1000, lease_ms=lease_ms)
 
     async def absence(self, job_id: str) -> JobGone | QueueMending:
         """See JobQueue."""

@@ -258,6 +258,10 @@ class Job:
             raise self._queue.absence(self.id)
         return row.state
 
+    def served(self) -> bool:
+        """Whether a worker of the job's model was heard of lately. Raises RedisUnavailable."""
+        return bool(self._queue.living())
+
     def stream(self, after: int = 0) -> Iterator[Chunk]:
         """Tokens from an offset on, as they are made, until the job ends however it ends.
 

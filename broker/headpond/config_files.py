@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
+import io
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 
 from headpond.layers import KeyPath, Saying
 from headpond.origins import Layer, Origin, Problem, nearest
-from headpond.toml_places import dotted, given_twice, lines
+from headpond.toml_places import dotted, lines
+from headpond.toml_text import BeyondBounds, NotToml, parse_toml
 
 CONF_FOLDER = "conf.d"
 SECTIONS = ("redis", "storage", "defaults", "models")
 _LAYERS = {"defaults": Layer.DEFAULTS}
 _DEEPEST_KEY = 3
 """Of `models.<name>.<key>`: what stands below it belongs to its value."""
-_LINE = re.compile(r"\(at line (\d+), column \d+\)")
+MAX_BYTES = 1 << 20
+"""Of one file: a table of a model takes less than a KiB."""
 
 
 class Places:
@@ -68,7 +71,10 @@ def read_files(file: Path) -> ConfigFiles:
     folder = file.parent / CONF_FOLDER
     try:
         others = sorted(path for path in folder.iterdir() if path.suffix == ".toml" and not path.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
+        others = []
+    except NotADirectoryError:
+        found.problems.append(Problem(str(folder), "is a file, and should be a folder with *.toml in it"))
         others = []
     except OSError as error:
         found.problems.append(Problem(str(folder), f"cannot be read: {error.strerror}"))
@@ -108,32 +114,49 @@ def add_tables(found: ConfigFiles, tables: Mapping[str, Any], file: Path, known:
 
 def _read(found: ConfigFiles, file: Path, *, missing: str) -> None:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = _text_of(file)
     except FileNotFoundError:
         found.problems.append(Problem(str(file), missing))
         return
-    except (OSError, UnicodeDecodeError) as error:
-        found.problems.append(Problem(str(file), f"cannot be read: {error}"))
+    except UnicodeDecodeError as error:
+        found.problems.append(Problem(str(file), f"cannot be read: it is not UTF-8, at byte {error.start}"))
+        return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        found.problems.append(Problem(str(file), f"cannot be read: {reason}"))
         return
     try:
-        tables = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        found.problems.append(_not_toml(file, text, error))
+        tables = parse_toml(text)
+    except BeyondBounds as error:
+        found.problems.append(Problem(_place(file, error.line), f"cannot be used: {error}"))
+        return
+    except NotToml as error:
+        found.problems.append(Problem(_place(file, error.line), f"not valid TOML: {error}"))
         return
     add_tables(found, tables, file, lines(text))
 
 
-def _not_toml(file: Path, text: str, error: Exception) -> Problem:
-    twice = given_twice(text)
-    match = _LINE.search(str(error))
-    line = int(match[1]) if match else None
-    if twice is not None and (line is None or twice[1].line <= line):
-        first, second = twice
-        message = (
-            f"not valid TOML: [{dotted(second.path)}] is given twice, at line {first.line} and at line {second.line}"
-        )
-        return Problem(f"{file}:{second.line}", message)
-    return Problem(str(file) if line is None else f"{file}:{line}", f"not valid TOML: {error}")
+def _text_of(file: Path) -> str:
+    """Raises OSError; ValueError saying why it is not read."""
+    # Not blocking: a FIFO would keep every command waiting for somebody who writes into it.
+    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise ValueError("it is a folder, and should be a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is a FIFO, a device or a socket, and should be a regular file")
+        with open(handle, "rb", closefd=False) as opened:
+            if status.st_size > MAX_BYTES or len(raw := opened.read(MAX_BYTES + 1)) > MAX_BYTES:
+                raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    finally:
+        os.close(handle)
+    # Editors of some systems begin a file with a byte order mark, and end lines with two characters.
+    return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig").read()
+
+
+def _place(file: Path, line: int | None) -> str:
+    return str(file) if line is None else f"{file}:{line}"
 
 
 def _add(found: ConfigFiles, into: dict[str, Given], name: str, given: Given, path: KeyPath) -> None:

@@ -110,8 +110,9 @@ def find_redis(url: str | None = None, *, start: Path | None = None) -> RedisAdd
     file = find_config(start)
     if file is None:
         raise ConfigError(
-            "no Redis is configured: give a url, set HEADPOND_REDIS_URL, or work in a folder with a headpond.toml",
-            where=str((start or Path.cwd()) / CONFIG_NAME),
+            f"no Redis is configured: there is no {CONFIG_NAME} here or in a folder above. Give a url, set "
+            "HEADPOND_REDIS_URL, or work in a folder with one",
+            where=str(start or Path.cwd()),
         )
     try:
         # Who asks only for the server has to do with no model's table.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from headpond.complaints import complaint
 from headpond.origins import Origin, Problem, nearest
 from headpond.shapes import anchored, below, is_secret, parse_text, table_of, values_of, wrong_types
 from headpond.tables import Table
@@ -77,9 +78,9 @@ def merge(kind: type[Table], sayings: Iterable[Saying], *, section: str, model: 
             merged.problems.append(Problem(origin.place, str(error), model))
             continue
         complaints = list(wrong_types(value, annotation))
-        for inner, complaint in complaints:
+        for inner, said in complaints:
             place = replace(origin, line=saying.lines.get(inner, origin.line)).place
-            merged.problems.append(Problem(place, f"[{section}] {dotted((*path, *inner))}: {complaint}", model))
+            merged.problems.append(Problem(place, f"[{section}] {dotted((*path, *inner))}: {said}", model))
         if complaints:
             continue
         if origin.folder is not None:
@@ -96,13 +97,13 @@ def check(kind: type[_T], merged: Merged, *, section: str, at: Origin, model: st
     try:
         return kind.model_validate(merged.tree)
     except ValidationError as error:
-        for found in error.errors(include_url=False, include_input=False):
+        for found in error.errors(include_url=False):
             path = tuple(str(part) for part in found["loc"])
             if found["type"] == "extra_forbidden":
                 message = f"unknown key '{path[-1]}' in [{section}]{nearest(path[-1], _known(kind, path[:-1]))}"
             else:
                 key = ".".join(path)
-                message = f"[{section}] {key + ': ' if key else ''}{found['msg'].removeprefix('Value error, ')}"
+                message = f"[{section}] {key + ': ' if key else ''}{complaint(found)}"
             merged.problems.append(Problem(merged.origin(path, otherwise=at).place, message, model))
         return None
 

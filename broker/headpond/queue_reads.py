@@ -16,7 +16,7 @@ from headpond.keys import queue_keys
 from headpond.replies import StreamEntry, parse_entries, parse_read, parse_scores, retry_after_s
 from headpond.spooled import StorageTrouble, parse_trouble
 from headpond.wire import Attempt, RunRow, unpack_attempts, unpack_run
-from headpond.workers import WorkerRow, unpack_workers
+from headpond.workers import WorkerRow, living, unpack_workers
 
 if TYPE_CHECKING:
     from headpond.queue import Server
@@ -151,6 +151,11 @@ class QueueReads:
     def workers(self) -> list[WorkerRow]:
         """Rows of the processes that serve, or served, this queue."""
         return unpack_workers(self.name, self.server.read("HGETALL", queue_keys(self.name).named("workers")))
+
+    def living(self) -> list[WorkerRow]:
+        """Rows of the workers that were heard of lately and have not failed."""
+        lease_ms = int(self.meta().get("lease_ms", "0"))
+        return living(self.workers(), now_ms=self.server.now_ms(), lease_ms=lease_ms)
 
     def packed(self, name: str, ids: Sequence[str]) -> list[bytes | None]:
         """What a hash of this queue (`data`, `run`, `result`) holds of some ids, as it is packed."""

@@ -19,6 +19,7 @@ own HEADPOND_MODELS__<NAME>__*, `--set <name>.*`. Secrets stay references until 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import Field, SkipValidation, field_validator, model_validator
 
 from headpond.config_files import ConfigFiles, Given, add_tables, read_files
+from headpond.counts import counted
 from headpond.engine_kinds import known_engines, settings_of_engine
 from headpond.errors import ConfigError, InvalidRequest
 from headpond.jobs import check_model_name
@@ -45,6 +47,8 @@ CONFIG_NAME = "headpond.toml"
 STATE_FOLDER = ".headpond"
 RUN_FILE = "run.json"
 SPOOL_FOLDER = "spool"
+FEW_MODELS = 10
+"""So many are listed where one is asked for that is not there."""
 EMBEDDED_VALKEY_FOLDER = "valkey"
 EMBEDDED_SEAWEED_FOLDER = "seaweedfs"
 EMBEDDED_SEAWEED_DATA = "data"
@@ -54,7 +58,7 @@ EMBEDDED_SEAWEED_DATA = "data"
 _T = TypeVar("_T", bound=Table)
 Addressing = Literal["auto", "path", "virtual"]
 Encryption = Literal["none", "sse-s3", "sse-kms"]
-MbPerSecond = Annotated[float, Field(ge=0.1, allow_inf_nan=False)]
+MbPerSecond = Annotated[float, Field(ge=0.1, le=1e6, allow_inf_nan=False)]
 _NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 _IN_URL = 'holds a password; take it out and write {} = {{env = "NAME"}} or {{file = "PATH"}}'
 
@@ -158,33 +162,43 @@ class Settings(Table):
         try:
             return self.models[name]
         except KeyError:
+            known = sorted(self.models)
+            there = f"; there are: {', '.join(known)}" if 0 < len(known) <= FEW_MODELS else ""
             raise ConfigError(
-                f"no table [models.{name}]{nearest(name, self.models)}", where=str(self.file or CONFIG_NAME)
+                f"no table [models.{name}]{nearest(name, known)}{there}", where=str(self.file or CONFIG_NAME)
             ) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A configuration as far as it can be used, and all that is wrong with it."""
+    """A configuration as far as it can be used, and all that is wrong with it. names: of all models that it gives, also
+    of those that cannot be used."""
 
     settings: Settings
     problems: tuple[Problem, ...]
+    names: tuple[str, ...] = ()
 
     def usable(self, needed: Collection[str] | None = None) -> Settings:
         """The settings. needed: see `load_settings`. Raises ConfigError for the first problem, counting the others."""
         hindering = [each for each in self.problems if not each.model or needed is None or each.model in needed]
         if not hindering:
             return self.settings
-        first, more = hindering[0], len(hindering) - 1
-        rest = f" ({more} more {'problem' if more == 1 else 'problems'}: headpond config check)" if more else ""
-        raise ConfigError(f"{first.message}{rest}", where=first.where)
+        raise first_of(hindering)
+
+
+def first_of(problems: Sequence[Problem]) -> ConfigError:
+    """The first one as an error, which counts the others."""
+    first, more = problems[0], len(problems) - 1
+    rest = f" ({counted(more, 'more problem')}: headpond config check)" if more else ""
+    return ConfigError(f"{first.message}{rest}", where=first.where)
 
 
 def find_config(start: Path | None = None) -> Path | None:
     """The nearest headpond.toml, in `start` (default: the working folder) or above it."""
     folder = (start or Path.cwd()).resolve()
     for candidate in (folder, *folder.parents):
-        if (candidate / CONFIG_NAME).is_file():
+        # Whatever it is: one that cannot be read is told, not passed over for another one above.
+        if os.path.lexists(candidate / CONFIG_NAME):
             return candidate / CONFIG_NAME
     return None
 
@@ -265,7 +279,7 @@ def assemble(files: ConfigFiles, file: Path, told: Told) -> Examined:
         told=told,
         **sections,
     )
-    return Examined(settings, tuple(dict.fromkeys(problems)))
+    return Examined(settings, tuple(dict.fromkeys(problems)), tuple(sorted(files.models)))
 
 
 def _layered(given: Mapping[str, Given], section: str, variables: Overrides, options: Overrides) -> list[Saying]:
@@ -306,7 +320,9 @@ def _engine(section: str, sayings: Sequence[Saying], at: Origin) -> type[ModelTa
     if kind is None:
         known = known_engines()
         near = nearest(str(engine), known)
-        return Problem(where, f"[{section}] engine = {engine!r}: no such engine{near}; known: {', '.join(known)}")
+        return Problem(
+            where, f"[{section}] engine = {repr(engine)[:100]}: no such engine{near}; known: {', '.join(known)}"
+        )
     return kind
 
 

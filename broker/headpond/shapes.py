@@ -3,7 +3,6 @@ be. Pure."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from headpond.tables import SecretRef, Table
+from headpond.toml_text import BeyondBounds, NotToml, parse_toml
 
 _NAMES = {bool: "true or false", int: "an integer", float: "a number"}
 
@@ -68,8 +68,12 @@ def parse_text(text: str, annotation: Any) -> Any:
     textual = takes_text(annotation)
     try:
         # TOML ends a value at a line end: what follows would be a key of its own.
-        parsed = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+        parsed = parse_toml(f"value = {text}")
+    except BeyondBounds:
+        if textual:
+            return text
+        raise
+    except NotToml:
         parsed = {}
     if parsed.keys() != {"value"}:
         if textual:

@@ -33,8 +33,8 @@ def places(text: str) -> list[Place]:
     """Every table header and every key, in the order of the text; of a text that is no TOML, those before the first
     thing that cannot be read."""
     reader = _Reader(text)
-    # The caller has asked tomllib, which says what is wrong.
-    with contextlib.suppress(_UnreadableError):
+    # The caller has asked tomllib, which says what is wrong, also with a text that is nested too deep.
+    with contextlib.suppress(_UnreadableError, RecursionError):
         reader.read()
     return reader.found
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from headpond.codec import MAX_ROW_BYTES
 from headpond.errors import MalformedDocument, UnsupportedSchema
 from headpond.wire import ROW_VERSION, pack, unpack
+
+SILENT_AFTER_S = 15.0
+"""A worker that says nothing for so long, or for two leases, no longer lives."""
 
 
 class WorkerState(StrEnum):
@@ -86,3 +89,9 @@ def unpack_workers(model: str, fields: Mapping[bytes, bytes]) -> list[WorkerRow]
                       seen_ms, tokens, jobs, rate, device, memory_bytes, deployment)
         )  # fmt: skip
     return sorted(rows, key=lambda row: (row.host, row.instance))
+
+
+def living(rows: Iterable[WorkerRow], *, now_ms: int, lease_ms: int) -> list[WorkerRow]:
+    """Those that were heard of lately and have not failed. now_ms: the server's time. lease_ms: of their queue."""
+    silent_ms = max(SILENT_AFTER_S * 1000, 2 * lease_ms)
+    return [row for row in rows if row.state is not WorkerState.FAILED and now_ms - row.seen_ms <= silent_ms]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from headpond.cli import config, dead, exits, fsck, jobs, sessions
+from headpond.cli.output import OutputError, give_up_output, watched
 from headpond.errors import HeadpondError
 from headpond.terminal import escape_controls
 
@@ -62,28 +64,52 @@ def build_app() -> typer.Typer:
 def main() -> NoReturn:
     """Run one command and exit."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s %(message)s")
+    if sys.stdout is None:
+        sys.exit(_run())  # It was closed by whoever called: nobody reads what is printed.
+    sys.stdout = watched(sys.stdout)
+    code = _run()
+    try:
+        # What is still in a buffer would fail where nobody hears of it.
+        sys.stdout.flush()
+    except OutputError as error:
+        code = _output_failed(error)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Its exit code."""
     try:
         build_app()()
-        code = 0
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        return error.code if isinstance(error.code, int) else 1
     except HeadpondError as error:
         # A message may quote what a model, a template or a server said.
-        print(f"headpond: {escape_controls(str(error))}", file=sys.stderr)
-        code = exits.exit_code(error)
+        _say(f"headpond: {escape_controls(str(error))}")
+        return exits.exit_code(error)
     except KeyboardInterrupt:
-        code = exits.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output left, as `head` does. Nothing more can be said there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return exits.INTERRUPTED
+    except OutputError as error:
+        return _output_failed(error)
     except Exception as error:
         if os.environ.get(DEBUG):
             raise
-        print(
+        _say(
             f"headpond: unexpected {type(error).__name__}: {error}\nThis is a defect of headpond. For its trace set "
-            f"{DEBUG}=1 and run the command again.",
-            file=sys.stderr,
+            f"{DEBUG}=1 and run the command again."
         )
-        code = exits.INTERNAL
-    sys.exit(code)
+        return exits.INTERNAL
+    return 0
+
+
+def _output_failed(error: OutputError) -> int:
+    give_up_output()
+    if error.reader_left:
+        return 0
+    _say(f"headpond: The output could not be written: {error}. Free some space, or write elsewhere.")
+    return exits.INTERNAL
+
+
+def _say(text: str) -> None:
+    # Where stderr cannot be written either, the exit code has to do.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ import typer
 from headpond.cli.exits import BAD_INPUT
 from headpond.cli.jobs import JsonOption
 from headpond.config_check import all_problems, tables_of
+from headpond.counts import counted
 from headpond.errors import ConfigError
 from headpond.layers import flattened
 from headpond.origins import BUILT_IN, Problem
@@ -41,7 +42,16 @@ RunningOption = Annotated[
 ]
 
 config_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Show and check the configuration, without starting anything."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Show and check the configuration, without starting anything.
+
+    Examples:
+
+      headpond config check
+
+      headpond config show chat --origin
+    """,
 )
 
 
@@ -96,16 +106,16 @@ def check(
       headpond config check --json | jq -r '.problems[].where'
     """
     examined = _examined(config, said, running=running)
-    problems = list(dict.fromkeys(all_problems(examined)))
+    problems = all_problems(examined)
     settings = examined.settings
     if as_json:
         found = [{"where": each.where, "message": each.message, "model": each.model} for each in problems]
-        typer.echo(json.dumps({"config": str(settings.file), "models": sorted(settings.models), "problems": found}))
+        typer.echo(json.dumps({"config": str(settings.file), "models": list(examined.names), "problems": found}))
     else:
         for each in problems:
             typer.echo(escape_controls(_told(each)))
-        models = _counted(len(settings.models), "model")
-        typer.echo(escape_controls(f"{settings.file}: {models}, {_counted(len(problems), 'problem')}"), err=True)
+        models, wrong = _number(len(examined.names), "model"), _number(len(problems), "problem")
+        typer.echo(escape_controls(f"{settings.file}: {models}, {wrong}"), err=True)
     if problems:
         raise typer.Exit(BAD_INPUT)
 
@@ -168,5 +178,5 @@ def _told(problem: Problem) -> str:
     return f"{problem.where}: {problem.message}"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
+def _number(count: int, noun: str) -> str:
+    return counted(count, noun) if count else f"no {noun}s"

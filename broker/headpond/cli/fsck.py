@@ -12,6 +12,7 @@ import typer
 from headpond import upkeep
 from headpond.cli.exits import FAULTS_LEFT
 from headpond.cli.jobs import JsonOption, UrlOption
+from headpond.counts import counted
 from headpond.keys import queue_keys
 from headpond.operators import Operator
 from headpond.queue import JobQueue
@@ -57,7 +58,7 @@ def fsck(
             if not as_json:
                 for fault in faults:
                     typer.echo(escape_controls(f"{fault.id}: {fault.what}; {fault.remedy}"))
-                typer.echo(f"{model}: {_counted(jobs, 'job')}, {_counted(len(faults), 'fault')}")
+                typer.echo(f"{model}: {counted(jobs, 'job')}, {counted(len(faults), 'fault')}")
     if as_json:
         typer.echo(json.dumps({"models": checked, "left": left}))
     if left:
@@ -68,10 +69,6 @@ def fsck(
 
 def register(app: typer.Typer) -> None:
     app.command()(fsck)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _check(queue: JobQueue, *, repair: bool) -> tuple[int, list[upkeep.Fault]]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from headpond.cli.request_options import form_of, sampling_of
+from headpond.cli.unserved import told_if_unserved
 from headpond.client import Client, Job
 from headpond.durability import TIMEOUT_S, Durability
 from headpond.errors import HeadpondError, InvalidRequest, JobEnded
@@ -221,13 +222,14 @@ def _from_stdin(*, field: str = "prompt") -> str:
 
 
 def _show_stream(job: Job, *, after: int, as_json: bool) -> None:
-    for chunk in job.stream(after=after):
-        if as_json:
-            typer.echo(json.dumps(_chunk_fields(chunk)))
-        else:
-            if chunk.restarted:
-                typer.echo(f"\n[what was shown from token {chunk.offset} on is void]", err=True)
-            write_text(chunk.text)
+    with told_if_unserved(job):
+        for chunk in job.stream(after=after):
+            if as_json:
+                typer.echo(json.dumps(_chunk_fields(chunk)))
+            else:
+                if chunk.restarted:
+                    typer.echo(f"\n[what was shown from token {chunk.offset} on is void]", err=True)
+                write_text(chunk.text)
     if not as_json:
         write_text("\n")
     if as_json:
@@ -238,7 +240,9 @@ def _show_stream(job: Job, *, after: int, as_json: bool) -> None:
 
 def _show_result(job: Job, *, as_json: bool, timeout: float | None = None) -> None:
     try:
-        _print_result(job.result(timeout), as_json=as_json)
+        with told_if_unserved(job):
+            found = job.result(timeout)
+        _print_result(found, as_json=as_json)
     except JobEnded as error:
         if as_json:
             typer.echo(json.dumps(_result_fields(error.result)))

@@ -65,7 +65,9 @@ class ExLlamaV2Model(_PagedModel, KvModel):
     """How keys and values are stored."""
     paged: bool = True
     """Needs flash-attn and an Ampere GPU or newer; without it the model runs one sequence at a time (slots = 1)."""
-    autosplit_reserve_mib: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    autosplit_reserve_mib: (
+        Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 22)], ...], Field(min_length=1)] | None
+    ) = None
     """Mebibytes to leave free on each device when the weights are split automatically."""
     tensor_parallel: bool = False
     """Split every layer over all devices; EXL2 checkpoints only."""

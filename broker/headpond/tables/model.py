@@ -42,7 +42,7 @@ class ModelTable(Table):
     """How long a stopping worker lets its jobs run before it parks them."""
     stall_timeout_s: Annotated[float, Field(ge=1, le=86400)] = 120.0
     """A sequence that makes no step for so long is no longer renewed."""
-    max_queued: Annotated[int, Field(ge=0)] = 0
+    max_queued: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """Jobs that may wait; 0 is no bound."""
     retention_s: RedisRetention = 86400.0
     """How long Redis keeps an ended job."""

@@ -25,14 +25,14 @@ class ScriptedModel(VersionedModel):
     """Of each sequence."""
     prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """None: prefill takes no time."""
-    context_tokens: Annotated[int, Field(ge=16)] = 8192
-    answer_tokens: Annotated[int, Field(ge=1)] | None = None
+    context_tokens: Annotated[int, Field(ge=16, le=1 << 24)] = 8192
+    answer_tokens: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
     """Where the model ends its answer by itself; None: between 40 and 400, by the prompt and seed."""
     embed_dimensions: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
     """It also embeds texts, at prefill_tokens_per_s, as unit vectors of so many dimensions; None: it does not."""
     crash_at: Literal["load", "prefill", "token", "end"] | None = None
     """Kill the own process (SIGKILL) there, for tests."""
-    crash_token: Annotated[int, Field(ge=0)] = 0
+    crash_token: Annotated[int, Field(ge=0, le=1 << 24)] = 0
     """With crash_at = "token": after how many tokens of the attempt."""
     crash_prompt: str = ""
     """Only for prompts that hold this text."""

@@ -85,6 +85,8 @@ class SecretRef(Table):
             raise ConfigError(f"cannot read the secret file {self.file}: {error.strerror}", where=where) from None
         except UnicodeDecodeError:
             raise ConfigError(f"the secret file {self.file} is not text", where=where) from None
+        except ValueError:
+            raise ConfigError(f"{str(self.file)!r} cannot be the name of a secret file", where=where) from None
         if not value:
             raise ConfigError(f"the secret file {self.file} is empty", where=where)
         if len(raw) > MAX_SECRET_BYTES:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from headpond.cli.config import SetOption
-from headpond.errors import DeploymentError
+from headpond.errors import InvalidRequest
 from headpond.terminal import escape_controls
 from headpond_workers.cli.config_option import AsJson, Config, running_settings_of, say, settings_of
 from headpond_workers.cli.log_lines import coming, log_files, recent
@@ -17,7 +17,7 @@ from headpond_workers.cli.preparing import prepare_models
 from headpond_workers.cli.status_tables import show_status
 from headpond_workers.cli.watching import up_and_watch, up_detached
 from headpond_workers.supervision.deployment import Deployment
-from headpond_workers.supervision.scaling import worker_counts
+from headpond_workers.supervision.scaling import MOST_WORKERS, worker_counts
 
 _SCALE = re.compile(r"([^=]+)=([0-9]{1,3})")
 
@@ -55,8 +55,9 @@ def up(
       headpond up --set chat.slots=8 --set defaults.lease_s=5
     """
     settings = settings_of(config, command_line=said or ())
-    prepare_models(settings)
     deployment = Deployment(settings, progress=say)
+    deployment.refuse_wrong()
+    prepare_models(settings)
     if detach:
         up_detached(deployment)
     else:
@@ -156,8 +157,22 @@ def _parse_counts(words: list[str]) -> dict[str, int]:
     for word in words:
         match = _SCALE.fullmatch(word)
         if match is None:
-            raise DeploymentError(f"'{escape_controls(word)}' is not NAME=N, such as: headpond scale chat=3")
+            raise InvalidRequest(
+                f"'{escape_controls(word)}' is not NAME=N with N from 0 to {MOST_WORKERS}, such as: headpond scale "
+                "chat=3",
+                field="counts",
+            )
         name, count = match[1], int(match[2])
+        if count > MOST_WORKERS:
+            raise InvalidRequest(
+                f"'{escape_controls(word)}': a model has 0 to {MOST_WORKERS} workers on one machine, such as: headpond "
+                "scale chat=3",
+                field="counts",
+            )
         if counts.setdefault(name, count) != count:
-            raise DeploymentError(f"'{escape_controls(name)}' is given twice, with {counts[name]} and {count} workers.")
+            raise InvalidRequest(
+                f"'{escape_controls(name)}' is given twice, with {counts[name]} and {count} workers. Give it once, "
+                "such as: headpond scale chat=3",
+                field="counts",
+            )
     return counts

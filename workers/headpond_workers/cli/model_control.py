@@ -12,6 +12,7 @@ from rich.text import Text
 
 from headpond.cli.exits import INTERRUPTED
 from headpond.connections import redis_of
+from headpond.counts import counted
 from headpond.queue import Server
 from headpond.settings import Settings
 from headpond.terminal import escape_controls
@@ -56,8 +57,10 @@ def start(names: Names, config: Config = None, *, as_json: AsJson = False) -> No
       headpond models start chat code --json
     """
     settings, models = _known(settings_of(config), names)
-    prepare_models(settings, models)
     deployment = Deployment(settings, progress=say)
+    deployment.running()
+    deployment.refuse_wrong(models)
+    prepare_models(settings, models)
     SingleModels(deployment).start(models)
     _await(deployment, models, as_json=as_json)
 
@@ -89,8 +92,10 @@ def restart(names: Names, config: Config = None, *, as_json: AsJson = False) -> 
       headpond models restart chat
     """
     settings, models = _known(settings_of(config), names)
-    prepare_models(settings, models)
     deployment = Deployment(settings, progress=say)
+    deployment.running()
+    deployment.refuse_wrong(models)
+    prepare_models(settings, models)
     SingleModels(deployment).restart(models)
     _await(deployment, models, as_json=as_json)
 
@@ -177,7 +182,7 @@ def _await(deployment: Deployment, models: list[str], *, as_json: bool) -> None:
         ]
         typer.echo(json.dumps({"models": found}))
     else:
-        say(f"{len(workers)} workers ready")
+        say(f"{counted(len(workers), 'worker')} ready")
 
 
 def _table(lines: list[ModelLine]) -> None:

@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from headpond.errors import ConfigError
+from headpond.catalogue import parse_source
+from headpond.errors import ConfigError, InvalidRequest, ModelFileError
 from headpond.settings import CONFIG_NAME, Settings, find_config, load_settings
 from headpond.tables import LlamaCppModel
 from headpond_workers.cli import (
@@ -28,13 +29,10 @@ from headpond_workers.cli import (
     versions,
 )
 from headpond_workers.engines.formats.weights_digest import digest_of
-from headpond_workers.models.catalogue import parse_source
 from headpond_workers.models.prepare import prepare as prepare_model
 from headpond_workers.models.requantise import Progress as OnProgress
 
-models_app = typer.Typer(
-    no_args_is_help=True, help="Single models: start, stop and list them; push, promote and pull their versions."
-)
+models_app = typer.Typer(no_args_is_help=True)
 
 
 for _part in (model_control, model_deletion, model_pull, push_version, versions, promoting, history, canary):
@@ -43,7 +41,14 @@ for _part in (model_control, model_deletion, model_pull, push_version, versions,
 
 @models_app.callback()
 def _models() -> None:
-    """Single models: start, stop and list them; push, promote and pull their versions; fetch and convert weights."""
+    """Single models: start, stop and list them; push, promote and pull their versions; fetch and convert weights.
+
+    Examples:
+
+      headpond models list
+
+      headpond models restart chat
+    """
 
 
 @models_app.command()
@@ -74,7 +79,10 @@ def prepare(
     """
     wanted = list(dict.fromkeys(sources or _configured_sources(config)))
     for source in wanted:
-        parse_source(source)  # a wrong name is told before anything is fetched
+        try:
+            parse_source(source)  # a wrong name is told before anything is fetched
+        except ModelFileError as error:
+            raise InvalidRequest(str(error), field="source") from error
     console = Console(stderr=True)
     ready = []
     for source in wanted:

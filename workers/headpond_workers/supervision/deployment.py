@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from headpond.connections import redis_of
-from headpond.errors import ConfigError, DeploymentError, QueueError, RedisUnavailable
+from headpond.errors import DeploymentError, QueueError, RedisUnavailable
 from headpond.queue import Server
 from headpond.tables import secrets_of
 from headpond.up_file import UP_FILE
@@ -39,9 +39,9 @@ class Deployment(Site):
         """Start what does not run, and bring what runs in line with the configuration.
 
         Returns once the servers answer and every worker's process is started; `wait_ready` waits for models.
-        Raises NameTaken, DeploymentError saying what stood in the way.
+        Raises ConfigError, NameTaken, DeploymentError saying what stood in the way.
         """
-        self._check_models()
+        self.refuse_wrong()
         prepare_folders(self.folder)
         with deployment_lock(self.folder):
             supervisor = self.supervisor()
@@ -52,10 +52,10 @@ class Deployment(Site):
     def reload(self) -> Changes:
         """Bring what runs in line with the configuration, and say what differed. Unchanged models keep their pids.
 
-        Raises SupervisorGone if nothing runs here; NameTaken, and then nothing is changed.
+        Raises SupervisorGone if nothing runs here; ConfigError or NameTaken, and then nothing is changed.
         """
         self.running()
-        self._check_models()
+        self.refuse_wrong()
         prepare_folders(self.folder)
         with deployment_lock(self.folder):
             supervisor = self.running()
@@ -64,9 +64,9 @@ class Deployment(Site):
         return changes
 
     def pending(self) -> Changes:
-        """What `reload` would change. Raises SupervisorGone; NameTaken if it would be refused."""
+        """What `reload` would change. Raises SupervisorGone; ConfigError or NameTaken if it would be refused."""
         self.running()
-        self._check_models()
+        self.refuse_wrong()
         self.names().look(self.started())
         return changes_between(read_applied(self.folder), self.settings)
 
@@ -182,10 +182,6 @@ class Deployment(Site):
                 f"The names of this deployment stay held: {error} Free one with: headpond models forget NAME "
                 f"--deployment {self.identity().id}"
             )
-
-    def _check_models(self) -> None:
-        if not self.settings.models:
-            raise ConfigError("names no model: add a table such as [models.chat]", where=str(self.settings.file))
 
     def _check_redis(self) -> None:
         """Raises RedisUnavailable before any worker is started."""

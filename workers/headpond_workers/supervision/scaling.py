@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from headpond.errors import DeploymentError
+from headpond.errors import DeploymentError, InvalidRequest
 from headpond.settings import Settings
 from headpond_workers.supervision.private_files import write_private
 from headpond_workers.supervision.stopped import read_stopped
@@ -48,13 +48,16 @@ def started_counts(settings: Settings) -> dict[str, int]:
 
 
 def remember(settings: Settings, counts: dict[str, int]) -> None:
-    """Note new counts, beside those of other models. Raises ConfigError for an unknown model, DeploymentError
+    """Note new counts, beside those of other models. Raises ConfigError for an unknown model, InvalidRequest
     for a count that is out of range."""
     scales = read_scales(settings.state_folder)
     for name, count in counts.items():
         configured = settings.model(name).workers
         if not 0 <= count <= MOST_WORKERS:
-            raise DeploymentError(f"{name}={count}: a model has 0 to {MOST_WORKERS} workers on one machine.")
+            raise InvalidRequest(
+                f"{name}={count}: a model has 0 to {MOST_WORKERS} workers on one machine, such as {name}=3",
+                field="workers",
+            )
         scales[name] = Scale(count, configured)
     document = {
         "schema": SCHEMA,

@@ -48,9 +48,10 @@ class SingleModels:
     def start(self, models: Sequence[str]) -> None:
         """Start models that were stopped or are new in the configuration; others, and workers that run, are left alone.
 
-        Returns once their processes are started. Raises SupervisorGone, NameTaken.
+        Returns once their processes are started. Raises SupervisorGone, ConfigError, NameTaken.
         """
         self._site.running()
+        self._site.refuse_wrong(models)
         with deployment_lock(self._folder):
             supervisor = self._site.running()
             present = supervisor.processes()
@@ -81,9 +82,11 @@ class SingleModels:
         """Restart the workers of models one by one, with the settings that the configuration has now.
 
         Each drains first; a model with several workers goes on being served. Returns once the last process is started.
-        Raises SupervisorGone, NameTaken; DeploymentError for a stopped model, or if a restarted worker fails.
+        Raises SupervisorGone, ConfigError, NameTaken; DeploymentError for a stopped model, or if a restarted worker
+        fails.
         """
         self._site.running()
+        self._site.refuse_wrong(models)
         with deployment_lock(self._folder):
             supervisor = self._site.running()
             self._refuse_stopped(models)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from headpond.config_check import Variables
 from headpond.errors import DeploymentError
 from headpond.settings import Settings
 from headpond_workers.naming.identity import Identity, identity_of
@@ -17,6 +18,7 @@ from headpond_workers.supervision.applied import Applied, read_applied, write_ap
 from headpond_workers.supervision.convergence import converge
 from headpond_workers.supervision.held_names import HeldNames
 from headpond_workers.supervision.observation import observe
+from headpond_workers.supervision.preflight import refuse_wrong
 from headpond_workers.supervision.program_logs import ProgramLogs
 from headpond_workers.supervision.programs import Program, model_of, worker_name
 from headpond_workers.supervision.readiness import Readiness
@@ -51,6 +53,7 @@ class Site:
         self.folder: Path = settings.state_folder
         self.logs = ProgramLogs(self.folder / programs.LOG_FOLDER)
         self.progress, self.environment = progress, environment
+        self._said: set[str] = set()
         self.sockets = socket_candidates(self.folder, environment)
         self.readiness = Readiness(self.status, self.logs, progress)
 
@@ -66,6 +69,12 @@ class Site:
         if supervisor is None:
             raise SupervisorGone(f"No deployment of {self.settings.file} runs here. Start it with: headpond up")
         return supervisor
+
+    def refuse_wrong(self, models: Collection[str] | None = None) -> None:
+        """See `preflight.refuse_wrong`."""
+        # What supervisord was started with is what its programs get, whatever the shell of now has.
+        variables = Variables.OWN if self.supervisor() is None else Variables.OTHERS
+        refuse_wrong(self.settings, models, variables=variables)
 
     def identity(self) -> Identity:
         """Who this deployment is, on any Redis. Made at the first call."""
@@ -92,7 +101,12 @@ class Site:
 
     def names(self) -> HeldNames:
         """Those of this deployment on its Redis."""
-        return HeldNames(self.settings, self.identity(), progress=self.progress)
+        return HeldNames(self.settings, self.identity(), progress=self._say_once)
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.progress(line)
 
     def started(self) -> set[str]:
         """Models that are not stopped, with workers or without."""

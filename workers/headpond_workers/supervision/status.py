@@ -83,6 +83,7 @@ class DeploymentStatus:
             ],
             "workers": [
                 {
+                    "instance": worker.instance,
                     "model": worker.model,
                     "version": worker.version,
                     "pid": worker.pid,
