@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from headpond.cli import config, dead, exits, fsck, jobs, sessions
+from headpond.cli.interrupts import leave_at_once, raise_interrupts
 from headpond.errors import HeadpondError
 from headpond.terminal import escape_controls
 
@@ -63,7 +64,11 @@ def main() -> NoReturn:
     """Run one command and exit."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s %(message)s")
     try:
-        build_app()()
+        # It imports: there an interrupt would be a traceback of whatever callback it meets.
+        leave_at_once()
+        app = build_app()
+        raise_interrupts()
+        app()
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
@@ -86,4 +91,5 @@ def main() -> NoReturn:
             file=sys.stderr,
         )
         code = exits.INTERNAL
+    leave_at_once()
     sys.exit(code)
