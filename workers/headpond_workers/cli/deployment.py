@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from headpond.cli.config import SetOption
-from headpond.errors import DeploymentError
+from headpond.cli.exits import INTERRUPTED
+from headpond.errors import ConfigError, DeploymentError
 from headpond.terminal import escape_controls
 from headpond_workers.cli.config_option import AsJson, Config, say, settings_of
 from headpond_workers.cli.log_lines import coming, log_files, recent
 from headpond_workers.cli.preparing import prepare_models
 from headpond_workers.cli.status_tables import show_status
-from headpond_workers.cli.watching import up_and_watch, up_detached
+from headpond_workers.cli.watching import LEFT_RUNNING, up_and_watch, up_detached
 from headpond_workers.supervision.deployment import Deployment
 from headpond_workers.supervision.scaling import worker_counts
 
@@ -70,7 +71,19 @@ def down(config: Config = None) -> None:
 
       headpond down
     """
-    if not Deployment(settings_of(config), progress=say).down():
+    try:
+        # Whatever is wrong with a model, it can be stopped.
+        settings = settings_of(config, needed=())
+    except ConfigError as error:
+        # Perhaps in what `headpond up` was told, which is needed for nothing here.
+        settings = settings_of(config, command_line=(), needed=())
+        say(str(error))
+    try:
+        ran = Deployment(settings, progress=say).down()
+    except KeyboardInterrupt:
+        say(LEFT_RUNNING)
+        raise typer.Exit(INTERRUPTED) from None
+    if not ran:
         say("Nothing runs here.")
 
 
