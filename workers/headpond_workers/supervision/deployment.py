@@ -5,6 +5,8 @@ Each step can be repeated: a command that was killed half-way is put right by th
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 
 from headpond.connections import redis_of
@@ -19,7 +21,7 @@ from headpond_workers.supervision.changes import Changes, changes_between
 from headpond_workers.supervision.convergence import stop_timeout_s
 from headpond_workers.supervision.lock import deployment_lock
 from headpond_workers.supervision.private_files import write_private
-from headpond_workers.supervision.programs import model_of
+from headpond_workers.supervision.programs import model_of, worker_name
 from headpond_workers.supervision.run_file import remove_run_file, write_run_file
 from headpond_workers.supervision.runtime_folder import remove_runtime_folder
 from headpond_workers.supervision.servers import prepare_servers, run_file, wait_for_servers
@@ -29,6 +31,7 @@ from headpond_workers.supervision.site import SHUTDOWN_TIMEOUT_S, Site
 from headpond_workers.supervision.start import prepare_folders, start_with_servers
 from headpond_workers.supervision.status import DeploymentStatus
 from headpond_workers.supervision.supervisor import Supervisor, SupervisorGone
+from headpond_workers.supervision.supervisord_process import supervisord_pid, wait_for_end
 
 
 class Deployment(Site):
@@ -46,6 +49,10 @@ class Deployment(Site):
             supervisor = self.supervisor()
             if supervisor is not None:
                 self.progress(f"supervisord runs already (pid {supervisor.pid()})")
+            elif (pid := supervisord_pid(self.folder)) is not None:
+                raise DeploymentError(
+                    f"supervisord runs (pid {pid}), but its socket is gone. End it with: headpond down; then try again."
+                )
             self._bring_in_line(supervisor, lock=lock)
 
     def reload(self) -> Changes:
@@ -92,12 +99,15 @@ class Deployment(Site):
         with deployment_lock(self.folder):
             supervisor = self.supervisor()
             if supervisor is None:
+                pid = supervisord_pid(self.folder)
+                if pid is not None:
+                    self._end(pid)
                 # After a crash or a reboot the names are held still.
                 if self.settings.redis.url is not None:
                     self._release_all()
                 remove_run_file(self.folder)
                 (self.folder / UP_FILE).unlink(missing_ok=True)
-                return False
+                return pid is not None
             try:
                 known = supervisor.processes()
                 names = set(known)
@@ -180,6 +190,14 @@ class Deployment(Site):
 
     def _stop(self, supervisor: Supervisor, names: list[str]) -> None:
         supervisor.stop(names, timeout_s=stop_timeout_s(self.settings, names), progress=self.progress)
+
+    def _end(self, pid: int) -> None:
+        """supervisord ends in order what it runs, when its socket is gone and only a signal reaches it."""
+        self.progress(f"supervisord (pid {pid}) has lost its socket; it is told to end")
+        os.kill(pid, signal.SIGTERM)
+        workers = [worker_name(model, 0) for model in self.settings.models]
+        wait_for_end(pid, timeout_s=stop_timeout_s(self.settings, workers) + SHUTDOWN_TIMEOUT_S)
+        self.progress("supervisord stopped")
 
     def _release_all(self) -> None:
         try:

@@ -31,9 +31,8 @@ from headpond_workers.supervision.supervisor import (
     SupervisorGone,
     SupervisorLeaving,
     find_supervisor,
-    noted_socket,
-    wait_for_leaving,
 )
+from headpond_workers.supervision.supervisord_process import noted_socket, supervisord_pid, wait_for_end
 
 SHUTDOWN_TIMEOUT_S = 90.0
 
@@ -72,7 +71,8 @@ class Site:
         try:
             return find_supervisor([*noted_socket(self.folder), *self.sockets])
         except SupervisorLeaving:
-            wait_for_leaving(self.folder, timeout_s=SHUTDOWN_TIMEOUT_S)
+            if (pid := supervisord_pid(self.folder)) is not None:
+                wait_for_end(pid, timeout_s=SHUTDOWN_TIMEOUT_S)
             return None
 
     def running(self) -> Supervisor:

@@ -13,7 +13,8 @@ from headpond_workers.supervision.private_files import private_folder, write_pri
 from headpond_workers.supervision.run_file import remove_run_file
 from headpond_workers.supervision.runtime_folder import make_runtime_folder
 from headpond_workers.supervision.servers import Servers, wait_for_free_ports
-from headpond_workers.supervision.supervisor import CONF_NAME, Supervisor, start_supervisord
+from headpond_workers.supervision.supervisor import Supervisor, start_supervisord
+from headpond_workers.supervision.supervisord_process import CONF_NAME
 
 LEAST_FREE_BYTES = 64 << 20
 

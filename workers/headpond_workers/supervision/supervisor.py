@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import logging
 import os
-import re
 import signal
 import socket as sockets
 import subprocess
@@ -18,16 +17,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from headpond.errors import DeploymentError
 from headpond_workers.supervision.private_files import FILE_MODE, cannot_write, last_lines
 from headpond_workers.supervision.runtime_folder import check_runtime_folder
+from headpond_workers.supervision.supervisord_process import CONF_NAME, MODULE, wait_for_end
 
 logger = logging.getLogger(__name__)
 
-CONF_NAME = "supervisord.conf"
-PID_NAME = "supervisord.pid"
 REPLY_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 20.0
 POLL_INTERVAL_S = 0.05
@@ -161,7 +157,7 @@ class Supervisor:
         """End supervisord and what it still runs, and return once its process is gone."""
         pid = self.pid()
         self._call("shutdown")
-        _wait_for_end(pid, timeout_s=timeout_s)
+        wait_for_end(pid, timeout_s=timeout_s)
 
     def _call(self, method: str, *arguments: object) -> Any:
         # A connection for each call: supervisord may have been replaced since the last one.
@@ -195,24 +191,6 @@ def find_supervisor(candidates: list[Path]) -> Supervisor | None:
     return None
 
 
-def noted_socket(state_folder: Path) -> list[Path]:
-    """Where the supervisord that was started last has its socket, by its configuration, which is written before."""
-    try:
-        text = (state_folder / CONF_NAME).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return []
-    return [Path(found) for found in re.findall(r"^file=(/.*)$", text, re.MULTILINE)]
-
-
-def wait_for_leaving(state_folder: Path, *, timeout_s: float) -> None:
-    """Return once the supervisord that was told to end has ended. Raises DeploymentError after timeout_s."""
-    try:
-        pid = int((state_folder / PID_NAME).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return  # it removes the file last
-    _wait_for_end(pid, timeout_s=timeout_s)
-
-
 def start_supervisord(state_folder: Path, socket: Path, *, log_folder: Path, lock: int | None = None) -> Supervisor:
     """Start supervisord as a daemon on `state_folder`'s configuration, and return once it answers.
 
@@ -221,7 +199,7 @@ def start_supervisord(state_folder: Path, socket: Path, *, log_folder: Path, loc
     the launcher gives each program its part.
     """
     out = log_folder / "supervisord.out"
-    argv = [sys.executable, "-X", "utf8", "-m", "supervisor.supervisord", "-c", str(state_folder / CONF_NAME)]
+    argv = [sys.executable, "-X", "utf8", "-m", MODULE, "-c", str(state_folder / CONF_NAME)]
     try:
         handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
@@ -260,22 +238,6 @@ def start_supervisord(state_folder: Path, socket: Path, *, log_folder: Path, loc
             time.sleep(POLL_INTERVAL_S)
         else:
             return supervisor
-
-
-def process_runs(pid: int) -> bool:
-    """Whether a process of that id runs; one that waits for its parent to notice its end does not."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _wait_for_end(pid: int, *, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while process_runs(pid):
-        if time.monotonic() >= deadline:
-            raise DeploymentError(f"supervisord (pid {pid}) has not ended after {timeout_s:.0f} s.")
-        time.sleep(POLL_INTERVAL_S)
 
 
 def _process(info: dict[str, Any]) -> Process:
