@@ -223,6 +223,19 @@ def test_until_the_servers_are_ready_other_commands_say_what_to_do_and_do_nothin
 
 
 @pytest.mark.slow
+def test_a_model_is_stopped_while_redis_is_away_and_its_name_is_said_to_stay_held(place: Place) -> None:
+    (place.folder / "headpond.toml").write_text(CONFIG + "workers = 0\n")
+    place.deployment.up()
+    supervisor = place.deployment.supervisor()
+    assert supervisor is not None
+    supervisor.stop(["valkey"], timeout_s=TIMEOUT_S, progress=lambda line: None)
+    stopped = place.headpond("models", "stop", "s")
+    assert stopped.returncode == 0, stopped.said
+    assert "Stopped, but their names stay held" in stopped.said
+    assert read_stopped(place.state) == {"s"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["supervisord started", "valkey ready", "seaweedfs ready", "s-0 started"])
 def test_ctrl_c_ends_an_up_in_the_foreground_and_all_that_it_started(place: Place, line: str) -> None:
     ended = place.hit(line, signal.SIGINT, "up")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 
 from headpond.connections import redis_of
 from headpond.errors import ConfigError, DeploymentError, HeadpondError, RedisUnavailable
@@ -127,9 +128,11 @@ class Deployment(Site):
                     f"{self.logs.of_supervisor()}"
                 ) from error
             if programs.SEAWEED in names:
-                embedded_seaweed.remove_sockets(
-                    embedded_seaweed.prepare(self.folder, bucket=self.settings.storage.bucket)
-                )
+                # Where its access.json is damaged nobody knows which they are.
+                with suppress(DeploymentError):
+                    embedded_seaweed.remove_sockets(
+                        embedded_seaweed.prepare(self.folder, bucket=self.settings.storage.bucket)
+                    )
             remove_runtime_folder(supervisor.socket)
             remove_run_file(self.folder)
             (self.folder / UP_FILE).unlink(missing_ok=True)
