@@ -26,7 +26,7 @@ from headpond.workers import WorkerRow, WorkerState
 from headpond_workers.supervision.deployment import Deployment
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess
-from headpond_workers.supervision.supervisor import process_runs
+from headpond_workers.supervision.supervisord_process import process_runs
 
 HEADPOND = [sys.executable, "-c", "from headpond.cli import main; main()"]
 READY_S = 60.0

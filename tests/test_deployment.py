@@ -27,7 +27,8 @@ from headpond.workers import WorkerState
 from headpond_workers.cli.deployment import register
 from headpond_workers.supervision.deployment import Deployment
 from headpond_workers.supervision.run_file import read_run_file
-from headpond_workers.supervision.supervisor import SupervisorGone, process_runs
+from headpond_workers.supervision.supervisor import SupervisorGone
+from headpond_workers.supervision.supervisord_process import process_runs
 
 CONFIG = """\
 [defaults]

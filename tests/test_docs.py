@@ -40,7 +40,7 @@ from headpond_workers.supervision.applied import APPLIED_FILE
 from headpond_workers.supervision.lock import LOCK_FILE
 from headpond_workers.supervision.shell_secrets import SECRETS_FILE
 from headpond_workers.supervision.stopped import STOPPED_FILE
-from headpond_workers.supervision.supervisor import CONF_NAME
+from headpond_workers.supervision.supervisord_process import CONF_NAME
 
 ROOT = Path(__file__).parents[1]
 LUA = ROOT / "broker" / "headpond" / "lua"

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,14 +70,18 @@ class Called:
 def headpond(folder: Path, *arguments: str) -> Called:
     """Call the command line, with `folder` as working folder."""
     out, err = io.StringIO(), io.StringIO()
+    # This process goes on.
+    interrupts = signal.getsignal(signal.SIGINT)
     with (
         contextlib.chdir(folder),
+        patch.object(sys, "unraisablehook", sys.unraisablehook),
         patch.object(sys, "argv", ["headpond", "models", *arguments]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         pytest.raises(SystemExit) as left,
     ):
         main()
+    signal.signal(signal.SIGINT, interrupts)
     return Called(int(left.value.code or 0), out.getvalue(), err.getvalue())
 
 

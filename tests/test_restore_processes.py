@@ -25,7 +25,7 @@ from headpond.settings import load_settings
 from headpond_workers.supervision.deployment import Deployment as UpDeployment
 from headpond_workers.supervision.embedded_seaweed import SeaweedProcess
 from headpond_workers.supervision.embedded_valkey import ValkeyProcess
-from headpond_workers.supervision.supervisor import process_runs
+from headpond_workers.supervision.supervisord_process import process_runs
 from queue_bench import keep_data
 from stored_deployment import start_persister, storage_table
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from supervisor.options import ServerOptions
+from supervisor.xmlrpc import Faults
 
 from headpond.errors import ConfigError, DeploymentError, InvalidRequest
 from headpond.settings import Settings, check_settings
@@ -45,14 +46,21 @@ from headpond_workers.supervision.runtime_folder import (
 from headpond_workers.supervision.scaling import remember, worker_counts
 from headpond_workers.supervision.status import join
 from headpond_workers.supervision.supervisor import (
-    CONF_NAME,
+    SHUTDOWN_STATE,
     Process,
     ProcessState,
     Supervisor,
     SupervisorGone,
+    SupervisorLeaving,
     find_supervisor,
-    process_runs,
     start_supervisord,
+)
+from headpond_workers.supervision.supervisord_process import (
+    CONF_NAME,
+    noted_socket,
+    process_runs,
+    supervisord_pid,
+    wait_for_end,
 )
 
 ODD_FOLDER = 'it\'s %(here)s 100%d; a #b ünï "q" \\n'
@@ -607,6 +615,35 @@ class TestSupervisord:
         assert find_supervisor([supervisor.socket]) is None
         with pytest.raises(SupervisorGone, match="does not answer"):
             supervisor.processes()
+
+    def test_one_that_is_about_to_end_is_waited_for_and_not_commanded(
+        self, supervised: tuple[Supervisor, Settings]
+    ) -> None:
+        supervisor, settings = supervised
+        assert SHUTDOWN_STATE == Faults.SHUTDOWN_STATE
+        assert noted_socket(settings.state_folder) == [supervisor.socket]
+        deaf = "import signal; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
+        settle(supervisor, settings, stand_ins("chat-0", argv=(sys.executable, "-c", deaf)))
+        log = settings.state_folder / "logs" / "chat-0.log"
+        wait_until(lambda: "deaf" in log.read_text())
+        daemon, worker = supervisor.pid(), pids(supervisor)["chat-0"]
+        assert supervisord_pid(settings.state_folder) == daemon
+        os.kill(daemon, signal.SIGTERM)
+
+        def leaves() -> bool:
+            try:
+                find_supervisor([supervisor.socket])
+            except SupervisorLeaving:
+                return True
+            return False
+
+        wait_until(leaves)
+        with pytest.raises(DeploymentError, match="has not ended"):
+            wait_for_end(daemon, timeout_s=0)
+        os.kill(worker, signal.SIGKILL)
+        wait_for_end(daemon, timeout_s=20)
+        assert find_supervisor([supervisor.socket]) is None
+        assert supervisord_pid(settings.state_folder) is None
 
     def test_a_configuration_that_it_refuses_is_shown_in_its_own_words(
         self, supervised: tuple[Supervisor, Settings], tmp_path: Path

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from headpond.cli import config, dead, exits, fsck, jobs, sessions
+from headpond.cli.interrupts import leave_at_once, raise_interrupts
 from headpond.cli.output import OutputError, give_up_output, watched
 from headpond.errors import HeadpondError
 from headpond.terminal import escape_controls
@@ -73,13 +74,18 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except OutputError as error:
         code = _output_failed(error)
+    leave_at_once()
     sys.exit(code)
 
 
 def _run() -> int:
     """Its exit code."""
     try:
-        build_app()()
+        # It imports: there an interrupt would be a traceback of whatever callback it meets.
+        leave_at_once()
+        app = build_app()
+        raise_interrupts()
+        app()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except HeadpondError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headpond.cli.interrupts import INTERRUPTED as INTERRUPTED
 from headpond.errors import (
     BundleError,
     CollectionUnderWay,
@@ -33,7 +34,6 @@ TRY_LATER = 6
 FAULTS_LEFT = 7
 OTHER_FINGERPRINT = 8
 ENGINE_DIED = 9
-INTERRUPTED = 130
 
 _CODES: tuple[tuple[type[HeadpondError], int], ...] = (
     (InvalidRequest, BAD_INPUT),

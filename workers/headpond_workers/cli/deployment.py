@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from headpond.cli.config import SetOption
-from headpond.errors import InvalidRequest
+from headpond.cli.exits import INTERRUPTED
+from headpond.errors import ConfigError, InvalidRequest
 from headpond.terminal import escape_controls
 from headpond_workers.cli.config_option import AsJson, Config, running_settings_of, say, settings_of
 from headpond_workers.cli.log_lines import coming, log_files, recent
 from headpond_workers.cli.preparing import prepare_models
 from headpond_workers.cli.status_tables import show_status
-from headpond_workers.cli.watching import up_and_watch, up_detached
+from headpond_workers.cli.watching import LEFT_RUNNING, up_and_watch, up_detached
 from headpond_workers.supervision.deployment import Deployment
 from headpond_workers.supervision.scaling import MOST_WORKERS, worker_counts
 
@@ -71,7 +72,19 @@ def down(config: Config = None) -> None:
 
       headpond down
     """
-    if not Deployment(running_settings_of(config), progress=say).down():
+    try:
+        settings = running_settings_of(config)
+    except ConfigError as error:
+        # Nothing was ever applied. Whatever is wrong with a model, or with what `headpond up` was told, what it has
+        # started can be stopped.
+        settings = settings_of(config, command_line=(), needed=())
+        say(str(error))
+    try:
+        ran = Deployment(settings, progress=say).down()
+    except KeyboardInterrupt:
+        say(LEFT_RUNNING)
+        raise typer.Exit(INTERRUPTED) from None
+    if not ran:
         say("Nothing runs here.")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 
 import typer
 
 from headpond.cli.exits import INTERRUPTED
 from headpond.counts import counted
-from headpond.errors import DeploymentError, RedisUnavailable
+from headpond.errors import DeploymentError, HeadpondError, RedisUnavailable
 from headpond.terminal import escape_controls
 from headpond.workers import WorkerState
 from headpond_workers.cli.config_option import say
@@ -21,6 +22,7 @@ from headpond_workers.supervision.status import DeploymentStatus, WorkerStatus
 from headpond_workers.supervision.supervisor import SupervisorGone
 
 WATCH_INTERVAL_S = 1.0
+LEFT_RUNNING = "Interrupted. What was not stopped goes on; stop it with: headpond down"
 
 
 def await_workers(deployment: Deployment, models: Collection[str] | None = None) -> list[WorkerStatus]:
@@ -44,8 +46,9 @@ def await_workers(deployment: Deployment, models: Collection[str] | None = None)
 def up_detached(deployment: Deployment) -> None:
     """Start, and return once every worker is ready."""
     try:
-        deployment.up()
-        workers = await_workers(deployment)
+        with _telling_what_goes_on(deployment):
+            deployment.up()
+            workers = await_workers(deployment)
     except KeyboardInterrupt:
         say("Interrupted. What was started goes on; stop it with: headpond down")
         raise typer.Exit(INTERRUPTED) from None
@@ -57,13 +60,31 @@ def up_and_watch(deployment: Deployment) -> None:
     # SIGTERM, from a service manager, asks for the same as Ctrl-C.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        deployment.up()
-        _watch(deployment, deployment.wait_ready())
+        try:
+            with _telling_what_goes_on(deployment):
+                deployment.up()
+                _watch(deployment, deployment.wait_ready())
+        except KeyboardInterrupt:
+            say("Stopping; workers may finish what they run. Once more to stop waiting.")
+            deployment.down()
     except KeyboardInterrupt:
-        say("Stopping; workers may finish what they run. Once more to stop waiting.")
-        deployment.down()
+        say(LEFT_RUNNING)
+        raise typer.Exit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _telling_what_goes_on(deployment: Deployment) -> Iterator[None]:
+    """Of whatever error the body ends with: that it has stopped nothing, where something runs."""
+    try:
+        yield
+    except Exception:
+        # What stands in the way of looking says less than the error itself.
+        with suppress(HeadpondError):
+            if deployment.supervisor() is not None:
+                say("What was started goes on in the background; stop it with: headpond down")
+        raise
 
 
 def _watch(deployment: Deployment, found: DeploymentStatus) -> None:

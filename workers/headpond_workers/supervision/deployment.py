@@ -5,11 +5,15 @@ Each step can be repeated: a command that was killed half-way is put right by th
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
+from contextlib import suppress
 
 from headpond.connections import redis_of
-from headpond.errors import DeploymentError, QueueError, RedisUnavailable
+from headpond.errors import DeploymentError, HeadpondError, RedisUnavailable
 from headpond.queue import Server
+from headpond.settings import RUN_FILE
 from headpond.tables import secrets_of
 from headpond.up_file import UP_FILE
 from headpond_workers.supervision import embedded_seaweed, programs
@@ -18,18 +22,17 @@ from headpond_workers.supervision.changes import Changes, changes_between
 from headpond_workers.supervision.convergence import forget_settings, stop_timeout_s
 from headpond_workers.supervision.lock import deployment_lock
 from headpond_workers.supervision.private_files import write_private
-from headpond_workers.supervision.programs import model_of
-from headpond_workers.supervision.run_file import read_run_file, remove_run_file, write_run_file
+from headpond_workers.supervision.programs import model_of, worker_name
+from headpond_workers.supervision.run_file import remove_run_file, write_run_file
 from headpond_workers.supervision.runtime_folder import remove_runtime_folder
 from headpond_workers.supervision.servers import prepare_servers, run_file, wait_for_servers
 from headpond_workers.supervision.shell_secrets import note_shell_secrets, stale_shell_secrets
 from headpond_workers.supervision.single_models import SingleModels
-from headpond_workers.supervision.site import Site
+from headpond_workers.supervision.site import SHUTDOWN_TIMEOUT_S, Site
 from headpond_workers.supervision.start import prepare_folders, start_with_servers
 from headpond_workers.supervision.status import DeploymentStatus
 from headpond_workers.supervision.supervisor import Supervisor, SupervisorGone
-
-SHUTDOWN_TIMEOUT_S = 90.0
+from headpond_workers.supervision.supervisord_process import supervisord_pid, wait_for_end
 
 
 class Deployment(Site):
@@ -43,11 +46,15 @@ class Deployment(Site):
         """
         self.refuse_wrong()
         prepare_folders(self.folder)
-        with deployment_lock(self.folder):
+        with deployment_lock(self.folder) as lock:
             supervisor = self.supervisor()
             if supervisor is not None:
                 self.progress(f"supervisord runs already (pid {supervisor.pid()})")
-            self._bring_in_line(supervisor)
+            elif (pid := supervisord_pid(self.folder)) is not None:
+                raise DeploymentError(
+                    f"supervisord runs (pid {pid}), but its socket is gone. End it with: headpond down; then try again."
+                )
+            self._bring_in_line(supervisor, lock=lock)
 
     def reload(self) -> Changes:
         """Bring what runs in line with the configuration, and say what differed. Unchanged models keep their pids.
@@ -57,10 +64,10 @@ class Deployment(Site):
         self.running()
         self.refuse_wrong()
         prepare_folders(self.folder)
-        with deployment_lock(self.folder):
+        with deployment_lock(self.folder) as lock:
             supervisor = self.running()
             changes = changes_between(read_applied(self.folder), self.settings)
-            self._bring_in_line(supervisor)
+            self._bring_in_line(supervisor, lock=lock)
         return changes
 
     def pending(self) -> Changes:
@@ -85,24 +92,33 @@ class Deployment(Site):
     def down(self) -> bool:
         """Stop everything: workers drain, then the persister, then the servers, then supervisord.
 
-        Returns whether anything ran. Nothing runs afterwards, and no name is held; the data stay.
+        Returns whether anything ran. Nothing runs afterwards, and no name is held; the data stay. Where names cannot be
+        given up, progress tells why, and all is stopped nevertheless.
         """
         if not self.folder.is_dir():
             return False
         with deployment_lock(self.folder):
             supervisor = self.supervisor()
             if supervisor is None:
+                pid = supervisord_pid(self.folder)
+                if pid is not None:
+                    self._end(pid)
                 # After a crash or a reboot the names are held still.
                 if self.settings.redis.url is not None:
                     self._release_all()
                 remove_run_file(self.folder)
                 (self.folder / UP_FILE).unlink(missing_ok=True)
-                return False
-            run = read_run_file(self.folder)
+                return pid is not None
             try:
-                names = set(supervisor.processes())
+                known = supervisor.processes()
+                names = set(known)
                 self._stop(supervisor, sorted(name for name in names if model_of(name)))
-                self._release_all()
+                # An embedded server that a command before this one has stopped, or not started yet, holds none.
+                embedded = known.get(programs.VALKEY)
+                if self.settings.redis.url is not None or (
+                    embedded is not None and embedded.state.alive and (self.folder / RUN_FILE).exists()
+                ):
+                    self._release_all()
                 for batch in ([programs.PERSISTER], list(programs.SERVERS)):
                     self._stop(supervisor, [name for name in batch if name in names])
                 supervisor.shutdown(timeout_s=SHUTDOWN_TIMEOUT_S)
@@ -111,23 +127,25 @@ class Deployment(Site):
                     "supervisord ended while it was asked to stop; what it ran ends with it. Its last words:\n"
                     f"{self.logs.of_supervisor()}"
                 ) from error
-            if run is not None and run.storage is not None:
-                embedded_seaweed.remove_sockets(
-                    embedded_seaweed.prepare(self.folder, bucket=self.settings.storage.bucket)
-                )
+            if programs.SEAWEED in names:
+                # Where its access.json is damaged nobody knows which they are.
+                with suppress(DeploymentError):
+                    embedded_seaweed.remove_sockets(
+                        embedded_seaweed.prepare(self.folder, bucket=self.settings.storage.bucket)
+                    )
             remove_runtime_folder(supervisor.socket)
             remove_run_file(self.folder)
             (self.folder / UP_FILE).unlink(missing_ok=True)
             self.progress("supervisord stopped")
             return True
 
-    def _bring_in_line(self, supervisor: Supervisor | None) -> None:
+    def _bring_in_line(self, supervisor: Supervisor | None, *, lock: int) -> None:
         names, started, before = self.names(), self.started(), read_applied(self.folder)
         changes = changes_between(before, self.settings)
         # Before anything is touched, where the server is there already.
         if self.settings.redis.url is not None:
             names.look(started)
-        elif supervisor is not None and _embeds_redis(before):
+        elif supervisor is not None and _embeds_redis(before) and (self.folder / RUN_FILE).exists():
             try:
                 names.look(started)
             except RedisUnavailable as error:
@@ -136,9 +154,12 @@ class Deployment(Site):
         servers = prepare_servers(self.settings)
         if supervisor is None:
             note_shell_secrets(self.settings, self.identity(), self.environment)
-            supervisor = start_with_servers(self.folder, servers, socket=self.sockets[0], progress=self.progress)
+            supervisor = start_with_servers(
+                self.folder, servers, socket=self.sockets[0], lock=lock, progress=self.progress
+            )
         else:
             self.converge(supervisor, servers.programs(), keep=set(supervisor.processes()))
+            self.start_stopped(supervisor, programs.SERVERS)
         wait_for_servers(supervisor, servers, log_folder=self.logs.folder, progress=self.progress)
         # Before the workers, which look into it.
         write_run_file(self.folder, run_file(self.settings, servers, supervisor))
@@ -174,14 +195,28 @@ class Deployment(Site):
     def _stop(self, supervisor: Supervisor, names: list[str]) -> None:
         supervisor.stop(names, timeout_s=stop_timeout_s(self.settings, names), progress=self.progress)
 
+    def _end(self, pid: int) -> None:
+        """supervisord ends in order what it runs, when its socket is gone and only a signal reaches it."""
+        self.progress(f"supervisord (pid {pid}) has lost its socket; it is told to end")
+        os.kill(pid, signal.SIGTERM)
+        workers = [worker_name(model, 0) for model in self.settings.models]
+        wait_for_end(pid, timeout_s=stop_timeout_s(self.settings, workers) + SHUTDOWN_TIMEOUT_S)
+        self.progress("supervisord stopped")
+
     def _release_all(self) -> None:
         try:
             self.names().release_others(())
-        except (RedisUnavailable, QueueError) as error:
+        except HeadpondError as error:
             self.progress(
                 f"The names of this deployment stay held: {error} Free one with: headpond models forget NAME "
-                f"--deployment {self.identity().id}"
+                f"--deployment {self._shown_id()}"
             )
+
+    def _shown_id(self) -> str:
+        try:
+            return self.identity().id
+        except HeadpondError:
+            return "ID"
 
     def _check_redis(self) -> None:
         """Raises RedisUnavailable before any worker is started."""

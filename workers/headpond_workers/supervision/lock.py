@@ -18,8 +18,11 @@ POLL_INTERVAL_S = 0.2
 
 
 @contextmanager
-def deployment_lock(state_folder: Path) -> Iterator[None]:
-    """Hold the deployment for the body, after waiting for whoever has it. Raises DeploymentError after a while."""
+def deployment_lock(state_folder: Path) -> Iterator[int]:
+    """Hold the deployment for the body, after waiting for whoever has it. Raises DeploymentError after a while.
+
+    Yields the descriptor that holds it: a process that inherits it holds the deployment too, until it ends.
+    """
     path = state_folder / LOCK_FILE
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
@@ -39,6 +42,6 @@ def deployment_lock(state_folder: Path) -> Iterator[None]:
                 time.sleep(POLL_INTERVAL_S)
             else:
                 break
-        yield
+        yield handle
     finally:
         os.close(handle)

@@ -31,6 +31,7 @@ from headpond_workers.rollover.pair_program import (
 )
 from headpond_workers.supervised import SUPERVISED
 from headpond_workers.supervision.launcher import is_always_allowed
+from headpond_workers.supervision.supervisord_process import PID_NAME
 
 VALKEY = "valkey"
 SEAWEED = "seaweedfs"
@@ -228,7 +229,7 @@ def supervisord_conf(*, socket: Path, state_folder: Path) -> str:
             f"logfile={LOG_FOLDER}/supervisord.log",
             f"logfile_maxbytes={LOG_BYTES}",
             f"logfile_backups={LOG_BACKUPS}",
-            "pidfile=supervisord.pid",
+            f"pidfile={PID_NAME}",
             f"childlogdir={LOG_FOLDER}",
             "nocleanup=true",
             "umask=077",

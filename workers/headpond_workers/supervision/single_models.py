@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from headpond.errors import DeploymentError
+from headpond.errors import DeploymentError, RedisUnavailable
 from headpond_workers.supervision import convergence
 from headpond_workers.supervision.applied import read_applied
 from headpond_workers.supervision.changes import changes_between
@@ -67,16 +67,21 @@ class SingleModels:
     def stop(self, models: Sequence[str]) -> None:
         """Stop models, each worker after its drain; they stay stopped until `start`, and give up their names.
 
-        Where nothing runs they are stopped for the next `up`.
+        Where nothing runs they are stopped for the next `up`. Raises DeploymentError, and then has stopped none, while
+        the servers are not ready.
         """
         prepare_folders(self._folder)
         with deployment_lock(self._folder):
+            supervisor = None if self._site.supervisor() is None else self._site.running()
             known = read_stopped(self._folder) & self._settings.models.keys()
             write_stopped(self._folder, known | set(models))
-            if (supervisor := self._site.supervisor()) is not None:
+            if supervisor is not None:
                 present = set(supervisor.processes())
                 self._site.converge(supervisor, [], keep={name for name in present if model_of(name) not in models})
-                self._site.names().release(models)
+                try:
+                    self._site.names().release(models)
+                except RedisUnavailable as error:
+                    self._site.progress(f"Stopped, but their names stay held: {error} Then call: headpond reload")
 
     def restart(self, models: Sequence[str]) -> None:
         """Restart the workers of models one by one, with the settings that the configuration has now.

@@ -15,7 +15,7 @@ from headpond.settings import Settings
 from headpond_workers.naming.identity import Identity, identity_of
 from headpond_workers.supervision import programs
 from headpond_workers.supervision.applied import Applied, read_applied, write_applied
-from headpond_workers.supervision.convergence import converge
+from headpond_workers.supervision.convergence import converge, stop_timeout_s
 from headpond_workers.supervision.held_names import HeldNames
 from headpond_workers.supervision.observation import observe
 from headpond_workers.supervision.preflight import refuse_wrong
@@ -27,7 +27,16 @@ from headpond_workers.supervision.runtime_folder import socket_candidates
 from headpond_workers.supervision.scaling import worker_counts
 from headpond_workers.supervision.status import DeploymentStatus
 from headpond_workers.supervision.stopped import read_stopped
-from headpond_workers.supervision.supervisor import Supervisor, SupervisorGone, find_supervisor
+from headpond_workers.supervision.supervisor import (
+    ProcessState,
+    Supervisor,
+    SupervisorGone,
+    SupervisorLeaving,
+    find_supervisor,
+)
+from headpond_workers.supervision.supervisord_process import noted_socket, supervisord_pid, wait_for_end
+
+SHUTDOWN_TIMEOUT_S = 90.0
 
 Progress = Callable[[str], None]
 """Takes one line about what was done, for people."""
@@ -58,16 +67,27 @@ class Site:
         self.readiness = Readiness(self.status, self.logs, progress)
 
     def supervisor(self) -> Supervisor | None:
-        """The running supervisord of this deployment. A run.json that outlived its processes is not believed."""
-        run = read_run_file(self.folder)
-        known = [Path(run.supervisor_socket)] if run is not None else []
-        return find_supervisor([*known, *self.sockets])
+        """The running supervisord of this deployment, whatever files a command that was killed has left.
+
+        Waits for one that is about to end, and does not return it.
+        """
+        try:
+            return find_supervisor([*noted_socket(self.folder), *self.sockets])
+        except SupervisorLeaving:
+            if (pid := supervisord_pid(self.folder)) is not None:
+                wait_for_end(pid, timeout_s=SHUTDOWN_TIMEOUT_S)
+            return None
 
     def running(self) -> Supervisor:
-        """As `supervisor`. Raises SupervisorGone if nothing runs here."""
+        """As `supervisor`. Raises SupervisorGone if nothing runs here, DeploymentError until its servers are ready."""
         supervisor = self.supervisor()
         if supervisor is None:
             raise SupervisorGone(f"No deployment of {self.settings.file} runs here. Start it with: headpond up")
+        if self.settings.redis.url is None and read_run_file(self.folder) is None:
+            raise DeploymentError(
+                f"The servers of {self.settings.file} are not ready: headpond up is at work, or was interrupted. Go on "
+                "with: headpond up. Or stop what was started: headpond down"
+            )
         return supervisor
 
     def refuse_wrong(self, models: Collection[str] | None = None) -> None:
@@ -126,8 +146,20 @@ class Site:
 
     def start_ended(self, supervisor: Supervisor, models: Collection[str] | None = None) -> None:
         """Start again what had ended for good. models: the workers of these alone."""
-        for name, process in sorted(supervisor.processes().items()):
-            if process.state.ended and process.started_s and (models is None or model_of(name) in models):
+        known = supervisor.processes()
+        self.start_stopped(supervisor, [name for name in known if models is None or model_of(name) in models])
+
+    def start_stopped(self, supervisor: Supervisor, names: Collection[str]) -> None:
+        """Start again what of these had ended for good, or was told to by a command that was interrupted."""
+        known = supervisor.processes()
+        stopping = [name for name in names if name in known and known[name].state is ProcessState.STOPPING]
+        if stopping:
+            self.progress(f"waiting for {', '.join(sorted(stopping))} to stop, as asked before")
+            timeout_s = stop_timeout_s(self.settings, stopping)
+            supervisor.stop(stopping, timeout_s=timeout_s, progress=self.progress)
+            known = supervisor.processes()
+        for name in sorted(known.keys() & names):
+            if known[name].state.ended and known[name].started_s:
                 self.progress(f"{name} had ended; it is started again")
                 supervisor.start(name)
 

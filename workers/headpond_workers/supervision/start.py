@@ -13,7 +13,8 @@ from headpond_workers.supervision.private_files import private_folder, write_pri
 from headpond_workers.supervision.run_file import remove_run_file
 from headpond_workers.supervision.runtime_folder import make_runtime_folder
 from headpond_workers.supervision.servers import Servers, wait_for_free_ports
-from headpond_workers.supervision.supervisor import CONF_NAME, Supervisor, start_supervisord
+from headpond_workers.supervision.supervisor import Supervisor, start_supervisord
+from headpond_workers.supervision.supervisord_process import CONF_NAME
 
 LEAST_FREE_BYTES = 64 << 20
 
@@ -31,14 +32,14 @@ def prepare_folders(state_folder: Path) -> None:
 
 
 def start_with_servers(
-    state_folder: Path, servers: Servers, *, socket: Path, progress: Callable[[str], None]
+    state_folder: Path, servers: Servers, *, socket: Path, lock: int, progress: Callable[[str], None]
 ) -> Supervisor:
-    """Start supervisord with the servers alone: workers come once those answer."""
+    """Start supervisord with the servers alone: workers come once those answer. lock: of the deployment."""
     remove_run_file(state_folder)  # what it says is of a deployment that is gone
     wait_for_free_ports(servers)
     make_runtime_folder(socket)
     write_private(state_folder / CONF_NAME, programs.supervisord_conf(socket=socket, state_folder=state_folder))
     write_files(state_folder, servers.programs(), keep=())
-    supervisor = start_supervisord(state_folder, socket, log_folder=state_folder / programs.LOG_FOLDER)
+    supervisor = start_supervisord(state_folder, socket, log_folder=state_folder / programs.LOG_FOLDER, lock=lock)
     progress(f"supervisord started (pid {supervisor.pid()})")
     return supervisor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import signal
 import socket as sockets
 import subprocess
 import sys
@@ -16,19 +17,22 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from headpond.errors import DeploymentError
 from headpond_workers.supervision.private_files import FILE_MODE, cannot_write, last_lines
 from headpond_workers.supervision.runtime_folder import check_runtime_folder
+from headpond_workers.supervision.supervisord_process import CONF_NAME, MODULE, wait_for_end
 
 logger = logging.getLogger(__name__)
 
-CONF_NAME = "supervisord.conf"
 REPLY_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 20.0
 POLL_INTERVAL_S = 0.05
+SHUTDOWN_STATE = 6
+"""The fault of that name in supervisor.xmlrpc, whose import takes longer than most commands."""
 _WITHOUT_WAITING = False
+_HOLD_AND_RUN = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[2:], timeout=float(sys.argv[1])).returncode)"
+"""Runs supervisord's start, and holds what it inherited until supervisord has forked, its socket open: whoever gets the
+deployment next sees it. supervisord itself inherits nothing."""
 
 
 class ProcessState(StrEnum):
@@ -76,6 +80,10 @@ class Changes:
 
 class SupervisorGone(DeploymentError):
     """supervisord does not answer on its socket: it has ended, or never began."""
+
+
+class SupervisorLeaving(DeploymentError):
+    """supervisord was told to end, and takes no commands any more."""
 
 
 class Supervisor:
@@ -149,11 +157,7 @@ class Supervisor:
         """End supervisord and what it still runs, and return once its process is gone."""
         pid = self.pid()
         self._call("shutdown")
-        deadline = time.monotonic() + timeout_s
-        while process_runs(pid):
-            if time.monotonic() >= deadline:
-                raise DeploymentError(f"supervisord (pid {pid}) has not ended after {timeout_s:.0f} s.")
-            time.sleep(POLL_INTERVAL_S)
+        wait_for_end(pid, timeout_s=timeout_s)
 
     def _call(self, method: str, *arguments: object) -> Any:
         # A connection for each call: supervisord may have been replaced since the last one.
@@ -162,6 +166,8 @@ class Supervisor:
         try:
             return getattr(proxy.supervisor, method)(*arguments)
         except xmlrpc.client.Fault as fault:
+            if fault.faultCode == SHUTDOWN_STATE:
+                raise SupervisorLeaving(f"supervisord on {self.socket} is about to end.") from fault
             raise DeploymentError(f"supervisord refused {method}{arguments}: {fault.faultString}") from fault
         except (OSError, http.client.HTTPException, xmlrpc.client.ProtocolError) as error:
             raise SupervisorGone(f"supervisord does not answer on {self.socket} ({error}).") from error
@@ -170,7 +176,7 @@ class Supervisor:
 
 
 def find_supervisor(candidates: list[Path]) -> Supervisor | None:
-    """The supervisord that answers on one of these sockets, if any does."""
+    """The supervisord that answers on one of these sockets, if any does. Raises SupervisorLeaving."""
     for socket in candidates:
         if not socket.exists():
             continue
@@ -185,56 +191,53 @@ def find_supervisor(candidates: list[Path]) -> Supervisor | None:
     return None
 
 
-def start_supervisord(state_folder: Path, socket: Path, *, log_folder: Path) -> Supervisor:
+def start_supervisord(state_folder: Path, socket: Path, *, log_folder: Path, lock: int | None = None) -> Supervisor:
     """Start supervisord as a daemon on `state_folder`'s configuration, and return once it answers.
 
+    lock: a descriptor that is held until it answers, also if this process is killed before.
     Raises DeploymentError with what it said if it does not. It inherits this process's environment, from which
     the launcher gives each program its part.
     """
     out = log_folder / "supervisord.out"
-    argv = [sys.executable, "-X", "utf8", "-m", "supervisor.supervisord", "-c", str(state_folder / CONF_NAME)]
+    argv = [sys.executable, "-X", "utf8", "-m", MODULE, "-c", str(state_folder / CONF_NAME)]
     try:
         handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
         raise cannot_write(out, error) from error
     try:
-        # It forks once it has read its files and opened its socket; what we wait for here is its parent.
-        ended = subprocess.run(
-            argv,
+        # In a session of its own, so that a Ctrl-C of the terminal does not meet it half started.
+        starting = subprocess.Popen(
+            [sys.executable, "-S", "-c", _HOLD_AND_RUN, str(START_TIMEOUT_S), *argv],
             cwd=state_folder,
             stdin=subprocess.DEVNULL,
             stdout=handle,
             stderr=handle,
             umask=0o077,
-            timeout=START_TIMEOUT_S,
-            check=False,
+            start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
         )
+    finally:
+        os.close(handle)
+    try:
+        returncode = starting.wait(START_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
+        os.killpg(starting.pid, signal.SIGKILL)
+        starting.wait()
         raise DeploymentError(
             f"supervisord did not start within {START_TIMEOUT_S:g} s. It said:\n{last_lines(out)}"
         ) from error
-    finally:
-        os.close(handle)
     supervisor = Supervisor(socket)
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
             supervisor.pid()
         except SupervisorGone as error:
-            if ended.returncode != 0 or time.monotonic() >= deadline:
+            if returncode != 0 or time.monotonic() >= deadline:
                 said = last_lines(out) or last_lines(log_folder / "supervisord.log")
                 raise DeploymentError(f"supervisord did not start. It said:\n{said}") from error
             time.sleep(POLL_INTERVAL_S)
         else:
             return supervisor
-
-
-def process_runs(pid: int) -> bool:
-    """Whether a process of that id runs; one that waits for its parent to notice its end does not."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _process(info: dict[str, Any]) -> Process:
