@@ -127,18 +127,18 @@ def test_what_was_interrupted_at_any_line_is_gone_on_with(place: Place) -> None:
         assert ended.returncode == (INTERRUPTED if signum is signal.SIGINT else -signal.SIGKILL), ended.said
         assert "stop it with: headpond down" in ended.said or signum is signal.SIGKILL
     ready = place.headpond("up", "--detach")
-    assert (ready.returncode, "1 workers ready" in ready.said) == (0, True), ready.said
+    assert (ready.returncode, "1 worker ready" in ready.said) == (0, True), ready.said
 
     for line in ("s-0 stopping", "valkey stopped"):
         assert place.hit(line, signal.SIGKILL, "down").returncode == -signal.SIGKILL
     again = place.headpond("up", "--detach")
-    assert (again.returncode, "1 workers ready" in again.said) == (0, True), again.said
+    assert (again.returncode, "1 worker ready" in again.said) == (0, True), again.said
 
     for line, signum in (("s-0 stopping", signal.SIGINT), ("persister stopping", signal.SIGKILL)):
         place.hit(line, signum, "down")
     # The worker drains still, or has ended: it is started again.
     again = place.headpond("up", "--detach")
-    assert (again.returncode, "1 workers ready" in again.said) == (0, True), again.said
+    assert (again.returncode, "1 worker ready" in again.said) == (0, True), again.said
 
     for line, signum in (
         ("s-0 stopping", signal.SIGKILL),

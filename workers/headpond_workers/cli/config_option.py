@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,11 @@ def running_settings_of(config: Path | None) -> Settings:
         return settings_of(config)
     except ConfigError as error:
         file = config or find_config() or find_applied()
-        applied = None if file is None else applied_settings(file)
+        applied = None
+        if file is not None:
+            # If that is damaged too, the first mistake is what to tell.
+            with suppress(ConfigError):
+                applied = applied_settings(file)
         if applied is None:
             raise
         say(f"{error}. Going by what was applied last.")
