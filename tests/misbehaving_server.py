@@ -318,6 +318,15 @@ def _html(reply: Reply) -> None:
     reply.send(page)
 
 
+def _key_as_kind(reply: Reply) -> None:
+    """A server that sends the key back where whoever reads it makes small letters of it."""
+    reply.head("200 OK", f"Content-Type: {reply.request.key}", "Content-Length: 0")
+
+
+def _key_as_host(reply: Reply) -> None:
+    reply.head("302 Found", f"Location: http://{reply.request.key}/x", "Content-Length: 0")
+
+
 def _compressed(reply: Reply) -> None:
     reply.head("200 OK", "Content-Type: text/event-stream", "Content-Encoding: gzip", "Content-Length: 0")
 
@@ -400,6 +409,8 @@ FAULTS: dict[str, Callable[[Reply], None]] = {
     "huge_error": _huge_error,
     "announced_huge": _announced_huge,
     "html": _html,
+    "key_as_kind": _key_as_kind,
+    "key_as_host": _key_as_host,
     "compressed": _compressed,
     "crash": _crash,
     "redirect": _redirect,

@@ -336,6 +336,24 @@ def test_what_a_server_says_holds_no_key_and_no_control_character(server: Misbeh
     assert server.times(f"!{fault}") == 2
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"), [("key_as_kind", "no stream of events but ****"), ("key_as_host", "to ****")]
+)
+def test_a_key_that_comes_back_in_small_letters_is_hidden(
+    monkeypatch: pytest.MonkeyPatch, server: MisbehavingServer, fault: str, said: str
+) -> None:
+    key = "SK-AbCdEfGhIjKlMnOpQrStUvWxYz0123456789AbCdEfGhIjKlMnOpQrStUvWxYz"
+    monkeypatch.setenv("TEST_UPSTREAM_KEY", key)
+    engine = OpenAIEngine(table(server.url))
+    error = str(Answer(engine, f"!{fault}").error)
+    server.fault = fault
+    closed = str(Answer(engine).error)
+    engine.close()
+    for text in (error, closed):
+        assert said in text
+        assert not any(key[at : at + 6].lower() in text.lower() for at in range(len(key) - 6))
+
+
 def test_a_server_that_is_too_busy_for_one_job_puts_it_back_without_blame(
     engine: OpenAIEngine, server: MisbehavingServer
 ) -> None:

@@ -5,18 +5,16 @@ They are held in memory by this process alone. What a server says passes `Secret
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote, quote_plus, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from headpond.errors import ConfigError
 from headpond.tables import OpenAIModel
 from headpond.terminal import escape_controls
+from headpond_workers import redaction
 
-HIDDEN = "****"
 MAX_MESSAGE_CHARS = 500
 MAX_READ_CHARS = 1 << 16
 """Of what a server says: more is not even looked at."""
@@ -34,10 +32,11 @@ class Secrets:
     hidden: tuple[str, ...] = field(repr=False)
 
     def redact(self, text: str) -> str:
-        """text without any secret, however it is written."""
-        for form in sorted({form for value in self.hidden for form in _forms(value)}, key=len, reverse=True):
-            text = text.replace(form, HIDDEN)
-        return text
+        """text without any secret, however it is written, and in part: see `redaction.Secrets`."""
+        known = redaction.Secrets()
+        for value in self.hidden:
+            known.learn(value)
+        return known.redact(text)
 
     def message(self, text: str) -> str:
         """What a server said, for people: without secrets, in one line, bounded, control characters escaped."""
@@ -79,21 +78,3 @@ def _proxy_credentials(url: str) -> list[str]:
     if not usable:
         raise ConfigError("the secret is no URL that begins with http:// or https:// and names a host", where="proxy")
     return [parts.password, unquote(parts.password)] if parts.password else []
-
-
-def _forms(value: str) -> set[str]:
-    """How one secret may be written in a text."""
-    raw = value.encode()
-    quoted = json.dumps(value)[1:-1]
-    return {
-        value,
-        quoted,
-        json.dumps(quoted)[1:-1],
-        repr(value)[1:-1],
-        quote(value),
-        quote(value, safe=""),
-        quote_plus(value),
-        base64.b64encode(raw).decode(),
-        base64.urlsafe_b64encode(raw).decode(),
-        base64.b64encode(raw).decode().rstrip("="),
-    }
