@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from headpond.errors import (
 from headpond.jobs import UNNAMED_TOKEN, FinishReason
 from headpond.requests import JobRequest
 from headpond.tables import OpenAIModel, SecretRef
+from headpond_workers.engines.openai.bodies import check_request
 from headpond_workers.engines.openai.engine import OpenAIEngine
 from headpond_workers.engines.openai.upstream_memory import MAX_BREAKS, MAX_PUT_BACKS
 from headpond_workers.engines.protocol import RelayEngine, RelayFinish, RelayRequest, Verdict
@@ -182,6 +184,36 @@ def test_what_the_server_does_not_take_is_refused_before_it_is_asked(
 ) -> None:
     assert isinstance(Answer(engine, **asked).error, error)
     assert server.received == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "remedy"),
+    [
+        ({}, {"response_format": {"type": "json_object"}}, 'response_formats = ["json_object"] there. Else'),
+        (
+            {"resume": "continue"},
+            {"response_format": {"type": "json_object"}},
+            'response_formats = ["json_object"] there. That needs resume = "rewind" ("continue" refuses',
+        ),
+        (
+            {"response_formats": ["json_object"]},
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            'response_formats = ["json_object", "json_schema"]',
+        ),
+        ({}, {"sampling": {"dry_multiplier": 0.5}}, 'under the key `sampling`: sampling = [..., "dry_multiplier"]'),
+    ],
+)
+def test_a_refusal_names_the_key_of_the_table_that_would_allow_it(
+    server: MisbehavingServer, settings: dict[str, Any], asked: dict[str, Any], remedy: str
+) -> None:
+    with pytest.raises(CapabilityMissing) as caught:
+        check_request(table(server.url, **settings), JobRequest.model_validate({"prompt": "x", **asked}))
+    assert remedy in str(caught.value)
+    # The advice is one that the table takes.
+    if "response_format" in asked:
+        table(
+            server.url, response_formats=json.loads(str(caught.value).partition("formats = ")[2].partition(" there")[0])
+        )
 
 
 REFUSED = {
