@@ -226,6 +226,7 @@ REFUSED = {
     "endless_answer": "max_response_bytes",
     "announced_huge": "max_response_bytes",
     "compressed": "compressed",
+    "whole": "the server does not stream",
 }
 """Faults that end the job, and what it is told."""
 
@@ -245,15 +246,16 @@ FAILED = {
     "error_500": "It broke.",
     "mute": "no step for 1 s",
     "not_sse": "broke off",
-    "not_json": "malformed",
-    "not_utf8": "malformed",
-    "deep_json": "malformed",
+    "not_json": "malformed: it is not JSON",
+    "not_utf8": "malformed: it is not UTF-8",
+    "deep_json": "malformed: it is nested too deep",
     "number": "malformed: an event",
     "choices_map": "malformed: choices",
     "content_number": "malformed: text",
     "choice_text": "malformed: a choice",
     "no_choices": "broke off",
     "html": "text/html",
+    "error_200": "no stream of events but application/json",
     "huge_error": "",
     "not_http": "connection broke",
 }
@@ -270,6 +272,12 @@ def test_a_failure_before_the_answer_is_tried_again_and_is_then_the_jobs_if_othe
     assert answer.ids == []
     assert server.times(f"!{fault}") == (1 if fault == "huge_error" else 2)
     assert Answer(engine, f"!{fault}*1" if fault not in ("huge_error", "mute") else "hello").text == words(12)
+
+
+def test_a_request_that_was_tried_once_is_said_to_have_failed_once(server: MisbehavingServer) -> None:
+    engine = OpenAIEngine(table(server.url, max_retries=0))
+    assert "failed this request once: " in str(Answer(engine, "!error_500").error)
+    engine.close()
 
 
 CUT = ("cut", "silent", "error_amid", "no_end")
@@ -317,7 +325,9 @@ def test_a_date_in_retry_after_is_understood(engine: OpenAIEngine) -> None:
     assert 0.8 < time.monotonic() - began < 4
 
 
-@pytest.mark.parametrize("fault", each("rate_limited", "error_503", "error_500", "html", "cut", "mute", "not_found"))
+@pytest.mark.parametrize(
+    "fault", each("rate_limited", "error_503", "error_500", "html", "cut", "mute", "not_found", "whole")
+)
 def test_a_server_that_serves_nobody_is_no_fault_of_a_job(
     engine: OpenAIEngine, server: MisbehavingServer, fault: str
 ) -> None:
@@ -333,7 +343,7 @@ def test_a_server_that_serves_nobody_is_no_fault_of_a_job(
         assert isinstance(error, SequenceFailed)
         return
     assert isinstance(error, UpstreamClosed)
-    assert error.needs_operator == (fault == "not_found")
+    assert error.needs_operator == (fault in ("not_found", "whole"))
     with pytest.raises(UpstreamClosed):
         engine.probe()
     server.fault = None

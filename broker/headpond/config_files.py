@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headpond.errors.documents import decoding_reason
 from headpond.layers import KeyPath, Saying
-from headpond.origins import Layer, Origin, Problem, nearest
+from headpond.nearby import nearest
+from headpond.origins import Layer, Origin, Problem
 from headpond.toml_places import dotted, given_twice, lines
 
 CONF_FOLDER = "conf.d"
@@ -133,7 +135,7 @@ def _not_toml(file: Path, text: str, error: Exception) -> Problem:
             f"not valid TOML: [{dotted(second.path)}] is given twice, at line {first.line} and at line {second.line}"
         )
         return Problem(f"{file}:{second.line}", message)
-    return Problem(str(file) if line is None else f"{file}:{line}", f"not valid TOML: {error}")
+    return Problem(str(file) if line is None else f"{file}:{line}", f"not valid TOML: {decoding_reason(error)}")
 
 
 def _add(found: ConfigFiles, into: dict[str, Given], name: str, given: Given, path: KeyPath) -> None:
