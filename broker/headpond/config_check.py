@@ -11,7 +11,7 @@ from headpond.errors import ConfigError
 from headpond.layers import KeyPath, flattened
 from headpond.origins import BUILT_IN, Origin, Problem
 from headpond.settings import Examined, RedisSettings, Settings
-from headpond.tables import SecretRef, Table, secret_references
+from headpond.tables import OpenAIModel, SecretRef, Table, secret_references
 from headpond.toml_places import dotted
 
 
@@ -19,6 +19,21 @@ def all_problems(examined: Examined) -> list[Problem]:
     """What is wrong with the tables, then with what they refer to: secrets that cannot be read, paths that are not
     there, addresses that are none. In this process's environment."""
     return [*examined.problems, *_references(examined.settings)]
+
+
+def all_warnings(examined: Examined) -> list[Problem]:
+    """What works, and is better said otherwise."""
+    return [
+        Problem(
+            _origin(examined.settings, ("models", name, "headers", header)).place,
+            f"[{dotted(('models', name))}] headers.{header}: by its name this is a secret, and it stands here for "
+            'all to read. Write {env = "NAME"} or {file = "PATH"} in its place',
+            name,
+        )
+        for name, table in examined.settings.models.items()
+        if isinstance(table, OpenAIModel)
+        for header in table.bare_secrets()
+    ]
 
 
 def tables_of(settings: Settings) -> list[tuple[KeyPath, Table]]:
@@ -33,6 +48,9 @@ def _references(settings: Settings) -> Iterator[Problem]:
         for path, value in [*secret_references(table), *_paths(flattened(table)), *_urls(table)]:
             try:
                 _check(value)
+                if isinstance(table, OpenAIModel) and isinstance(value, SecretRef):
+                    # As its workers do, which would leave with this.
+                    table.check_secret(dotted(path), value.resolve(where=""))
             except ConfigError as error:
                 message = str(error).removeprefix(f"{error.where}: ")
                 where = _origin(settings, (*section, *path)).place

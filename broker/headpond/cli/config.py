@@ -12,7 +12,7 @@ import typer
 
 from headpond.cli.exits import BAD_INPUT
 from headpond.cli.jobs import JsonOption
-from headpond.config_check import all_problems, tables_of
+from headpond.config_check import all_problems, all_warnings, tables_of
 from headpond.errors import ConfigError
 from headpond.layers import flattened
 from headpond.origins import BUILT_IN, Problem
@@ -85,7 +85,8 @@ def check(
 ) -> None:
     """Check all that can be checked without starting: every layer, secrets that are referred to, paths.
 
-    Lists every problem. Exit codes: 0 there is none; 2 there are some.
+    Lists every problem, and warns of secrets that stand in the file itself. Exit codes: 0 there is no problem; 2 there
+    are some.
 
     Examples:
 
@@ -97,17 +98,25 @@ def check(
     """
     examined = _examined(config, said, running=running)
     problems = list(dict.fromkeys(all_problems(examined)))
+    warnings = all_warnings(examined)
     settings = examined.settings
     if as_json:
-        found = [{"where": each.where, "message": each.message, "model": each.model} for each in problems]
-        typer.echo(json.dumps({"config": str(settings.file), "models": sorted(settings.models), "problems": found}))
+        report = {"config": str(settings.file), "models": sorted(settings.models)}
+        typer.echo(json.dumps(report | {"problems": _fields(problems), "warnings": _fields(warnings)}))
     else:
         for each in problems:
             typer.echo(escape_controls(_told(each)))
-        models = _counted(len(settings.models), "model")
-        typer.echo(escape_controls(f"{settings.file}: {models}, {_counted(len(problems), 'problem')}"), err=True)
+        for each in warnings:
+            typer.echo(escape_controls(f"warning: {_told(each)}"))
+        counts = [_counted(len(settings.models), "model"), _counted(len(problems), "problem")]
+        counts += [_counted(len(warnings), "warning")] if warnings else []
+        typer.echo(escape_controls(f"{settings.file}: {', '.join(counts)}"), err=True)
     if problems:
         raise typer.Exit(BAD_INPUT)
+
+
+def _fields(problems: list[Problem]) -> list[dict[str, str]]:
+    return [{"where": each.where, "message": each.message, "model": each.model} for each in problems]
 
 
 def register(app: typer.Typer) -> None:

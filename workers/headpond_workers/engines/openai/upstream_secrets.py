@@ -5,12 +5,10 @@ They are held in memory by this process alone. What a server says passes `Secret
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-from headpond.errors import ConfigError
 from headpond.tables import OpenAIModel
 from headpond.terminal import escape_controls
 from headpond_workers import redaction
@@ -18,7 +16,6 @@ from headpond_workers import redaction
 MAX_MESSAGE_CHARS = 500
 MAX_READ_CHARS = 1 << 16
 """Of what a server says: more is not even looked at."""
-_HEADER_TEXT = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,9 @@ class Secrets:
 
 def resolve_secrets(settings: OpenAIModel) -> Secrets:
     """Read all secrets of a table. Raises ConfigError that names the key and the reference, never the value."""
-    found = {name: _checked(ref.resolve(where=name), where=name) for name, ref in settings.secrets().items()}
+    found = {name: ref.resolve(where=name) for name, ref in settings.secrets().items()}
+    for name, value in found.items():
+        settings.check_secret(name, value)
     headers = {
         name: found.get(f"headers.{name}", value if isinstance(value, str) else "")
         for name, value in settings.headers.items()
@@ -58,23 +57,6 @@ def resolve_secrets(settings: OpenAIModel) -> Secrets:
     return Secrets(found.get("api_key"), headers, proxy, tuple(value for value in hidden if value))
 
 
-def _checked(value: str, *, where: str) -> str:
-    """A header must hold it: h11 would refuse it later, with the value in its message."""
-    if not _HEADER_TEXT.fullmatch(value):
-        raise ConfigError(
-            "the secret holds a control character, a line break, a character beyond ASCII, or spaces around it. Write "
-            "the bare secret, in one line",
-            where=where,
-        )
-    return value
-
-
 def _proxy_credentials(url: str) -> list[str]:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ConfigError("the secret is no URL that begins with http:// or https:// and names a host", where="proxy")
-    return [parts.password, unquote(parts.password)] if parts.password else []
+    password = urlsplit(url).password
+    return [password, unquote(password)] if password else []
