@@ -264,6 +264,7 @@ def test_what_a_grammar_cannot_keep_to_is_refused_with_its_place(schema: Any, re
         ),
         ({"type": "string", "pattern": "^(a*)*$"}, "/pattern: it repeats something that may be empty"),
         ({"type": "string", "pattern": "^(a+)+$"}, "/pattern: it can read one text of at most 64 characters in more"),
+        ({"type": "array", "items": {"type": "string", "pattern": "^(a+)+$"}}, "/items/pattern: it can read one text"),
         ({"type": "string", "pattern": "^a{4000}b{4000}$"}, None),
         ({"type": "string", "pattern": "^" + "[a-c]{4000}" * 9 + "$"}, "/pattern: it has more than 32768 elements"),
         ({"$ref": "#/properties/na~1me~0"}, ": its $ref leads back to it before any character of an answer is fixed"),
@@ -281,6 +282,11 @@ def test_what_is_wrong_is_told_with_its_place_in_the_schema(part: Any, told: str
     with pytest.raises(GrammarError) as refused:
         program(schema)
     assert str(refused.value).startswith(f"#/properties/na~1me~0{told}")
+
+
+def test_the_smallest_part_that_reads_a_text_in_too_many_ways_is_named() -> None:
+    with pytest.raises(GrammarError, match=r"^#/pattern: it can read one text"):
+        program({"type": "string", "pattern": "^(a+)+$"})
 
 
 def test_a_character_that_the_model_cannot_write_is_told_with_the_place_that_needs_it() -> None:

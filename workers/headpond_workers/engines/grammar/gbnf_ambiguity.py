@@ -28,7 +28,9 @@ def refuse_explosive(grammar: Grammar) -> None:
     name = names[0]
     try:
         state = GrammarState(program)
-        for rule, name in enumerate(names):  # noqa: B007 - the last one is looked at when it fails
+        # The root last: of a grammar that defines what it uses before its use, the smallest part that fails is named.
+        for rule in (*range(1, len(names)), 0):
+            name = names[rule]
             if rule % _SHARED_RULES == 0:
                 state = GrammarState(program)  # what walks of other rules have left is not needed
             if _most_ways(state, rule, SHORT_WALK) > SUSPICIOUS_WAYS:

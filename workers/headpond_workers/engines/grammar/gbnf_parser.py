@@ -266,7 +266,8 @@ class _Parser:
         self._elements += elements
         if self._elements > MAX_ELEMENTS:
             raise GrammarError(
-                f"it has more than {MAX_ELEMENTS} elements once its repetitions are written out", rule=self._name_here
+                f"it has more than {MAX_ELEMENTS} elements once its repetitions are written out; repeat less",
+                rule=self._name_here,
             )
 
     def _fail(self, reason: str) -> NoReturn:

@@ -61,7 +61,8 @@ class SchemaRules:
     def grammar(self, root: str, more: str) -> SchemaGrammar:
         """All rules. root: GBNF of the root. more: lines of rules that any schema may use."""
         rules = "".join(f"{name} ::= {body}\n" for name, body in self._bodies.items())
-        return SchemaGrammar(f"{ROOT} ::= {root}\n{rules}{more}", self._places)
+        # Behind the rules that it uses: so what is wrong is found in the smallest part that has it.
+        return SchemaGrammar(f"{rules}{ROOT} ::= {root}\n{more}", self._places)
 
 
 def pointer_step(name: str) -> str:
