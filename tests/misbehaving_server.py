@@ -318,6 +318,25 @@ def _html(reply: Reply) -> None:
     reply.send(page)
 
 
+def _whole(reply: Reply) -> None:
+    """A server that knows no streams."""
+    message = {"role": "assistant", "content": "word0 word1"}
+    reply.json("200 OK", {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+
+def _error_200(reply: Reply) -> None:
+    reply.error("200 OK", "Try later.")
+
+
+def _key_as_kind(reply: Reply) -> None:
+    """A server that sends the key back where whoever reads it makes small letters of it."""
+    reply.head("200 OK", f"Content-Type: {reply.request.key}", "Content-Length: 0")
+
+
+def _key_as_host(reply: Reply) -> None:
+    reply.head("302 Found", f"Location: http://{reply.request.key}/x", "Content-Length: 0")
+
+
 def _compressed(reply: Reply) -> None:
     reply.head("200 OK", "Content-Type: text/event-stream", "Content-Encoding: gzip", "Content-Length: 0")
 
@@ -400,6 +419,10 @@ FAULTS: dict[str, Callable[[Reply], None]] = {
     "huge_error": _huge_error,
     "announced_huge": _announced_huge,
     "html": _html,
+    "whole": _whole,
+    "error_200": _error_200,
+    "key_as_kind": _key_as_kind,
+    "key_as_host": _key_as_host,
     "compressed": _compressed,
     "crash": _crash,
     "redirect": _redirect,

@@ -249,6 +249,53 @@ def test_the_models_that_there_are_are_listed_while_they_are_few(folder: Path) -
     assert run(folder, "config", "show", "nosuch").stderr == f"{folder}/headpond.toml: no table [models.nosuch]"
 
 
+PROXY = """\
+[models.remote]
+engine = "openai"
+base_url = "https://h/v1"
+upstream_model = "m"
+api_key = {env = "KEY_OF_THE_TEST"}
+proxy = {env = "PROXY_OF_THE_TEST"}
+headers = {X-Team = "red", X-Other = {file = "other.key"}}
+"""
+
+
+@pytest.mark.parametrize("secret", ["sk-line\none", "sk-line\n", "sk-caf\u00e9", " sk-q", "sk-\x1b[31m"])
+def test_a_secret_that_the_worker_will_refuse_is_found_and_not_shown(folder: Path, secret: str) -> None:
+    (folder / "headpond.toml").write_text(PROXY)
+    (folder / "other.key").write_text(f"x{secret}x")
+    ended = run(
+        folder, "config", "check", environment={"KEY_OF_THE_TEST": secret, "PROXY_OF_THE_TEST": "user:sk-pass@nowhere"}
+    )
+    assert ended.returncode == 2
+    told = "the secret holds a control character, a line break, a character beyond ASCII, or spaces around it"
+    places = [line.partition("the secret")[0] for line in ended.stdout.splitlines()]
+    expected = [("5", "api_key"), ("6", "proxy")] + ([("7", "headers.X-Other")] if secret.strip() != "sk-q" else [])
+    assert sorted(places) == [f"{folder}/headpond.toml:{line}: [models.remote] {key}: " for line, key in expected]
+    assert told in ended.stdout
+    assert "is no URL that begins with http://" in ended.stdout
+    assert "sk-" not in ended.stdout + ended.stderr
+
+
+def test_a_secret_in_the_file_itself_is_warned_of(folder: Path) -> None:
+    secret = ("X-Api-Key", "Proxy-Authorization", "X-Goog-Token", "X-Key", "Client-Secret", "apikey", "X-Auth")
+    plain = ("X-Team", "X-Keyboard", "X-Request-Id", "Tokens-Wanted", "User-Agent")
+    headers = ", ".join(f'{name} = "sk-abc"' for name in secret + plain)
+    (folder / "headpond.toml").write_text(PROXY.replace('X-Team = "red", X-Other = {file = "other.key"}', headers))
+    environment = {"KEY_OF_THE_TEST": "sk-q", "PROXY_OF_THE_TEST": "http://user:sk-pass@h"}
+    ended = run(folder, "config", "check", environment=environment)
+    assert ended.returncode == 0, ended.stdout
+    assert ended.stderr.strip().endswith("1 model, no problems, 7 warnings")
+    assert [line.split(": by its")[0] for line in ended.stdout.splitlines()] == [
+        f"warning: {folder}/headpond.toml:7: [models.remote] headers.{name}" for name in secret
+    ]
+    assert all('Write {env = "NAME"} or {file = "PATH"}' in line for line in ended.stdout.splitlines())
+    assert "sk-" not in ended.stdout + ended.stderr
+    found = json.loads(run(folder, "config", "check", "--json", environment=environment).stdout)
+    assert found["problems"] == []
+    assert [row["model"] for row in found["warnings"]] == ["remote"] * 7
+
+
 def test_a_name_cannot_steer_the_terminal(folder: Path) -> None:
     (folder / "headpond.toml").write_text('["\\u001b[31m"]\n', encoding="utf-8")
     ended = run(folder, "config", "check")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client_town import PROMPT, Town, client_row
 from headpond import AsyncClient, Client, JobState
+from headpond.cli.request_options import form_of
 from headpond.errors import IdConflict, InvalidRequest, UnknownModel
-from headpond.requests import MAX_BODY_BYTES
+from headpond.requests import MAX_BODY_BYTES, parse_request
 from headpond.sampling import BASIC, Sampling, SamplingOptions
 from headpond.wire import unpack_data
 
@@ -63,9 +65,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "a seed beyond 32 bits": ({"seed": 1 << 32}, "sampling.seed"),
     "half a seed": ({"seed": 0.5}, "sampling.seed"),
     "a setting that there is not": ({"topk": 4}, "topk"),
+    "a text to embed that is empty": ({"prompt": None, "input": ["a", ""]}, "input.1"),
     "a negative top_k": ({"top_k": -1}, "sampling.top_k"),
     "a top_k that is no whole number": ({"top_k": 1.5}, "sampling.top_k"),
     "a number that no float holds": ({"min_p": 10**400}, "sampling.min_p"),
+    "a bias too small for single precision": ({"logit_bias": {7: 1e-300}}, "sampling.logit_bias.7"),
     "a bias beyond its bound": ({"logit_bias": {7: 101}}, "sampling.logit_bias.7"),
     "a bias of no token": ({"logit_bias": {"x": 1}}, "sampling.logit_bias"),
     "no response format": ({"response_format": {"type": "banana"}}, "response_format.type"),
@@ -145,6 +149,52 @@ def test_settings_and_formats_reach_the_request(client: Client, town: Town) -> N
     assert unpack_data(town.queue("idle").data(bound.id) or b"").kwargs["request"]["grammar"] == 'root ::= "a"'
     for submitted in (job, bound):
         assert submitted.cancel() is JobState.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"bogus": 1}, "bogus: there is no such argument"),
+        ({"topk": 4}, "topk: there is no such argument; did you mean 'top_k'?"),
+        ({"max_token": 4}, "max_token: there is no such argument; did you mean 'max_tokens'?"),
+        ({"dead_line": 4}, "dead_line: there is no such argument; did you mean 'deadline'?"),
+        ({"prompt": None, "input": []}, "input: give a text; there is none"),
+        ({"prompt": None, "input": ["a", ""]}, "input.1: give a text; this one is empty"),
+        (
+            {"prompt": None, "messages": [{"role": "user", "content": "a", "contents": "b"}]},
+            "messages.0.contents: there is no such field; did you mean 'content'?",
+        ),
+        ({"response_format": {"type": "text", "x": 1}}, "response_format.x: there is no such field"),
+    ],
+)
+def test_a_refusal_says_what_to_do_in_plain_words(client: Client, arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        client.submit("chat", **{"prompt": PROMPT, **arguments})
+    assert str(refused.value) == told
+
+
+def test_a_file_that_is_nested_too_deep_is_refused_in_plain_words(tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text("[" * 100_000)
+    with pytest.raises(InvalidRequest, match=r"schema\.json: not JSON: it is nested too deep$"):
+        form_of(None, file, None)
+
+
+@pytest.mark.parametrize("name", [name for name, field in Sampling.model_fields.items() if "float" in str(field)])
+def test_a_number_that_single_precision_loses_is_refused_with_the_bound(client: Client, name: str) -> None:
+    options = {name: {7: 1e-300} if name == "logit_bias" else 1e-300}
+    if name == "dry_base":  # from 1 on
+        with pytest.raises(InvalidRequest, match="greater than or equal to 1"):
+            client.submit("chat", PROMPT, **options)
+        return
+    for value in (5e-324, 1e-300, 1e-46, 1e-39, 9e-31, -1e-300):
+        if value < 0 and name not in ("presence_penalty", "frequency_penalty", "logit_bias"):
+            continue
+        options = {name: {7: value} if name == "logit_bias" else value}
+        with pytest.raises(InvalidRequest, match=r"too near to 0: .* The least is 1e-30") as refused:
+            client.submit("chat", PROMPT, **options)
+        assert refused.value.field.startswith(f"sampling.{name}")
+    assert parse_request({"prompt": PROMPT, "sampling": {name: {"7": 1e-30} if name == "logit_bias" else 1e-30}})
 
 
 def test_the_keyword_arguments_of_sampling_are_its_fields() -> None:

@@ -97,7 +97,7 @@ def test_a_model_that_lacks_what_is_asked_for_fails_the_job_and_says_so(deployme
     deployment.start("chat", "chat-0")
     schema = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
     asked = {
-        "cannot embed texts": client.embed("chat", "a text"),
+        "cannot embed texts with this model's table. Write embed_dimensions": client.embed("chat", "a text"),
         "cannot bind an answer to JSON or to a schema": client.submit("chat", "hello", response_format=schema),
         "cannot bind an answer to a grammar": client.submit("chat", "hello", grammar='root ::= "a"'),
         "cannot sample with top_k": client.submit("chat", "hello", top_k=40),

@@ -679,7 +679,9 @@ def test_an_adapter_of_a_model_without_any_is_a_missing_capability(loading: Call
     engine = loading(slots=1)
 
     assert Capability.ADAPTERS not in engine.info.capabilities
-    with pytest.raises(CapabilityMissing, match="cannot serve adapters"):
+    with pytest.raises(
+        CapabilityMissing, match=r"cannot serve adapters .* names no adapters: add this one under its key `adapters`"
+    ):
         answer_to(engine, goes_on(engine, adapter="one"))
 
 

@@ -89,7 +89,9 @@ def test_an_adapter_that_is_not_there_is_refused_with_those_that_are(engine: Lla
 @pytest.mark.slow
 def test_a_model_without_adapters_refuses_all(tiny: Path) -> None:
     engine = LlamaCppEngine(table(tiny), tiny)
-    with pytest.raises(CapabilityMissing, match="cannot serve adapters"):
+    with pytest.raises(
+        CapabilityMissing, match=r"cannot serve adapters .* names no adapters: add this one under its key `adapters`"
+    ):
         run(engine, [104], adapter="one")
     engine.close()
 

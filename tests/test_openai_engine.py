@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from headpond.errors import (
 from headpond.jobs import UNNAMED_TOKEN, FinishReason
 from headpond.requests import JobRequest
 from headpond.tables import OpenAIModel, SecretRef
+from headpond_workers.engines.openai.bodies import check_request
 from headpond_workers.engines.openai.engine import OpenAIEngine
 from headpond_workers.engines.openai.upstream_memory import MAX_BREAKS, MAX_PUT_BACKS
 from headpond_workers.engines.protocol import RelayEngine, RelayFinish, RelayRequest, Verdict
@@ -184,6 +186,36 @@ def test_what_the_server_does_not_take_is_refused_before_it_is_asked(
     assert server.received == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "asked", "remedy"),
+    [
+        ({}, {"response_format": {"type": "json_object"}}, 'response_formats = ["json_object"] there. Else'),
+        (
+            {"resume": "continue"},
+            {"response_format": {"type": "json_object"}},
+            'response_formats = ["json_object"] there. That needs resume = "rewind" ("continue" refuses',
+        ),
+        (
+            {"response_formats": ["json_object"]},
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            'response_formats = ["json_object", "json_schema"]',
+        ),
+        ({}, {"sampling": {"dry_multiplier": 0.5}}, 'under the key `sampling`: sampling = [..., "dry_multiplier"]'),
+    ],
+)
+def test_a_refusal_names_the_key_of_the_table_that_would_allow_it(
+    server: MisbehavingServer, settings: dict[str, Any], asked: dict[str, Any], remedy: str
+) -> None:
+    with pytest.raises(CapabilityMissing) as caught:
+        check_request(table(server.url, **settings), JobRequest.model_validate({"prompt": "x", **asked}))
+    assert remedy in str(caught.value)
+    # The advice is one that the table takes.
+    if "response_format" in asked:
+        table(
+            server.url, response_formats=json.loads(str(caught.value).partition("formats = ")[2].partition(" there")[0])
+        )
+
+
 REFUSED = {
     "bad_request": "HTTP 400",
     "unprocessable": "temperature is out of range",
@@ -194,6 +226,7 @@ REFUSED = {
     "endless_answer": "max_response_bytes",
     "announced_huge": "max_response_bytes",
     "compressed": "compressed",
+    "whole": "the server does not stream",
 }
 """Faults that end the job, and what it is told."""
 
@@ -213,15 +246,16 @@ FAILED = {
     "error_500": "It broke.",
     "mute": "no step for 1 s",
     "not_sse": "broke off",
-    "not_json": "malformed",
-    "not_utf8": "malformed",
-    "deep_json": "malformed",
+    "not_json": "malformed: it is not JSON",
+    "not_utf8": "malformed: it is not UTF-8",
+    "deep_json": "malformed: it is nested too deep",
     "number": "malformed: an event",
     "choices_map": "malformed: choices",
     "content_number": "malformed: text",
     "choice_text": "malformed: a choice",
     "no_choices": "broke off",
     "html": "text/html",
+    "error_200": "no stream of events but application/json",
     "huge_error": "",
     "not_http": "connection broke",
 }
@@ -238,6 +272,12 @@ def test_a_failure_before_the_answer_is_tried_again_and_is_then_the_jobs_if_othe
     assert answer.ids == []
     assert server.times(f"!{fault}") == (1 if fault == "huge_error" else 2)
     assert Answer(engine, f"!{fault}*1" if fault not in ("huge_error", "mute") else "hello").text == words(12)
+
+
+def test_a_request_that_was_tried_once_is_said_to_have_failed_once(server: MisbehavingServer) -> None:
+    engine = OpenAIEngine(table(server.url, max_retries=0))
+    assert "failed this request once: " in str(Answer(engine, "!error_500").error)
+    engine.close()
 
 
 CUT = ("cut", "silent", "error_amid", "no_end")
@@ -285,7 +325,9 @@ def test_a_date_in_retry_after_is_understood(engine: OpenAIEngine) -> None:
     assert 0.8 < time.monotonic() - began < 4
 
 
-@pytest.mark.parametrize("fault", each("rate_limited", "error_503", "error_500", "html", "cut", "mute", "not_found"))
+@pytest.mark.parametrize(
+    "fault", each("rate_limited", "error_503", "error_500", "html", "cut", "mute", "not_found", "whole")
+)
 def test_a_server_that_serves_nobody_is_no_fault_of_a_job(
     engine: OpenAIEngine, server: MisbehavingServer, fault: str
 ) -> None:
@@ -301,7 +343,7 @@ def test_a_server_that_serves_nobody_is_no_fault_of_a_job(
         assert isinstance(error, SequenceFailed)
         return
     assert isinstance(error, UpstreamClosed)
-    assert error.needs_operator == (fault == "not_found")
+    assert error.needs_operator == (fault in ("not_found", "whole"))
     with pytest.raises(UpstreamClosed):
         engine.probe()
     server.fault = None
@@ -334,6 +376,24 @@ def test_what_a_server_says_holds_no_key_and_no_control_character(server: Misbeh
     assert answer.error.__cause__ is None
     assert answer.error.__context__ is None
     assert server.times(f"!{fault}") == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("key_as_kind", "no stream of events but ****"), ("key_as_host", "to ****")]
+)
+def test_a_key_that_comes_back_in_small_letters_is_hidden(
+    monkeypatch: pytest.MonkeyPatch, server: MisbehavingServer, fault: str, said: str
+) -> None:
+    key = "SK-AbCdEfGhIjKlMnOpQrStUvWxYz0123456789AbCdEfGhIjKlMnOpQrStUvWxYz"
+    monkeypatch.setenv("TEST_UPSTREAM_KEY", key)
+    engine = OpenAIEngine(table(server.url))
+    error = str(Answer(engine, f"!{fault}").error)
+    server.fault = fault
+    closed = str(Answer(engine).error)
+    engine.close()
+    for text in (error, closed):
+        assert said in text
+        assert not any(key[at : at + 6].lower() in text.lower() for at in range(len(key) - 6))
 
 
 def test_a_server_that_is_too_busy_for_one_job_puts_it_back_without_blame(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 
 from grammar_texts import random_text
 from headpond_workers.engines.grammar.gbnf import GrammarError
-from headpond_workers.engines.grammar.gbnf_ambiguity import refuse_explosive
 from headpond_workers.engines.grammar.gbnf_parser import parse
 from headpond_workers.engines.grammar.gbnf_state import GrammarState, Program, program_of
-from headpond_workers.engines.grammar.schema_grammar import ANY_OBJECT, grammar_of_schema
+from headpond_workers.engines.grammar.schema_check import checked_schema
+from headpond_workers.engines.grammar.schema_grammar import ANY_OBJECT
 from headpond_workers.engines.grammar.schema_numbers import integer_between, number_between
 from schema_checker import admits
 
@@ -87,8 +88,7 @@ SCHEMAS: list[Any] = [
 
 
 def program(schema: Any) -> Program:
-    made = program_of(parse(grammar_of_schema(schema)))
-    refuse_explosive(made)
+    made = program_of(checked_schema(schema))
     return made
 
 
@@ -183,7 +183,7 @@ def test_numbers_within_bounds_are_those_of_the_grammar(low: int, more: int, bel
         ([], "no schema"),
         ({"type": "text"}, "none of object, array"),
         ({"type": []}, "no type"),
-        ({"type": "object", "properties": {"a": False}}, "#/properties/a is false"),
+        ({"type": "object", "properties": {"a": False}}, "#/properties/a: it is false"),
         ({"type": "object", "required": ["a"]}, "'a' is not among its properties"),
         ({"type": "object", "patternProperties": {}}, "'patternProperties' cannot be kept to"),
         ({"type": "object", "minProperties": 1}, "'minProperties' cannot"),
@@ -201,7 +201,7 @@ def test_numbers_within_bounds_are_those_of_the_grammar(low: int, more: int, bel
         ({"type": "string", "pattern": "^\\bword$"}, "escape"),
         ({"type": "string", "pattern": "^a*?$"}, "lazy"),
         ({"type": "string", "pattern": "^" + "(" * 40 + "$"}, "nested deeper"),
-        ({"type": "string", "pattern": "^(a+)+$"}, None),
+        ({"type": "string", "pattern": "^(a+)+$"}, "ways"),
         ({"type": "string", "pattern": "^" + "a" * 2000 + "$"}, "the limit is 1024"),
         ({"type": "integer", "multipleOf": 2}, "'multipleOf' cannot"),
         ({"type": "integer", "minimum": 5, "maximum": 4}, "no integer"),
@@ -215,27 +215,90 @@ def test_numbers_within_bounds_are_those_of_the_grammar(low: int, more: int, bel
         ({"anyOf": [{"type": "string"}], "type": "string"}, "beside anyOf"),
         ({"enum": []}, "at least one"),
         ({"enum": list(range(600))}, "the limit is 512"),
+        ({"enum": [float("inf")]}, "out of all bounds"),
+        ({"type": "number", "minimum": 10**400}, "out of all bounds"),
         ({"enum": ["a"], "type": "integer"}, "no value of its enum has its type"),
         ({"$ref": "https://example.com/schema.json"}, "leaves the schema"),
         ({"$ref": "other.json#/a"}, "leaves the schema"),
         ({"$ref": "#/$defs/none"}, "leads nowhere"),
-        ({"$ref": "#"}, "begin with itself"),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}}, "begin with its"),
+        ({"$ref": "#"}, r"#: its \$ref leads back"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}},
+         r"#/\$defs/a: its \$ref leads back"),
         ({"type": "array", "items": {"anyOf": [{"$ref": "#"}, {"$ref": "#/items/anyOf/1/x", "x": 1}]}}, "cannot be"),
         ({"type": "object", "properties": {"k" * 200: {}}, "additionalProperties": True}, "a property of 200"),
     ],
     ids=lambda part: json.dumps(part)[:50],
 )  # fmt: skip
-def test_what_a_grammar_cannot_keep_to_is_refused_with_its_place(schema: Any, reason: str | None) -> None:
-    if reason is None:
-        with pytest.raises(GrammarError):
-            program(schema)
-        return
-    with pytest.raises(GrammarError, match=reason):
+def test_what_a_grammar_cannot_keep_to_is_refused_with_its_place(schema: Any, reason: str) -> None:
+    with pytest.raises(GrammarError, match=reason) as refused:
         program(schema)
+    assert str(refused.value).startswith("#")
+    # It was put to nobody but us, so its lines and columns say nothing.
+    assert not re.search(r"line \d|column \d|rule '", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ({"type": "string", "maxLength": 1000000000}, ": maxLength is 1000000000; the limit is 4096"),
+        ({"type": "string", "maxLength": 10**30}, ": maxLength is huge; the limit is 4096"),
+        ({"type": "string", "minLength": 5000}, ": minLength is 5000; the limit is 4096"),
+        ({"type": "array", "maxItems": 5000}, ": maxItems is 5000; the limit is 4096"),
+        (
+            {"type": "number", "minimum": 0.5},
+            ": the bound 0.5 of a number is no whole number of at most 16 digits, and",
+        ),
+        ({"type": "integer", "minimum": 0.5, "maximum": 0.7}, ": there is no integer of at most 16 digits from 1 to 0"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, ": there is no integer of at most 16 digits from 5 to 3"),
+        ({"type": "integer", "minimum": 10**20}, ": there is no integer of at most 16 digits from 1e+20 on"),
+        ({"type": "number", "minimum": 5, "maximum": 3}, ": there is no number from 5 to 3"),
+        ({"type": "string", "pattern": "^[a$"}, "/pattern: the pattern '[a' has an end amid a group"),
+        ({"type": "string", "pattern": "a"}, "/pattern: the pattern 'a' must be anchored"),
+        (
+            {"type": "string", "pattern": "^a{9999}$"},
+            "/pattern: the pattern 'a{9999}' has a repetition of more than 4096",
+        ),
+        (
+            {"type": "string", "pattern": "^a{3,2}$"},
+            "/pattern: the pattern 'a{3,2}' has {3,2}, which ends before it begins",
+        ),
+        ({"type": "string", "pattern": "^(a*)*$"}, "/pattern: it repeats something that may be empty"),
+        ({"type": "string", "pattern": "^(a+)+$"}, "/pattern: it can read one text of at most 64 characters in more"),
+        ({"type": "array", "items": {"type": "string", "pattern": "^(a+)+$"}}, "/items/pattern: it can read one text"),
+        ({"type": "string", "pattern": "^a{4000}b{4000}$"}, None),
+        ({"type": "string", "pattern": "^" + "[a-c]{4000}" * 9 + "$"}, "/pattern: it has more than 32768 elements"),
+        ({"$ref": "#/properties/na~1me~0"}, ": its $ref leads back to it before any character of an answer is fixed"),
+        ({"not": {"type": "string"}}, ": 'not' cannot be kept to. Leave it out, or say the same with other keywords"),
+        ({"type": "integer", "maxLength": 3}, ": 'maxLength' cannot be kept to beside type"),
+        ({"prefixItems": [True, {"type": "text"}]}, "/prefixItems/1: the type 'text' is none of"),
+        ({"anyOf": [True, False]}, "/anyOf/1: it is false, which no value fulfils"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place_in_the_schema(part: Any, told: str | None) -> None:
+    schema = {"type": "object", "properties": {"other": {"type": "string"}, "na/me~": part}, "required": ["other"]}
+    if told is None:
+        assert program(schema).elements > 8000
+        return
+    with pytest.raises(GrammarError) as refused:
+        program(schema)
+    assert str(refused.value).startswith(f"#/properties/na~1me~0{told}")
+
+
+def test_the_smallest_part_that_reads_a_text_in_too_many_ways_is_named() -> None:
+    with pytest.raises(GrammarError, match=r"^#/pattern: it can read one text"):
+        program({"type": "string", "pattern": "^(a+)+$"})
+
+
+def test_a_character_that_the_model_cannot_write_is_told_with_the_place_that_needs_it() -> None:
+    with pytest.raises(
+        GrammarError, match=r"^#/properties/a: the model has no tokens that write the character U\+00E9$"
+    ):
+        checked_schema({"properties": {"a": {"const": "caf\u00e9"}}}, without=((0xE9, 0xE9),))
 
 
 def test_alternatives_that_read_a_deep_text_in_ever_more_ways_are_refused() -> None:
     twice = {"anyOf": [{"type": "array", "items": {"$ref": "#"}}, {"type": "array", "items": {"$ref": "#"}}]}
-    with pytest.raises(GrammarError, match="ways"):
+    with pytest.raises(
+        GrammarError, match=r"^#.*: it can read one text of at most 64 characters in more than 16384 ways"
+    ):
         program(twice)

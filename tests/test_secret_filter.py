@@ -81,6 +81,55 @@ def test_a_secret_is_masked_in_every_form(secrets: Secrets, form: str, before: s
     assert redacted == f"{before}{MASK}{after}"
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("changed", [str.lower, str.upper, str.swapcase])
+def test_a_secret_is_masked_in_capitals_and_in_small_letters(
+    secrets: Secrets, form: str, changed: Callable[[str], str]
+) -> None:
+    assert secrets.redact(f"said {changed(FORMS[form])} and left") == f"said {MASK} and left"
+
+
+@pytest.mark.parametrize("form", ["percent", "JSON", "hexadecimal", "base64", "Basic, 'user'"])
+def test_a_secret_is_masked_that_lost_its_case_before_it_was_encoded(secrets: Secrets, form: str) -> None:
+    encode: dict[str, Callable[[str], str]] = {
+        "percent": quote,
+        "JSON": lambda key: json.dumps(key)[1:-1],
+        "hexadecimal": lambda key: key.encode().hex(),
+        "base64": lambda key: base64.b64encode(key.encode()).decode(),
+        "Basic, 'user'": lambda key: base64.b64encode(f"user:{key}".encode()).decode(),
+    }
+    assert secrets.redact(f"said {encode[form](KEY.lower())} and left") == f"said {MASK} and left"
+    assert secrets.redact(f"said {encode[form](KEY.upper())} and left") == f"said {MASK} and left"
+
+
+def test_parts_and_pieces_of_a_secret_are_masked_whatever_their_case(secrets: Secrets) -> None:
+    secrets.learn("Horse-Battery-Staple")
+    assert secrets.redact("http://horse-battery... (HTTP 302)") == f"http://{MASK}... (HTTP 302)"
+    assert secrets.redact("BATTERY-STAPLE without its horse") == f"{MASK} without its {MASK}"
+    assert secrets.redact("a=horse b=-bat c=TERY- d=stapLE") == f"a={MASK} b={MASK} c={MASK} d={MASK}"
+    assert secrets.redact("a HORSE, a staple") == "a HORSE, a staple"
+
+
+def test_small_pieces_are_masked_beside_a_long_one_too() -> None:
+    secrets = Secrets()
+    secrets.learn("Horse-Battery-Staple")
+    assert secrets.redact("a=Horse-Battery b=-St c=aple") == f"a={MASK} b={MASK} c={MASK}"
+
+
+def test_letters_whose_small_form_is_longer_move_no_mask(secrets: Secrets) -> None:
+    secrets.learn("İstanbul-ßtraße")
+    assert secrets.redact("İİß said İstanbul-ßtraße ßİ") == f"İİß said {MASK} ßİ"
+    assert secrets.redact(f"İİ {KEY.lower()} ΑΣ.") == f"İİ {MASK} ΑΣ."
+
+
+def test_a_long_text_costs_little(secrets: Secrets) -> None:
+    secrets.learn("0-a-generated-token-of-forty-characters")
+    text = "İ a Generated text of words, " * 2000 + KEY.lower()
+    began = time.perf_counter()
+    assert secrets.redact(text).endswith(f", {MASK}")
+    assert time.perf_counter() - began < 5.0  # it takes about 0.05 s
+
+
 def test_a_line_is_masked_whatever_it_was_made_of(
     logged: tuple[logging.Logger, Callable[[], str]],
 ) -> None:

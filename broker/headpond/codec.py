@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgpack
 
 from headpond.errors import MalformedDocument, UnsupportedSchema
+from headpond.errors.documents import decoding_reason
 
 MAX_DOCUMENT_BYTES = 64 << 20
 MAX_ROW_BYTES = 1 << 20
@@ -50,7 +51,7 @@ def split_first(data: bytes, *, kind: str) -> tuple[bytes, bytes]:
     try:
         end = _first_end(data)
     except _REFUSALS as error:
-        raise MalformedDocument(kind, str(error)) from error
+        raise MalformedDocument(kind, decoding_reason(error)) from error
     return data[:end], data[end:]
 
 
@@ -69,7 +70,7 @@ def _unpack(data: bytes, *, kind: str, max_depth: int, raw: bool) -> Any:
             _first_end(data)
         value = msgpack.unpackb(data, raw=raw, strict_map_key=True, max_ext_len=0)
     except _REFUSALS as error:
-        raise MalformedDocument(kind, f"{type(error).__name__}: {str(error)[:200]}") from error
+        raise MalformedDocument(kind, decoding_reason(error)[:200]) from error
     if _is_deep(value, data, max_depth):
         raise MalformedDocument(kind, f"more than {max_depth} levels of arrays and maps")
     return value

@@ -16,7 +16,7 @@ from headpond.errors import ConfigError, ModelFileError
 from headpond.layers import KeyPath, flattened
 from headpond.origins import BUILT_IN, Origin, Problem
 from headpond.settings import Examined, RedisSettings, Settings
-from headpond.tables import LlamaCppModel, ModelTable, SecretRef, Table, secret_references
+from headpond.tables import LlamaCppModel, ModelTable, OpenAIModel, SecretRef, Table, secret_references
 from headpond.toml_places import dotted
 
 PACKAGES = {
@@ -66,6 +66,9 @@ def reference_problems(settings: Settings, served: Collection[str], *, variables
                 continue
             try:
                 _check(value)
+                if isinstance(table, OpenAIModel) and isinstance(value, SecretRef):
+                    # As its workers do, which would leave with this.
+                    table.check_secret(dotted(path), value.resolve(where=""))
             except ConfigError as error:
                 message = str(error).removeprefix(f"{error.where}: ")
                 where = _origin(settings, (*section, *path)).place
@@ -78,6 +81,21 @@ def reference_problems(settings: Settings, served: Collection[str], *, variables
         where = _origin(settings, ("storage", given)).place
         found.append(Problem(where, "[storage] needs access_key and secret_key, or neither of them"))
     return found
+
+
+def all_warnings(examined: Examined) -> list[Problem]:
+    """What works, and is better said otherwise."""
+    return [
+        Problem(
+            _origin(examined.settings, ("models", name, "headers", header)).place,
+            f"[{dotted(('models', name))}] headers.{header}: by its name this is a secret, and it stands here for "
+            'all to read. Write {env = "NAME"} or {file = "PATH"} in its place',
+            name,
+        )
+        for name, table in examined.settings.models.items()
+        if isinstance(table, OpenAIModel)
+        for header in table.bare_secrets()
+    ]
 
 
 def tables_of(settings: Settings) -> list[tuple[KeyPath, Table]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from headpond.layers import KeyPath, Saying
-from headpond.origins import Layer, Origin, Problem, nearest
+from headpond.nearby import nearest
+from headpond.origins import Layer, Origin, Problem
 from headpond.toml_places import dotted, lines
 from headpond.toml_text import BeyondBounds, NotToml, parse_toml
 

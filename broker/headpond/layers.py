@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from headpond.complaints import complaint
-from headpond.origins import Origin, Problem, nearest
+from headpond.nearby import nearest
+from headpond.origins import Origin, Problem
 from headpond.shapes import anchored, below, is_secret, parse_text, table_of, values_of, wrong_types
 from headpond.tables import Table
 from headpond.toml_places import dotted

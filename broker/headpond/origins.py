@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -82,9 +80,3 @@ class Problem:
 
     def error(self) -> ConfigError:
         return ConfigError(self.message, where=self.where)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'slots'?`, or nothing if nothing is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headpond.layers import KeyPath, Saying, Text, variable_part
-from headpond.origins import Layer, Origin, Problem, nearest
+from headpond.nearby import nearest
+from headpond.origins import Layer, Origin, Problem
 from headpond.toml_places import dotted, parse_key
 
 PREFIX = "HEADPOND_"

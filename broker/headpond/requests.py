@@ -13,6 +13,7 @@ from headpond.codec import pack
 from headpond.constraints import MAX_CONSTRAINT_BYTES, Constraint, ConstraintKind, ResponseFormat
 from headpond.errors import InvalidRequest
 from headpond.jobs import ADAPTER_NAME
+from headpond.nearby import nearest
 from headpond.sampling import Sampling
 from headpond.turns import TurnRequest
 
@@ -168,5 +169,17 @@ def parse_request(fields: object) -> JobRequest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "request"
-        message = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequest(f"{name}: {message}", field=name) from None
+        raise InvalidRequest(f"{name}: {_told(first['type'], first['loc'], first['msg'])}", field=name) from None
+
+
+def _told(kind: str, place: tuple[int | str, ...], message: str) -> str:
+    """What is wrong with a field, where pydantic's words say little to a producer."""
+    match place:
+        case ("input",) if kind == "too_short":
+            return "give a text; there is none"
+        case ("input", int()) if kind == "string_too_short":
+            return "give a text; this one is empty"
+    if kind == "extra_forbidden":
+        known = JobRequest.model_fields if len(place) == 1 else Message.model_fields if place[0] == "messages" else ()
+        return f"there is no such field{nearest(str(place[-1]), known)}"
+    return message.removeprefix("Value error, ")

@@ -35,7 +35,8 @@ from headpond.engine_kinds import known_engines, settings_of_engine
 from headpond.errors import ConfigError, InvalidRequest
 from headpond.jobs import check_model_name
 from headpond.layers import KeyPath, Merged, Saying, Text, check, flattened, merge
-from headpond.origins import BUILT_IN, Layer, Origin, Problem, nearest
+from headpond.nearby import nearest
+from headpond.origins import BUILT_IN, Layer, Origin, Problem
 from headpond.overrides import Overrides, from_command_line, from_environment, of_present, settings_variables
 from headpond.shapes import parse_text
 from headpond.tables import ENGINES, ModelTable, SecretRef, Table

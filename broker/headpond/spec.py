@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import BaseModel
 
 from headpond.errors import MalformedDocument
+from headpond.errors.documents import decoding_reason
 from headpond.tables import ModelTable, SecretRef
 
 DigestOf = Callable[[Path], str]
@@ -125,7 +126,7 @@ def _parsed(spec: str) -> dict[str, Any]:
     try:
         found = json.loads(spec)
     except (ValueError, RecursionError) as error:
-        raise MalformedDocument("spec", str(error)[:200]) from error
+        raise MalformedDocument("spec", decoding_reason(error)[:200]) from error
     if not isinstance(found, dict):
         raise MalformedDocument("spec", f"it is a {type(found).__name__}")
     return found

@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from headpond.errors import MalformedDocument
+from headpond.errors.documents import decoding_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def parse_spooled(text: str | bytes | None) -> Spooled | None:
         fields = json.loads(text)
         found = Spooled(**{name: fields[name] for name in Spooled.__slots__})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MalformedDocument("spool", f"{text[:100]!r}: {error!r}") from error
+        raise MalformedDocument("spool", f"{text[:100]!r}: {decoding_reason(error)}") from error
     words = (found.id, found.host, found.folder, found.first, found.last)
     numbers = (found.since_ms, found.bytes)
     if not all(isinstance(word, str) for word in words) or not all(type(number) is int for number in numbers):

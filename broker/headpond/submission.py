@@ -21,6 +21,7 @@ from headpond.errors import (
 )
 from headpond.jobs import TENANT_NAME, VERSION_NAME, JobId, Priority
 from headpond.models import ModelRow
+from headpond.nearby import nearest
 from headpond.operations import Entry, Submitted
 from headpond.requests import JobRequest, digest_of, parse_request
 from headpond.sampling import Sampling
@@ -205,6 +206,9 @@ def _request(prompt: str | None, messages: object, options: dict[str, Any]) -> J
         value = options.pop(key, ())
         if value != ():
             fields[key] = [value] if key == "stop" and isinstance(value, str) else _listed(value)
+    for key in options:
+        if key not in JobRequest.model_fields:
+            raise InvalidRequest(f"{key[:100]}: there is no such argument{nearest(key, _ARGUMENTS)}", field=key)
     return parse_request(fields | options)
 
 
@@ -217,6 +221,10 @@ def _as_sampled(key: str, value: object) -> object:
     return value if key in _WHOLE_NUMBERS else _as_float(value)
 
 
+_ARGUMENTS = (JobRequest.model_fields.keys() - {"sampling"}) | Sampling.model_fields.keys() | {
+    "id", "delay", "deadline", "priority", "tenant", "session", "parent", "policy", "durability", "durability_timeout",
+}  # fmt: skip
+"""Of `submit`, by keyword."""
 _WHOLE_NUMBERS = {"seed", *(name for name, field in Sampling.model_fields.items() if type(field.default) is int)}
 
 

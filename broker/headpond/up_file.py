@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headpond.errors import ConfigError
+from headpond.errors.documents import decoding_reason
 
 UP_FILE = "up.json"
 SCHEMA = "headpond/up"
@@ -58,6 +59,7 @@ def read_told(state_folder: Path) -> Told | None:
         raise ConfigError(f"cannot be read: {error.strerror}. Check who owns it", where=str(path)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f"cannot be used ({error}). Call headpond up again, with the --set options that it is to have",
+            f"cannot be used ({decoding_reason(error)}). Call headpond up again, with the --set options that it is to "
+            "have",
             where=str(path),
         ) from error

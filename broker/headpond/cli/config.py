@@ -12,7 +12,7 @@ import typer
 
 from headpond.cli.exits import BAD_INPUT
 from headpond.cli.jobs import JsonOption
-from headpond.config_check import all_problems, tables_of
+from headpond.config_check import all_problems, all_warnings, tables_of
 from headpond.counts import counted
 from headpond.errors import ConfigError
 from headpond.layers import flattened
@@ -95,7 +95,8 @@ def check(
 ) -> None:
     """Check all that can be checked without starting: every layer, secrets that are referred to, paths.
 
-    Lists every problem. Exit codes: 0 there is none; 2 there are some.
+    Lists every problem, and warns of secrets that stand in the file itself. Exit codes: 0 there is no problem; 2 there
+    are some.
 
     Examples:
 
@@ -106,18 +107,25 @@ def check(
       headpond config check --json | jq -r '.problems[].where'
     """
     examined = _examined(config, said, running=running)
-    problems = all_problems(examined)
+    problems, warnings = all_problems(examined), all_warnings(examined)
     settings = examined.settings
     if as_json:
-        found = [{"where": each.where, "message": each.message, "model": each.model} for each in problems]
-        typer.echo(json.dumps({"config": str(settings.file), "models": list(examined.names), "problems": found}))
+        report = {"config": str(settings.file), "models": list(examined.names)}
+        typer.echo(json.dumps(report | {"problems": _fields(problems), "warnings": _fields(warnings)}))
     else:
         for each in problems:
             typer.echo(escape_controls(_told(each)))
-        models, wrong = _number(len(examined.names), "model"), _number(len(problems), "problem")
-        typer.echo(escape_controls(f"{settings.file}: {models}, {wrong}"), err=True)
+        for each in warnings:
+            typer.echo(escape_controls(f"warning: {_told(each)}"))
+        counts = [_number(len(examined.names), "model"), _number(len(problems), "problem")]
+        counts += [counted(len(warnings), "warning")] if warnings else []
+        typer.echo(escape_controls(f"{settings.file}: {', '.join(counts)}"), err=True)
     if problems:
         raise typer.Exit(BAD_INPUT)
+
+
+def _fields(problems: list[Problem]) -> list[dict[str, str]]:
+    return [{"where": each.where, "message": each.message, "model": each.model} for each in problems]
 
 
 def register(app: typer.Typer) -> None:

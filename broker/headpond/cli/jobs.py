@@ -141,7 +141,7 @@ def embed(
 
       headpond embed embedder --json < lines.txt | jq '.embeddings[0]'
     """
-    wanted = texts if texts else _from_stdin(field="input").removesuffix("\n").split("\n")
+    wanted = texts if texts else _lines_of_stdin()
     with Client(redis) as client:
         job = client.embed(
             model, wanted, id=id, priority=priority, tenant=tenant, deadline=deadline, durability=durability,
@@ -219,6 +219,13 @@ def _from_stdin(*, field: str = "prompt") -> str:
             f"stdin is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}. Convert it with: iconv -t utf-8",
             field=field,
         ) from None
+
+
+def _lines_of_stdin() -> list[str]:
+    text = _from_stdin(field="input").removesuffix("\n")
+    if not text:
+        raise InvalidRequest("give a text: as an argument, or a line each on stdin; stdin is empty", field="input")
+    return text.split("\n")
 
 
 def _show_stream(job: Job, *, after: int, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headpond.errors import InvalidRequest
+from headpond.errors.documents import decoding_reason
 from headpond.requests import MAX_BODY_BYTES
 from headpond.sampling import BASIC, Sampling
 
@@ -73,7 +74,8 @@ def _json(path: Path, option: str) -> dict[str, Any]:
     try:
         value = json.loads(_text(path, option))
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{option} {path}: not JSON: {str(error)[:200]}", field="response_format") from None
+        why = decoding_reason(error)[:200]
+        raise InvalidRequest(f"{option} {path}: not JSON: {why}", field="response_format") from None
     if not isinstance(value, dict):
         raise InvalidRequest(f"{option} {path}: a JSON object is wanted, in braces", field="response_format")
     return value

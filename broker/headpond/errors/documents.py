@@ -5,6 +5,13 @@ from __future__ import annotations
 from headpond.errors.base import HeadpondError
 
 
+def decoding_reason(error: Exception) -> str:
+    """Why a text was not decoded, for people. Python's own words for what is nested too deep speak of Python."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
 class MalformedDocument(HeadpondError):
     """Bytes that should be one of headpond's documents are not."""
 

@@ -48,7 +48,8 @@ class JobPutBack(EngineError):
 
 
 class CapabilityMissing(EngineError):
-    """An ability that an engine of this kind does not have."""
+    """An ability that an engine of this kind does not have, or not with this model's table. remedy: what the table
+    would have to say."""
 
     _MEANING: ClassVar[dict[str, str]] = {
         "seeded": "repeat an answer from its seed",
@@ -62,10 +63,12 @@ class CapabilityMissing(EngineError):
     }
     """A name that is not here is one of `Sampling`."""
 
-    def __init__(self, engine: str, capability: str) -> None:
+    def __init__(self, engine: str, capability: str, *, remedy: str = "") -> None:
+        what = f"The engine '{engine}' cannot {self._MEANING.get(capability, f'sample with {capability}')}"
         super().__init__(
-            f"The engine '{engine}' cannot {self._MEANING.get(capability, f'sample with {capability}')}. "
-            "Leave that out of the request, or serve the model with an engine that can."
+            f"{what} with this model's table. {remedy}"
+            if remedy
+            else f"{what}. Leave that out of the request, or serve the model with an engine that can."
         )
         self.engine = engine
         self.capability = capability

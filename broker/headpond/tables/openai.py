@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from headpond.sampling import BASIC, Sampling
+from headpond.tables.header_secret import check_header_secret, check_proxy_secret, names_secret
 from headpond.tables.model import ModelTable
 from headpond.tables.secret_ref import SecretRef
 
@@ -161,6 +162,14 @@ class OpenAIModel(ModelTable):
         named = {"api_key": self.api_key, "proxy": self.proxy}
         named |= {f"headers.{name}": value for name, value in self.headers.items()}
         return {name: ref for name, ref in named.items() if isinstance(ref, SecretRef)}
+
+    def check_secret(self, name: str, value: str) -> None:
+        """Whether the secret under a key, as `secrets` names it, can be sent. Raises ConfigError without the value."""
+        (check_proxy_secret if name == "proxy" else check_header_secret)(value, where=name)
+
+    def bare_secrets(self) -> list[str]:
+        """Headers whose value stands in the table itself, and whose name says that it is a secret."""
+        return [name for name, value in self.headers.items() if isinstance(value, str) and names_secret(name)]
 
     def anchored(self, folder: Path) -> Self:
         def placed(value: SecretRef | str | None) -> SecretRef | str | None:

@@ -15,7 +15,7 @@ text, and what is said above of slots, `emit` and its verdict holds for it too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
@@ -55,6 +55,12 @@ class Verdict(Enum):
     STOP = "stop"
 
 
+NO_ADAPTERS = (
+    "It names no adapters: add this one under its key `adapters` and restart the model, or leave `adapter` out of the "
+    "request."
+)
+"""Of an engine that serves adapters, for a model that has none."""
+
 Emit = Callable[[Seq[int]], Verdict]
 """Takes the next token ids of one sequence, shape (n,), n >= 0. Never blocks for long, never raises."""
 
@@ -69,7 +75,8 @@ class EngineInfo:
     many sequences run together. adapters: names that a sequence may ask for. sampling: fields of Sampling that it has
     beyond the basic ones; it refuses the others. adapter_digests: SHA-256 of each of `adapters`, in hex, in their
     order; empty if it does not say. weights_digest: SHA-256, in hex, of the files that it loaded, however it makes one
-    of several; '' if it does not say. upstream_model: of a proxy, the model that its server is asked for.
+    of several; '' if it does not say. upstream_model: of a proxy, the model that its server is asked for. remedies: for
+    what it lacks as its table is, and would have with another one, what the table would have to say.
     """
 
     engine: str
@@ -82,11 +89,12 @@ class EngineInfo:
     adapter_digests: tuple[str, ...] = ()
     weights_digest: str = ""
     upstream_model: str = ""
+    remedies: Mapping[Capability, str] = field(default_factory=dict, compare=False)
 
     def require(self, capability: Capability) -> None:
         """Raises CapabilityMissing if this engine lacks it."""
         if capability not in self.capabilities:
-            raise CapabilityMissing(self.engine, capability.value)
+            raise CapabilityMissing(self.engine, capability.value, remedy=self.remedies.get(capability, ""))
 
     def require_for(self, sequence: Sequence) -> None:
         """Raises CapabilityMissing, naming the first thing that a sequence asks for and this engine lacks."""

@@ -95,6 +95,7 @@ class ScriptedEngine:
             settings.slots,
             frozenset(capabilities),
             weights_digest=hashlib.sha256(f"scripted-1:{settings.answer_tokens}{embeds}{salt}".encode()).hexdigest(),
+            remedies={Capability.EMBEDDINGS: "Write embed_dimensions = 8 there, or another number from 1."},
         )
         self._changed = threading.Condition()
         self._running: list[_Running] = []

@@ -43,7 +43,16 @@ from headpond_workers.engines.exllamav2.sampling import SAMPLING
 from headpond_workers.engines.formats.checkpoint_folder import CheckpointFolder, check_adapter, check_checkpoint
 from headpond_workers.engines.formats.checkpoint_text import CheckpointText
 from headpond_workers.engines.prefix_header import digest_of_parts
-from headpond_workers.engines.protocol import Capability, DeviceUse, Emit, EngineInfo, Finish, PrefixCopy, Sequence
+from headpond_workers.engines.protocol import (
+    NO_ADAPTERS,
+    Capability,
+    DeviceUse,
+    Emit,
+    EngineInfo,
+    Finish,
+    PrefixCopy,
+    Sequence,
+)
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +101,7 @@ class ExLlamaV2Engine:
             sampling=SAMPLING,
             adapter_digests=tuple(adapters[name].digest for name in sorted(settings.adapters)),
             weights_digest=folder.digest,
+            remedies={Capability.ADAPTERS: NO_ADAPTERS},
         )
         self._loop = JobLoop(jobs, slots=settings.slots, name="exllamav2")
         log.info(

@@ -32,23 +32,23 @@ def _probe(kind: str, text: str, without: list[list[int]]) -> dict[str, object]:
     from headpond_workers.engines.grammar.gbnf import GrammarError
     from headpond_workers.engines.grammar.gbnf_ambiguity import refuse_explosive
     from headpond_workers.engines.grammar.gbnf_parser import parse
-    from headpond_workers.engines.grammar.gbnf_state import program_of
     from headpond_workers.engines.grammar.gbnf_writable import restricted
-    from headpond_workers.engines.grammar.schema_grammar import ANY_OBJECT, grammar_of_schema
+    from headpond_workers.engines.grammar.schema_check import checked_schema
+    from headpond_workers.engines.grammar.schema_grammar import ANY_OBJECT
 
+    unwritable = tuple((low, high) for low, high in without)
     try:
-        if kind == "json_object":
-            source = ANY_OBJECT
-        elif kind == "json_schema":
-            source = grammar_of_schema(json.loads(text, parse_constant=_no_number))
+        if kind == "json_schema":
+            grammar = checked_schema(json.loads(text, parse_constant=_no_number), without=unwritable)
         else:
-            source = text
-        grammar = restricted(parse(source), tuple((low, high) for low, high in without))
-        refuse_explosive(program_of(grammar))
+            grammar = restricted(parse(ANY_OBJECT if kind == "json_object" else text), unwritable)
+            refuse_explosive(grammar)
     except GrammarError as error:
         return {"refused": str(error)}
-    except ValueError as error:  # also a number of more digits than Python reads
+    except json.JSONDecodeError as error:
         return {"refused": f"it is not JSON: {str(error)[:200]}"}
+    except ValueError:
+        return {"refused": "it holds a number of more digits than can be read"}
     return {"rules": grammar.rules}
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 MAX_ELEMENTS = 1 << 15
 """Characters and names, after the repetitions are written out."""
+MAX_REPETITIONS = 4096
+"""Of one repetition, such as `{0,4096}`."""
 MAX_CHARACTER = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)
 ROOT = "root"
@@ -28,14 +30,26 @@ Rule = tuple[Alternative, ...]
 
 
 class GrammarError(ValueError):
-    """A grammar that cannot be used, and why. The text is for the one who wrote the grammar."""
+    """A grammar or a schema that cannot be used, and why. The text is for the one who wrote it.
+
+    reason: the text without its place in the grammar. rule: the name of the rule where it is; '' if that is not known.
+    place: the place in the JSON schema that the text begins with; '' if it begins with none.
+    """
+
+    def __init__(self, text: str, *, reason: str = "", rule: str = "", place: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason or text
+        self.rule = rule
+        self.place = place
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """rules: the first is the root. Each reference is to one of them, and none recurses at its left end."""
+    """rules: the first is the root. Each reference is to one of them, and none recurses at its left end. names: of each
+    rule, that of the rule of the text that it is a part of; empty if there was no text."""
 
     rules: tuple[Rule, ...]
+    names: tuple[str, ...] = ()
 
     @property
     def elements(self) -> int:

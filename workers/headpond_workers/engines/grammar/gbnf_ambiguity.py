@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from headpond_workers.engines.grammar.gbnf import Ranges, matches
-from headpond_workers.engines.grammar.gbnf_state import EMPTY, GrammarState, Program, TooAmbiguous
+from headpond_workers.engines.grammar.gbnf import Grammar, Ranges, matches
+from headpond_workers.engines.grammar.gbnf_state import EMPTY, GrammarState, TooAmbiguous, program_of
 
 SHORT_WALK = 16
 LONG_WALK = 64
@@ -21,14 +21,24 @@ _TRIED = 4
 _SHARED_RULES = 64
 
 
-def refuse_explosive(program: Program) -> None:
-    """Raises TooAmbiguous for a grammar that reads a short text in too many ways."""
-    state = GrammarState(program)
-    for rule in range(len(program.starts)):
-        if rule % _SHARED_RULES == 0:
-            state = GrammarState(program)  # what walks of other rules have left is not needed
-        if _most_ways(state, rule, SHORT_WALK) > SUSPICIOUS_WAYS:
-            _most_ways(state, rule, LONG_WALK)
+def refuse_explosive(grammar: Grammar) -> None:
+    """Raises TooAmbiguous for a grammar that reads a short text in too many ways, with the rule that does."""
+    program = program_of(grammar)
+    names = grammar.names or ("",) * len(grammar.rules)
+    name = names[0]
+    try:
+        state = GrammarState(program)
+        # The root last: of a grammar that defines what it uses before its use, the smallest part that fails is named.
+        for rule in (*range(1, len(names)), 0):
+            name = names[rule]
+            if rule % _SHARED_RULES == 0:
+                state = GrammarState(program)  # what walks of other rules have left is not needed
+            if _most_ways(state, rule, SHORT_WALK) > SUSPICIOUS_WAYS:
+                _most_ways(state, rule, LONG_WALK)
+    except TooAmbiguous as error:
+        raise TooAmbiguous(
+            f"the rule '{name[:50]}': {error}" if name else str(error), reason=str(error), rule=name
+        ) from None
 
 
 def _most_ways(state: GrammarState, rule: int, characters: int) -> int:
@@ -46,7 +56,11 @@ def _most_ways(state: GrammarState, rule: int, characters: int) -> int:
         ways = max(tried, key=Counter.total)
         most = max(most, ways.total())
         if most > MAX_WAYS:
-            raise TooAmbiguous(f"it reads a text of {characters} characters in more than {MAX_WAYS} ways")
+            raise TooAmbiguous(
+                f"it can read one text of at most {LONG_WALK} characters in more than {MAX_WAYS} ways, and each of "
+                "them would be followed for every token. Write alternatives that no text fits twice, and no repetition "
+                "of a repetition"
+            )
     return most
 
 

@@ -8,6 +8,7 @@ from headpond_workers.engines.grammar.gbnf import (
     ANY,
     MAX_CHARACTER,
     MAX_ELEMENTS,
+    MAX_REPETITIONS,
     ROOT,
     Alternative,
     Element,
@@ -21,7 +22,6 @@ from headpond_workers.engines.grammar.gbnf import (
 from headpond_workers.engines.grammar.gbnf_recursion import refuse_left_recursion
 
 MAX_RULES = 1 << 14
-MAX_REPETITIONS = 4096
 MAX_NESTING = 64
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-"}
 _HEX = {"x": 2, "u": 4, "U": 8}
@@ -38,6 +38,9 @@ class _Parser:
         self._at = 0
         self._numbers: dict[str, int] = {ROOT: 0}
         self._rules: list[Rule | None] = [None]
+        self._name_here = ""
+        self._names = [ROOT]
+        """Of each rule, the named one that it is a part of."""
         self._elements = 0
 
     def grammar(self) -> Grammar:
@@ -51,8 +54,8 @@ class _Parser:
             if rule is None:
                 raise GrammarError(f"it uses the rule '{names[number][:50]}', which it does not define")
         rules = tuple(rule for rule in self._rules if rule is not None)
-        refuse_left_recursion(rules, names)
-        return Grammar(rules)
+        refuse_left_recursion(rules, self._names)
+        return Grammar(rules, tuple(self._names))
 
     # Rules
 
@@ -61,6 +64,7 @@ class _Parser:
         number = self._number_of(name)
         if self._rules[number] is not None:
             self._fail(f"the rule '{name[:50]}' is defined twice")
+        self._name_here = name
         self._skip_space()
         if not self._take("::="):
             self._fail("'::=' is expected here")
@@ -248,23 +252,28 @@ class _Parser:
     def _number_of(self, name: str) -> int:
         if name not in self._numbers:
             self._numbers[name] = self._new_rule(None)
+            self._names[-1] = name
         return self._numbers[name]
 
     def _new_rule(self, rule: Rule | None) -> int:
         if len(self._rules) >= MAX_RULES:
-            raise GrammarError(f"it has more than {MAX_RULES} rules, groups and repetitions")
+            raise GrammarError(f"it has more than {MAX_RULES} rules, groups and repetitions", rule=self._name_here)
         self._rules.append(rule)
+        self._names.append(self._name_here)
         return len(self._rules) - 1
 
     def _spend(self, elements: int) -> None:
         self._elements += elements
         if self._elements > MAX_ELEMENTS:
-            raise GrammarError(f"it has more than {MAX_ELEMENTS} elements once its repetitions are written out")
+            raise GrammarError(
+                f"it has more than {MAX_ELEMENTS} elements once its repetitions are written out; repeat less",
+                rule=self._name_here,
+            )
 
     def _fail(self, reason: str) -> NoReturn:
         line = self._text.count("\n", 0, self._at) + 1
         column = self._at - (self._text.rfind("\n", 0, self._at) + 1) + 1
-        raise GrammarError(f"line {line}, column {column}: {reason}")
+        raise GrammarError(f"line {line}, column {column}: {reason}", reason=reason, rule=self._name_here)
 
 
 def _is_word(character: str) -> bool:

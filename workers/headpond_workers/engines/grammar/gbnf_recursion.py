@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from headpond_workers.engines.grammar.gbnf import GrammarError, Rule
 
 
-def refuse_left_recursion(rules: tuple[Rule, ...], names: dict[int, str]) -> None:
-    """A rule that can begin with itself would never be at a character."""
+class LeftRecursion(GrammarError):
+    """A rule can begin with itself."""
+
+
+def refuse_left_recursion(rules: tuple[Rule, ...], names: Sequence[str]) -> None:
+    """A rule that can begin with itself would never be at a character. names: of the named rule that each is part of.
+
+    Raises LeftRecursion.
+    """
     empty = _may_be_empty(rules)
     done = [False] * len(rules)
     for start in range(len(rules)):
@@ -21,9 +30,9 @@ def refuse_left_recursion(rules: tuple[Rule, ...], names: dict[int, str]) -> Non
                 continue
             corner = corners.pop()
             if corner in active:
-                name = names.get(corner) or next((names[n] for n, _ in reversed(path) if n in names), "")
-                raise GrammarError(
-                    f"the rule '{name[:50]}' can begin with itself (left recursion); write it the other way"
+                name = names[corner]
+                raise LeftRecursion(
+                    f"the rule '{name[:50]}' can begin with itself (left recursion); write it the other way", rule=name
                 )
             if not done[corner]:
                 active.add(corner)

@@ -38,17 +38,22 @@ def restricted(grammar: Grammar, without: Ranges) -> Grammar:
     if not without:
         return grammar
     made: dict[Ranges, Ranges] = {}
+    names = grammar.names or ("",) * len(grammar.rules)
 
-    def part_of(part: Element) -> Element:
+    def part_of(part: Element, name: str) -> Element:
         if isinstance(part, int):
             return part
         if part not in made:
             made[part] = normalised([*normalised(part, negated=True), *without, (0, 0), _SURROGATES], negated=True)
             if not made[part]:
-                raise GrammarError(f"the model has no tokens that write the character U+{part[0][0]:04X}")
+                raise GrammarError(f"the model has no tokens that write the character U+{part[0][0]:04X}", rule=name)
         return made[part]
 
-    return Grammar(tuple(tuple(tuple(map(part_of, sequence)) for sequence in rule) for rule in grammar.rules))
+    rules = (
+        tuple(tuple(part_of(part, name) for part in sequence) for sequence in rule)
+        for rule, name in zip(grammar.rules, names, strict=True)
+    )
+    return Grammar(tuple(rules), grammar.names)
 
 
 _SURROGATES = (0xD800, 0xDFFF)

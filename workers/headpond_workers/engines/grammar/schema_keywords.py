@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
-from headpond_workers.engines.grammar.gbnf import GrammarError
+from headpond_workers.engines.grammar.gbnf import MAX_REPETITIONS, GrammarError
 
 OF_TYPE = {
     "object": frozenset({"properties", "required", "additionalProperties"}),
@@ -27,24 +27,35 @@ def type_by_keys(keys: frozenset[str]) -> str:
     return "string"
 
 
-def count_of(schema: dict[str, Any], key: str, at: str) -> int | None:
+def count_of(schema: dict[str, Any], key: str) -> int | None:
     value = schema.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise GrammarError(f"{at}: {key} is a whole number from 0 on")
+        raise GrammarError(f"{key} is a whole number from 0 on")
     return value
 
 
-def bound_of(schema: dict[str, Any], key: str, at: str) -> float | None:
+def bound_of(schema: dict[str, Any], key: str) -> float | None:
     value = schema.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise GrammarError(f"{at}: {key} is a number")
-    if not isfinite(value):
-        raise GrammarError(f"{at}: {key} is out of all bounds")
+        raise GrammarError(f"{key} is a number")
+    try:
+        finite = isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        finite = False
+    if not finite:
+        raise GrammarError(f"{key} is out of all bounds")
     return value
+
+
+def check_repetitions(**bounds: int | None) -> None:
+    """Raises GrammarError for a bound of a length that no grammar writes out."""
+    for name, bound in bounds.items():
+        if bound is not None and bound > MAX_REPETITIONS:
+            raise GrammarError(f"{name} is {bound if bound < 1 << 64 else 'huge'}; the limit is {MAX_REPETITIONS}")
 
 
 def floor_of(bound: float) -> int:

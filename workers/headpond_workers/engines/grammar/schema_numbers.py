@@ -23,7 +23,7 @@ def integer_between(least: int | None, most: int | None) -> str:
     low = -LARGEST if least is None else max(least, -LARGEST)
     high = LARGEST if most is None else min(most, LARGEST)
     if low > high:
-        raise GrammarError(f"there is no integer of at most {MAX_DIGITS} digits from {least} to {most}")
+        raise GrammarError(f"there is no integer of at most {MAX_DIGITS} digits {_span(least, most)}")
     ways = []
     if low < 0:
         ways.append(f'"-" ({_natural(max(1, -high), -low)})')
@@ -41,7 +41,7 @@ def number_between(least: float | None, most: float | None, *, below: bool) -> s
         return NUMBER
     low, high = _whole(least, -LARGEST), _whole(most, LARGEST)
     if low > high or (below and low == high):
-        raise GrammarError(f"there is no number from {least} to {most}")
+        raise GrammarError(f"there is no number {_span(least, most)}{', that one left out' if below else ''}")
     ways = []
     if low < 0:
         # What a minus sign stands before: from -high (0 if that is above 0) to -low.
@@ -49,6 +49,14 @@ def number_between(least: float | None, most: float | None, *, below: bool) -> s
     if high > 0 or (high == 0 and not below):
         ways.append(_magnitudes(max(0, low), high, without_last=below))
     return " | ".join(ways)
+
+
+def _span(least: float | None, most: float | None) -> str:
+    low, high = (
+        "" if bound is None else str(bound) if abs(bound) <= LARGEST else f"{float(bound):.0e}"
+        for bound in (least, most)
+    )
+    return f"from {low} to {high}" if low and high else f"from {low} on" if low else f"up to {high}"
 
 
 def _magnitudes(low: int, high: int, *, without_first: bool = False, without_last: bool = False) -> str:
@@ -68,7 +76,10 @@ def _whole(bound: float | None, otherwise: int) -> int:
     if bound is None:
         return otherwise
     if not isfinite(bound) or bound != int(bound) or abs(bound) > LARGEST:
-        raise GrammarError(f"the bound {bound!r} of a number is no whole number of at most {MAX_DIGITS} digits")
+        raise GrammarError(
+            f"the bound {bound!r} of a number is no whole number of at most {MAX_DIGITS} digits, and no other can be "
+            "kept to"
+        )
     return int(bound)
 
 

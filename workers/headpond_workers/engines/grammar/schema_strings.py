@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from headpond_workers.engines.grammar.gbnf import MAX_CHARACTER, GrammarError, Range, normalised
+from headpond_workers.engines.grammar.gbnf import MAX_CHARACTER, MAX_REPETITIONS, GrammarError, Range, normalised
 
 MAX_PATTERN = 1024
 MAX_KEY = 128
@@ -187,6 +187,10 @@ class _Pattern:
             least, comma, most = inner.partition(",")
             if not (least.isascii() and least.isdigit() and (not most or (most.isascii() and most.isdigit()))):
                 self._fail("a '{' that is no number of repetitions: write \\{")
+            if max(int(least), int(most or 0)) > MAX_REPETITIONS:
+                self._fail(f"a repetition of more than {MAX_REPETITIONS}")
+            if most and int(most) < int(least):
+                self._fail(f"{{{least},{most}}}, which ends before it begins")
             self._at = end + 1
             sign = f"{{{least}{comma}{most}}}"
         else:
@@ -221,7 +225,7 @@ def _members(ranges: Iterable[Range], *, negated: bool = False) -> str:
         literal(f"\\{short}") for code, short in _SHORT.items() if any(low <= code <= high for low, high in chosen)
     ]
     if not ways:
-        raise GrammarError("a pattern asks for a character that JSON cannot write plainly")
+        raise GrammarError("the pattern asks for a character that JSON cannot write plainly")
     return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
 
 

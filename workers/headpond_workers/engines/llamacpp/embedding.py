@@ -17,6 +17,7 @@ from headpond_workers.engines.llamacpp.server import error_text
 from headpond_workers.engines.protocol import Capability, Embedding, Emit, Finish, Sequence, Verdict
 
 _ASK_EVERY_S = 0.5
+_GENERATES = 'Ask it with `headpond embed`, or serve the weights under another name without task = "embed".'
 
 
 class LlamaCppEmbedder(LlamaModel):
@@ -34,7 +35,7 @@ class LlamaCppEmbedder(LlamaModel):
 
     def generate(self, sequence: Sequence, emit: Emit) -> Finish:
         """Always CapabilityMissing."""
-        raise CapabilityMissing(self.info.engine, "generation")
+        raise CapabilityMissing(self.info.engine, "generation", remedy=_GENERATES)
 
     def embed(self, texts: Seq[str], proceed: Callable[[], Verdict]) -> Embedding | None:
         def proceed_while_open() -> Verdict:

@@ -27,12 +27,13 @@ from headpond_workers.engines.llamacpp.adapters import LlamaAdapter, checked_ada
 from headpond_workers.engines.llamacpp.parameters import check_parameters, pooling_of
 from headpond_workers.engines.llamacpp.server import LlamaServer, import_xllamacpp
 from headpond_workers.engines.llamacpp.slot_pool import Slot, SlotPool, Worth, least_missed
-from headpond_workers.engines.protocol import Capability, DeviceUse, EngineInfo, Verdict
+from headpond_workers.engines.protocol import NO_ADAPTERS, Capability, DeviceUse, EngineInfo, Verdict
 from headpond_workers.engines.templates.chat_template import ChatTemplate
 from headpond_workers.engines.templates.template_check import check_template
 
 log = logging.getLogger(__name__)
 
+_EMBEDS = 'It needs task = "embed", and then embeds only: give the weights to a second model with that key.'
 _SLOT_WAIT_S = 0.5
 _CLOSE_TIMEOUT_S = 10.0
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
@@ -108,6 +109,7 @@ class LlamaModel:
             sampling=sampling,
             adapter_digests=tuple(adapter.sha256 for adapter in adapters),
             weights_digest=weights_digest,
+            remedies={Capability.EMBEDDINGS: _EMBEDS, Capability.ADAPTERS: NO_ADAPTERS},
         )
         self._gpu_layers = settings.gpu_layers
         self._server: LlamaServer | None = LlamaServer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from headpond.errors import CapabilityMissing, SequenceFailed
@@ -25,13 +26,28 @@ def check_request(settings: OpenAIModel, asked: JobRequest) -> None:
         raise CapabilityMissing(settings.engine, "grammar")
     wanted = asked.response_format
     if wanted is not None and wanted.type != "text" and wanted.type not in settings.response_formats:
-        raise CapabilityMissing(settings.engine, "json_schema")
+        raise CapabilityMissing(settings.engine, "json_schema", remedy=_format_remedy(settings, wanted.type))
     for name in sorted(asked.sampling.asks_for() - settings.sampling.keys()):
-        raise CapabilityMissing(settings.engine, name)
+        raise CapabilityMissing(
+            settings.engine,
+            name,
+            remedy=f'If its server can, list that under the key `sampling`: sampling = [..., "{name}"], or '
+            f'sampling = {{{name} = "ITS NAME THERE"}}. Else leave it out of the request.',
+        )
     if asked.stop_token_ids and settings.resume != "continue":
         raise SequenceFailed("The server behind this model names no token ids, so stop_token_ids cannot be kept.")
     if settings.mode == "completions" and asked.prompt is None:
         raise SequenceFailed('This model takes a prompt alone (mode = "completions"), and no messages.')
+
+
+def _format_remedy(settings: OpenAIModel, kind: str) -> str:
+    needed = [
+        *(['mode = "chat"'] if settings.mode != "chat" else []),
+        *(['resume = "rewind" ("continue" refuses formats of answers)'] if settings.resume == "continue" else []),
+    ]
+    also = f" That needs {' and '.join(needed)}." if needed else ""
+    listed = json.dumps([*settings.response_formats, kind])
+    return f"If its server can, write response_formats = {listed} there.{also} Else ask for no response_format."
 
 
 def request_body(settings: OpenAIModel, asked: JobRequest) -> tuple[str, dict[str, Any]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import NoReturn
 
 import httpx2
 
 from headpond_workers.engines.openai.upstream_failures import Blame, ReplyRefused
 
 EVENT_STREAM = "text/event-stream"
+_JSON = "application/json"
 MAX_ERROR_BYTES = 1 << 20
 """Of a reply that is no success."""
 _EVENT_ENDS = (b"\n\n", b"\r\r", b"\r\n\r\n")
@@ -29,6 +31,8 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         response = await self._inner.handle_async_request(request)
         try:
             streamed = self._check_head(request, response)
+            if streamed is None:
+                await self._refuse_whole(response)
         except ReplyRefused:
             await response.aclose()
             raise
@@ -41,8 +45,8 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
             response.status_code, headers=response.headers, stream=stream, extensions=response.extensions
         )
 
-    def _check_head(self, request: httpx2.Request, response: httpx2.Response) -> bool:
-        """Whether the reply is a stream of events."""
+    def _check_head(self, request: httpx2.Request, response: httpx2.Response) -> bool | None:
+        """Whether the reply is a stream of events; None if it is JSON in its place."""
         if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise ReplyRefused("the answer is compressed, which was not asked for", Blame.HOPELESS)
         length = response.headers.get("content-length", "")
@@ -50,9 +54,29 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
             raise ReplyRefused(_too_long(self._max_response_bytes), Blame.HOPELESS)
         asked = request.headers.get("accept", "").startswith(EVENT_STREAM)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if asked and response.is_success and kind == _JSON:
+            return None
         if asked and response.is_success and kind != EVENT_STREAM:
             raise ReplyRefused(f"the answer is no stream of events but {kind[:60] or 'untyped'}", Blame.UNCLEAR)
         return asked and response.is_success
+
+    async def _refuse_whole(self, response: httpx2.Response) -> NoReturn:
+        """JSON where a stream was asked for. With an answer in it the server does not stream, now or later; anything
+        else may be an error of the moment."""
+        assert isinstance(response.stream, httpx2.AsyncByteStream)  # noqa: S101 - what an async transport gives
+        most = min(MAX_ERROR_BYTES, self._max_response_bytes)
+        read = bytearray()
+        async for part in response.stream:
+            read += part
+            if len(read) > most:
+                break
+        if b'"choices"' in read:
+            raise ReplyRefused(
+                "the server does not stream: it answers in one piece (application/json) where a stream of events was "
+                'asked for ("stream": true). Let it stream, or take another server',
+                Blame.HOPELESS,
+            )
+        raise ReplyRefused(f"the answer is no stream of events but {_JSON}", Blame.UNCLEAR)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

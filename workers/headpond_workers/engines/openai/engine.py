@@ -217,7 +217,7 @@ class OpenAIEngine:
             cuts = self._memory.cuts.add(job_id)
             if cuts > most:
                 await self._ask_for(answer)
-                raise SequenceFailed(f"The server behind this model broke off {cuts} answers to this request: {said}")
+                raise SequenceFailed(f"The server behind this model broke off {_answers(cuts)} to this request: {said}")
             await self._wait(cuts, failure)
             raise JobPutBack(f"The server behind this model broke off amid its answer: {said}")
         if retries <= most:
@@ -228,7 +228,7 @@ class OpenAIEngine:
             await self._wait(times, failure)
             raise JobPutBack(f"The server behind this model answers others, but is too busy for this request: {said}")
         raise EngineError(
-            f"The server behind this model answers others, but failed this request {retries} times: {said}"
+            f"The server behind this model answers others, but failed this request {_times(retries)}: {said}"
         )
 
     async def _ask_for(self, answer: _Answer) -> None:
@@ -238,7 +238,7 @@ class OpenAIEngine:
         except UpstreamClosed as closed:
             if not answer.broken or (times := self._memory.breaks.add(answer.request.job_id)) < MAX_BREAKS:
                 raise
-            why = f"The server behind this model went away amid this request {times} times. {closed}"
+            why = f"The server behind this model went away amid this request {_times(times)}. {closed}"
         else:
             return
         raise EngineError(why)
@@ -300,6 +300,14 @@ class OpenAIEngine:
     def _words(self, failure: UpstreamFailure) -> str:
         """For people, without secrets."""
         return self._secrets.message(f"{failure.what}: {failure.said}" if failure.said else failure.what)
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _answers(count: int) -> str:
+    return "its answer" if count == 1 else f"{count} answers"
 
 
 def _fingerprint(settings: OpenAIModel) -> str:

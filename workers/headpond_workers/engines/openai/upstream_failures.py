@@ -94,8 +94,14 @@ def failure_of(error: Exception, *, now: Callable[[], float] = time.time) -> Ups
         return UpstreamFailure(Blame.UNCLEAR, "the server reported an error amid its answer", error.message)
     if isinstance(error, (ValueError, RecursionError)):
         # Not UTF-8, not JSON, or nested too deep. Its text may hold bytes of the reply.
-        return UpstreamFailure(Blame.UNCLEAR, f"the answer is malformed ({type(error).__name__})")
+        return UpstreamFailure(Blame.UNCLEAR, f"the answer is malformed: it is {_undecoded(error)}")
     raise error
+
+
+def _undecoded(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
 
 
 def _of_status(error: openai.APIStatusError, now: Callable[[], float]) -> UpstreamFailure:

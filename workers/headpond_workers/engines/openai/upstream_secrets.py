@@ -5,22 +5,17 @@ They are held in memory by this process alone. What a server says passes `Secret
 
 from __future__ import annotations
 
-import base64
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote, quote_plus, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
-from headpond.errors import ConfigError
 from headpond.tables import OpenAIModel
 from headpond.terminal import escape_controls
+from headpond_workers import redaction
 
-HIDDEN = "****"
 MAX_MESSAGE_CHARS = 500
 MAX_READ_CHARS = 1 << 16
 """Of what a server says: more is not even looked at."""
-_HEADER_TEXT = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +29,11 @@ class Secrets:
     hidden: tuple[str, ...] = field(repr=False)
 
     def redact(self, text: str) -> str:
-        """text without any secret, however it is written."""
-        for form in sorted({form for value in self.hidden for form in _forms(value)}, key=len, reverse=True):
-            text = text.replace(form, HIDDEN)
-        return text
+        """text without any secret, however it is written, and in part: see `redaction.Secrets`."""
+        known = redaction.Secrets()
+        for value in self.hidden:
+            known.learn(value)
+        return known.redact(text)
 
     def message(self, text: str) -> str:
         """What a server said, for people: without secrets, in one line, bounded, control characters escaped."""
@@ -47,7 +43,9 @@ class Secrets:
 
 def resolve_secrets(settings: OpenAIModel) -> Secrets:
     """Read all secrets of a table. Raises ConfigError that names the key and the reference, never the value."""
-    found = {name: _checked(ref.resolve(where=name), where=name) for name, ref in settings.secrets().items()}
+    found = {name: ref.resolve(where=name) for name, ref in settings.secrets().items()}
+    for name, value in found.items():
+        settings.check_secret(name, value)
     headers = {
         name: found.get(f"headers.{name}", value if isinstance(value, str) else "")
         for name, value in settings.headers.items()
@@ -59,41 +57,6 @@ def resolve_secrets(settings: OpenAIModel) -> Secrets:
     return Secrets(found.get("api_key"), headers, proxy, tuple(value for value in hidden if value))
 
 
-def _checked(value: str, *, where: str) -> str:
-    """A header must hold it: h11 would refuse it later, with the value in its message."""
-    if not _HEADER_TEXT.fullmatch(value):
-        raise ConfigError(
-            "the secret holds a control character, a line break, a character beyond ASCII, or spaces around it. Write "
-            "the bare secret, in one line",
-            where=where,
-        )
-    return value
-
-
 def _proxy_credentials(url: str) -> list[str]:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ConfigError("the secret is no URL that begins with http:// or https:// and names a host", where="proxy")
-    return [parts.password, unquote(parts.password)] if parts.password else []
-
-
-def _forms(value: str) -> set[str]:
-    """How one secret may be written in a text."""
-    raw = value.encode()
-    quoted = json.dumps(value)[1:-1]
-    return {
-        value,
-        quoted,
-        json.dumps(quoted)[1:-1],
-        repr(value)[1:-1],
-        quote(value),
-        quote(value, safe=""),
-        quote_plus(value),
-        base64.b64encode(raw).decode(),
-        base64.urlsafe_b64encode(raw).decode(),
-        base64.b64encode(raw).decode().rstrip("="),
-    }
+    password = urlsplit(url).password
+    return [password, unquote(password)] if password else []
