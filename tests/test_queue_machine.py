@@ -27,8 +27,8 @@ SELDOM = (
     "running job cancelled", "running job dead", "running job expired", "running job failed", "running job finished",
     "settled together", "share begun", "share ended", "share given up", "stream dropped", "strike by a fault",
     "strike by silence", "strike forgiven", "suspect alone", "suspect at the front", "tenants apart", "told to move",
-    "told to park", "turn committed", "turn on another head", "turn skipped", "version given up", "version gone",
-    "visit",
+    "told to park", "turn committed", "turn on another head", "turn skipped", "unregister has to wait",
+    "version given up", "version gone", "visit",
 )  # fmt: skip
 """What a long run must have come to. An invariant of what never happened was not checked."""
 
@@ -57,7 +57,7 @@ def test_the_invariants_hold_over_a_few_random_steps(world: World) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_invariants_hold_over_many_random_steps(world: World) -> None:
-    ran: Ran = run(world, seed=2, steps=MANY_STEPS)
+    ran: Ran = run(world, seed=5, steps=MANY_STEPS)
     assert ran.steps >= MANY_STEPS
     assert ran.real_restarts >= 20
     assert ran.fail_overs >= 200
