@@ -71,7 +71,9 @@ def show_storage(ids: list[str]) -> int:
         return 1
     keys = list(S3Blobs(storage).list_keys("state/"))
     print(f"\n{len(keys)} objects in s3://{storage.bucket}:")
-    for key in keys[-SHOWN_KEYS:]:
+    heads = [key for key in keys if key.endswith("/head")]
+    others = [key for key in keys if key not in heads]
+    for key in [*heads, *others[-SHOWN_KEYS:]]:
         print(f"  {key}")
     return 0
 

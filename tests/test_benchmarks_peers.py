@@ -150,9 +150,9 @@ def test_a_peer_that_fails_is_left_out_and_the_others_go_on(modules: Any, tmp_pa
             raise HeadpondError("it broke")
         return {}
 
-    plan = suite._plan(modules.document.Kind.PEERS_8)
-    (made,) = suite._rounds(plan, "8 jobs", "work", one, str, list(suite._sides))
-    assert made.name == "8 jobs, beside the bare HTTP server"
+    plan = suite._plan(modules.document.Kind.PEERS_4)
+    (made,) = suite._rounds(plan, "4 jobs", "work", one, str, list(suite._sides))
+    assert made.name == "4 jobs, beside the bare HTTP server"
     assert len(made.pairs) == 3
     assert suite.not_run == {"DB-GPT": "it broke"}
 
@@ -160,7 +160,7 @@ def test_a_peer_that_fails_is_left_out_and_the_others_go_on(modules: Any, tmp_pa
         raise HeadpondError("headpond itself broke")
 
     with pytest.raises(HeadpondError, match="headpond itself"):
-        suite._rounds(plan, "8 jobs", "work", fail, str, list(suite._sides))
+        suite._rounds(plan, "4 jobs", "work", fail, str, list(suite._sides))
 
 
 def test_why_a_peer_was_left_out_names_no_place_of_this_machine(modules: Any) -> None:

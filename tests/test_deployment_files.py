@@ -120,7 +120,7 @@ class TestApplied:
         )
         changes = changes_between(before, changed)
         assert changes.lines({"late": 1}) == [
-            "+ models.late: 1 workers",
+            "+ models.late: 1 worker",
             "- models.code",
             '~ storage.access_key.env: "S3_SECRET" -> "OTHER"  (restart)',
             "~ models.chat.max_queued: 0 -> 9",

@@ -370,7 +370,7 @@ def test_a_compilation_is_stopped_at_its_limits_and_leaves_no_process(tmp_path: 
     with pytest.raises(SequenceFailed, match=r"more than 0\.1 s"):
         check_constraint(hostile, lambda: Verdict.GO, limits=ConstraintLimits(wall_s=0.1))
     with pytest.raises(SequenceFailed, match=r"broke the process|MiB of memory"):
-        check_constraint(schema({}), lambda: Verdict.GO, limits=ConstraintLimits(memory_bytes=48 << 20))
+        check_constraint(schema({}), lambda: Verdict.GO, limits=ConstraintLimits(memory_bytes=24 << 20))
     assert set(psutil.Process().children(recursive=True)) <= children
 
 

@@ -112,8 +112,8 @@ def test_a_token_that_was_said_before_is_as_likely_as_ever(scores: Any, tokenize
     )[0].item() == second  # fmt: skip
 
 
-@pytest.mark.parametrize("temperature", [0, 1e-300, 1e-6, 0.005, 0.01])
-@pytest.mark.parametrize("top_p", [1e-300, 0.5, 1.0])
+@pytest.mark.parametrize("temperature", [0, 1e-30, 1e-6, 0.005, 0.01])
+@pytest.mark.parametrize("top_p", [1e-30, 0.5, 1.0])
 def test_a_temperature_of_next_to_nothing_is_greedy(
     scores: Any, tokenizer: Any, temperature: float, top_p: float
 ) -> None:
@@ -144,7 +144,7 @@ def test_top_p_draws_from_likely_tokens_that_together_are_about_so_likely(
     assert len(drawn) < len(set(chosen(scores, tokenizer, Sampling(temperature=1.0))))
 
 
-@pytest.mark.parametrize("top_p", [1e-300, 1e-46, 1e-6])
+@pytest.mark.parametrize("top_p", [1e-30, 1e-6])
 def test_a_top_p_of_next_to_nothing_is_the_likeliest_token_and_not_off(
     scores: Any, tokenizer: Any, top_p: float
 ) -> None:

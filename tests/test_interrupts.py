@@ -69,9 +69,14 @@ class Place:
         return Ended(command.returncode, said)
 
     def hit(
-        self, line: str, signum: signal.Signals, *words: str, environment: Mapping[str, str] | None = None
+        self,
+        line: str,
+        signum: signal.Signals,
+        *words: str,
+        environment: Mapping[str, str] | None = None,
+        may_lack: bool = False,
     ) -> Ended:
-        """A command that gets a signal once it says `line`."""
+        """A command that gets a signal once it says `line`. may_lack: one that never does comes to its end."""
         with self.begin(*words, environment=environment) as command:
             try:
                 assert command.stderr is not None
@@ -81,7 +86,8 @@ class Place:
                     if line in told:
                         break
                 else:
-                    pytest.fail(f"'{line}' was never said, but:\n{said}")
+                    assert may_lack, f"'{line}' was never said, but:\n{said}"
+                    return Ended(command.wait(TIMEOUT_S), said)
                 command.send_signal(signum)
                 said += command.communicate(timeout=TIMEOUT_S)[1]
             finally:
@@ -123,7 +129,11 @@ def test_what_was_interrupted_at_any_line_is_gone_on_with(place: Place) -> None:
         ("seaweedfs ready", signal.SIGINT),
         ("persister started", signal.SIGKILL),
     ):
-        ended = place.hit(line, signum, "up", "--detach")
+        ended = place.hit(line, signum, "up", "--detach", may_lack=True)
+        if line not in ended.said:
+            # On a busy machine the command before had come further than the line that it was interrupted at.
+            assert (ended.returncode, "1 worker ready" in ended.said) == (0, True), ended.said
+            continue
         assert ended.returncode == (INTERRUPTED if signum is signal.SIGINT else -signal.SIGKILL), ended.said
         assert "stop it with: headpond down" in ended.said or signum is signal.SIGKILL
     ready = place.headpond("up", "--detach")
